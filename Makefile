@@ -1,0 +1,46 @@
+# Two commands for everyone: `make verify` and `make test`. Both set up what they need on a machine with Python 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup verify test lint test-slow bench embedded-model train golden clean
+
+verify: $(READY)  ## verify the embedded model and print the verdict
+	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+test-slow: $(READY)  ## also what takes minutes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "slow or not slow"
+
+lint: $(READY)  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+bench: $(READY)  ## ratios measured side by side
+	$(BIN)/python -m tests.bench.export
+
+train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
+	$(BIN)/python -m golden.llava_tiny.make.train --work build/train
+
+golden: $(READY)  ## answer the golden images again with the fp32 model
+	$(BIN)/python -m golden.llava_tiny.make.golden
+
+embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again
+	$(BIN)/python -m verifier.export_llava --pte-name golden/llava_tiny/llava_tiny.pte
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

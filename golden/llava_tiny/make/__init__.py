@@ -1,0 +1,1 @@
+"""How the embedded miniature was made: scenes, tokenizer, training, evaluation."""

@@ -1,0 +1,139 @@
+"""What goes to a runner and what comes back, as plain files without pickle.
+
+A bundle is an ordered list of method calls on one loaded program, so that a KV-cache lives across them. An input is an
+array, or the output of an earlier call: image tokens go from `vision_encoder` to `text_decoder` without leaving the
+runner. Files: `bundle.json` and `inputs.npz`; back come `result.json` and one `NNNNN.npy` per kept output.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.errors import RunnerError
+
+SCHEMA = "runner.bundle/1"
+Array = NDArray[Any]
+Outcome = Literal["ok", "refused", "failed", "crashed", "timeout"]
+"""ok: every call returned. refused: the program did not load. failed: a call returned an error. crashed: the process
+died. timeout: it did not end in time."""
+
+
+@dataclass(frozen=True)
+class OutputOf:
+    """The first output of call number `call` of the same bundle."""
+
+    call: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One method call. `keep` brings its first output back."""
+
+    method: str
+    inputs: tuple[Array | OutputOf, ...]
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Calls on one freshly loaded program."""
+
+    pte: Path
+    calls: tuple[Call, ...]
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a runner brings back. Times in seconds, one per finished call; `outputs` by call number; `operators` are
+    those that the runtime has kernels for."""
+
+    outcome: Outcome
+    message: str
+    outputs: dict[int, Array] = field(default_factory=dict, repr=False)
+    call_s: tuple[float, ...] = ()
+    load_s: float = 0.0
+    peak_rss_bytes: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    operators: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def finished_calls(self) -> int:
+        """How many calls returned."""
+        return len(self.call_s)
+
+
+class Runner(Protocol):
+    """Anything that can carry out a bundle. Outcomes are results; `RunnerError` is kept for the runner's own failure."""
+
+    @property
+    def name(self) -> str:
+        """As given to `--target`."""
+        ...
+
+    def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
+        """Carry out a bundle."""
+        ...
+
+
+def save_bundle(bundle: Bundle, directory: Path) -> None:
+    """Write a bundle's two files into an existing folder."""
+    arrays: dict[str, Array] = {}
+    calls = []
+    for number, call in enumerate(bundle.calls):
+        inputs: list[dict[str, Any]] = []
+        for position, value in enumerate(call.inputs):
+            if isinstance(value, OutputOf):
+                if not 0 <= value.call < number:
+                    raise RunnerError(
+                        "a call uses an output that does not exist yet", got=value.call, expected=f"0..{number - 1}"
+                    )
+                inputs.append(asdict(value))
+            else:
+                arrays[f"{number}_{position}"] = np.ascontiguousarray(value)
+                inputs.append({"array": f"{number}_{position}"})
+        calls.append({"method": call.method, "inputs": inputs, "keep": call.keep})
+    text = {"schema": SCHEMA, "pte": str(bundle.pte.resolve()), "threads": bundle.threads, "calls": calls}
+    (directory / "bundle.json").write_text(json.dumps(text))
+    with (directory / "inputs.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_bundle(directory: Path) -> Bundle:
+    """Read a bundle back. Raises `RunnerError`."""
+    try:
+        text = json.loads((directory / "bundle.json").read_text())
+        if text["schema"] != SCHEMA:
+            raise RunnerError("unknown bundle schema", got=text["schema"], expected=SCHEMA, where=directory)
+        with np.load(directory / "inputs.npz", allow_pickle=False) as arrays:
+            calls = tuple(
+                Call(
+                    str(call["method"]),
+                    tuple(OutputOf(int(i["call"])) if "call" in i else arrays[i["array"]] for i in call["inputs"]),
+                    bool(call["keep"]),
+                )
+                for call in text["calls"]
+            )
+        return Bundle(Path(text["pte"]), calls, text["threads"])
+    except (KeyError, ValueError, OSError, TypeError, zipfile.BadZipFile) as error:
+        raise RunnerError("the bundle cannot be read", got=error, where=directory) from error
+
+
+def output_path(directory: Path, call: int) -> Path:
+    """Where the output of a call lies."""
+    return directory / f"{call:05d}.npy"
+
+
+def load_outputs(directory: Path, calls: Sequence[int]) -> dict[int, Array]:
+    """Kept outputs that were written completely."""
+    return {
+        call: np.load(path, allow_pickle=False) for call in calls if (path := output_path(directory, call)).is_file()
+    }

@@ -1,0 +1,1 @@
+"""Reading a `.pte` without running it."""

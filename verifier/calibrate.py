@@ -1,0 +1,154 @@
+"""`python -m verifier.calibrate PTE --variant PTE ...`: measure a clean export and write the bands that it must stay in.
+
+Only comparisons of 4-bit with fp32 need this. A band is what the clean file measured, case by case, and a margin: four
+times the spread between equally clean exports that differ in nothing but the images their int8 ranges come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verifier.checks.channels import worst_channel
+from verifier.checks.greedy import NOISE, margin_noise
+from verifier.checks.logits import case_measures, channel_measures, distribution_measures
+from verifier.checks.vision import vision_measures
+from verifier.errors import GoldenError, UsageError, VerifierError
+from verifier.evidence import Evidence, golden_folder
+from verifier.export.manifest import cpu_kind, package_versions
+from verifier.files import replacing
+from verifier.golden import TOLERANCE_SCHEMA
+from verifier.pipeline import Opened, Request, gather, open_request
+from verifier.progress import Progress, hushed
+
+SPREADS = 4.0
+FLOOR = 0.05
+"""A margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing."""
+DIRECTION = {"_db": 1, "agreement": 1}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """metric -> case -> value, of one clean file."""
+
+    values: dict[str, dict[str, float]]
+
+
+def measure(evidence: Evidence) -> Measured:
+    """All calibrated metrics of a run. Raises `GoldenError` if the program did not answer everything."""
+    if any(case.vision is None or case.logits is None for case in evidence.cases):
+        raise GoldenError(
+            "the program did not answer every golden image",
+            got=evidence.runtime.conversations.message,
+            fix="calibrate with a clean export",
+        )
+    values: dict[str, dict[str, float]] = {}
+    for case in evidence.cases:
+        for one in (*vision_measures(case), *case_measures(case)):
+            values.setdefault(one.metric, {})[case.sample.golden.name] = one.value
+    actual = np.concatenate([np.asarray(case.logits) for case in evidence.cases])
+    expected = np.concatenate([case.expected.logits for case in evidence.cases])
+    vision = worst_channel(
+        actual=np.concatenate([np.asarray(case.vision) for case in evidence.cases]),
+        expected=np.concatenate([case.expected.vision for case in evidence.cases]),
+    )
+    channels = channel_measures(evidence)
+    assert channels is not None
+    for one in (*distribution_measures(actual, expected), *channels[0]):
+        values[one.metric] = {"program": one.value}
+    values["vision.channel_gain_change"] = {"program": vision.gain_change}
+    values["vision.channel_offset_change"] = {"program": vision.offset_change}
+    values[NOISE] = {"program": margin_noise(actual, expected)}
+    return Measured(values)
+
+
+def bands(first: Measured, variants: Sequence[Measured]) -> dict[str, Any]:
+    """The band of every metric as JSON: direction, measured, margin, and the spread that it comes from."""
+    made = {}
+    for metric, cases in first.values.items():
+        deviations = [variant.values[metric][case] - value for variant in variants for case, value in cases.items()]
+        spread = float(np.sqrt(np.mean(np.square(deviations))))
+        floor = FLOOR * abs(float(np.median(list(cases.values()))))
+        made[metric] = {
+            "direction": next((d for suffix, d in DIRECTION.items() if metric.endswith(suffix)), -1),
+            "margin": max(SPREADS * spread, floor),
+            "spread_rms": spread,
+            "measured": {case: round(value, 6) for case, value in cases.items()},
+        }
+    return made
+
+
+def write_tolerances(opened: Opened, first: Measured, variants: Sequence[Measured], reason: str) -> Path:
+    """Add or replace the recipe's bands in `tolerances.json` beside the checkpoint."""
+    path = golden_folder(opened.checkpoint) / "tolerances.json"
+    text: dict[str, Any] = {"schema": TOLERANCE_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "recipes": {}}
+    if path.is_file():
+        old = json.loads(path.read_bytes())
+        if old.get("checkpoint_sha256") == opened.checkpoint.sha256:
+            text = old
+    text["recipes"][opened.recipe.name] = {
+        "provenance": {
+            "reason": reason,
+            "pte_sha256": opened.artifact.sha256,
+            "variants": len(variants),
+            "samples": len(opened.images),
+            "rule": f"margin = max({SPREADS:g} x rms deviation of variants, {FLOOR:g} x median)",
+            "versions": package_versions(),
+            "cpu": cpu_kind(),
+        },
+        "census": opened.artifact.census(),
+        "bands": bands(first, variants),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 written, 2 not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m verifier.calibrate", description="Record what a clean export measures."
+    )
+    parser.add_argument("pte", type=Path, metavar="PTE")
+    parser.add_argument(
+        "--variant", type=Path, action="append", default=[], metavar="PTE", help="an equally clean export; at least two"
+    )
+    parser.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
+    parser.add_argument("--reason", default="first calibration", help="why; it is written down")
+    options = parser.parse_args(arguments)
+    try:
+        if len(options.variant) < 2:
+            raise UsageError(
+                "too few variants to know a spread",
+                got=len(options.variant),
+                expected="at least 2",
+                fix="export with other --calibration images",
+            )
+        progress = Progress()
+        requests = [Request(path, options.model) for path in (options.pte, *options.variant)]
+        opened = [open_request(request) for request in requests]
+        names = {one.recipe.name for one in opened}
+        if len(names) > 1:
+            raise UsageError(
+                "the variants are of another recipe", got=", ".join(sorted(names)), expected=opened[0].recipe.name
+            )
+        with hushed() as stream:
+            progress.stream = stream
+            measured = [measure(gather(one, progress)) for one in opened]
+        path = write_tolerances(opened[0], measured[0], measured[1:], options.reason)
+    except VerifierError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{path}: {opened[0].recipe.name}, {len(measured[0].values)} bands from {len(measured)} exports")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

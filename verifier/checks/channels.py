@@ -1,0 +1,38 @@
+"""Faults of one channel, found below the noise: a scale, a sign or a bias is the same in every row, quantization noise is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from verifier.metrics import Array, ChannelFit, fit_channels
+
+
+@dataclass(frozen=True)
+class WorstChannel:
+    """The channel that stands out most. `gain_change` is |gain - 1|; `offset_change` is in standard deviations of the output."""
+
+    gain_change: float
+    gain_channel: int
+    offset_change: float
+    offset_channel: int
+    fit: ChannelFit
+
+
+def worst_channel(*, actual: Array, expected: Array) -> WorstChannel:
+    """Fit all channels of [N, D] and pick the worst gain and the worst offset among those that vary enough to tell."""
+    fit = fit_channels(actual=actual, expected=expected)
+    spread = expected.reshape(-1, expected.shape[-1]).astype(np.float64).std(0)
+    telling = spread > 0.1 * np.median(spread)
+    gain = np.where(telling, np.abs(fit.gain - 1), 0.0)
+    offset = np.where(telling, np.abs(fit.offset) / np.maximum(spread, 1e-12), 0.0)
+    g, o = int(gain.argmax()), int(offset.argmax())
+    return WorstChannel(float(gain[g]), g, float(offset[o]), o, fit)
+
+
+def recover_hidden(logits: Array, head: Array) -> Array:
+    """The head's input [N, D] from its output [N, V] by least squares (V > D): faults before the head show per channel."""
+    solution, *_ = np.linalg.lstsq(head.astype(np.float64), logits.astype(np.float64).T, rcond=None)
+    out: Array = solution.T
+    return out

@@ -1,0 +1,98 @@
+"""What checks share: the record of a check, and results against bands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from verifier.errors import GoldenError
+from verifier.evidence import Evidence
+from verifier.golden import Band
+from verifier.types import CheckResult, Step, Where
+
+Cases = Callable[[tuple[str, ...]], tuple[str, ...]]
+"""From the names of the golden images to the cases of a check, so that tests can be listed before anything runs."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check by id and step; `run` gives exactly the cases that `cases` names."""
+
+    id: str
+    step: Step
+    cases: Cases
+    run: Callable[[Check, Evidence], list[CheckResult]]
+
+    def passed(self, case: str, message: str, **fields: object) -> CheckResult:
+        """A pass."""
+        return CheckResult(self.id, self.step, case, "pass", message, **fields)  # type: ignore[arg-type]
+
+    def failed(self, case: str, message: str, **fields: object) -> CheckResult:
+        """A failure: the artifact is at fault."""
+        return CheckResult(self.id, self.step, case, "fail", message, **fields)  # type: ignore[arg-type]
+
+    def error(self, case: str, message: str, **fields: object) -> CheckResult:
+        """Not verified: something needed is missing."""
+        return CheckResult(self.id, self.step, case, "error", message, **fields)  # type: ignore[arg-type]
+
+
+def one_case(_images: tuple[str, ...]) -> tuple[str, ...]:
+    """A check of the whole file."""
+    return ("program",)
+
+
+def per_image(images: tuple[str, ...]) -> tuple[str, ...]:
+    """A check of every golden image."""
+    return images
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measured value, its band, and how to speak of it."""
+
+    metric: str
+    value: float
+    unit: str
+
+
+def band_of(evidence: Evidence, metric: str) -> Band | GoldenError:
+    """The calibrated band of a metric, or why there is none."""
+    if isinstance(evidence.tolerances, GoldenError):
+        return evidence.tolerances
+    band = evidence.tolerances.bands.get(metric)
+    return band or GoldenError(
+        "this metric was never calibrated", got=metric, fix="calibrate a clean export: python -m verifier.calibrate PTE"
+    )
+
+
+def judge(
+    check: Check, evidence: Evidence, case: str, measures: list[Measure], *, what: str, where: Where, hint: str
+) -> CheckResult:
+    """Hold every measure against its band; the first one outside fails the case."""
+    measured: dict[str, float] = {}
+    allowed: dict[str, float] = {}
+    broken: list[str] = []
+    for measure in measures:
+        measured[measure.metric] = measure.value
+        band = band_of(evidence, measure.metric)
+        bound = None if isinstance(band, GoldenError) else band.allowed(case)
+        if isinstance(band, GoldenError) or bound is None:
+            reason = (
+                str(band).replace("\n  ", "; ")
+                if isinstance(band, GoldenError)
+                else f"no band of {measure.metric} for {case}"
+            )
+            return check.error(case, f"{what} cannot be judged: {reason}", measured=measured, where=where)
+        allowed[measure.metric] = bound
+        if (measure.value - bound) * band.direction < 0:
+            relation = "at least" if band.direction > 0 else "at most"
+            broken.append(
+                f"{measure.metric.split('.')[-1]} {measure.value:.4g} {measure.unit}, allowed {relation} {bound:.4g} {measure.unit}".replace(
+                    " ,", ","
+                )
+            )
+    if broken:
+        return check.failed(
+            case, f"{what}: {'; '.join(broken)}. {hint}", measured=measured, allowed=allowed, where=where
+        )
+    return check.passed(case, f"{what} is within its band", measured=measured, allowed=allowed, where=where)

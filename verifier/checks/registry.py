@@ -1,0 +1,38 @@
+"""All checks, in the order in which blame is sought: the first failing one is nearest to the cause."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from verifier.checks import embedding, greedy, kvcache, logits, mapping, preprocess, splice, structure, vision
+from verifier.checks.common import Check
+from verifier.errors import UsageError
+
+CHECKS: tuple[Check, ...] = (
+    *structure.CHECKS,
+    *mapping.CHECKS,
+    *preprocess.CHECKS,
+    *splice.CHECKS,
+    *embedding.CHECKS,
+    *vision.CHECKS,
+    *kvcache.CHECKS,
+    *logits.CHECKS,
+    *greedy.CHECKS,
+)
+
+
+def select(patterns: tuple[str, ...], *, with_image: bool = False) -> tuple[Check, ...]:
+    """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
+
+    The check of the user's own image is among them only if there is one.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
+            raise UsageError(
+                "no check matches",
+                got=pattern,
+                expected=", ".join(check.id for check in CHECKS),
+                fix="give --checks a glob such as 'logits.*'",
+            )
+    offered = CHECKS if with_image else tuple(c for c in CHECKS if c is not greedy.USER_IMAGE)
+    return tuple(c for c in offered if not patterns or any(fnmatchcase(c.id, pattern) for pattern in patterns))

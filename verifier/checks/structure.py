@@ -1,0 +1,207 @@
+"""`structure.*`: what the file declares. Nothing here runs the program, except to ask the runtime for its operators."""
+
+from __future__ import annotations
+
+from verifier.artifact.program import MethodFacts, TensorFacts
+from verifier.checks.common import Check, one_case
+from verifier.errors import GoldenError
+from verifier.evidence import Evidence
+from verifier.types import CheckResult, Where
+
+# Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
+_HEAVY = (
+    "aten::addmm",
+    "aten::mm",
+    "aten::bmm",
+    "aten::linear",
+    "aten::convolution",
+    "aten::_native_batch_norm_legit_no_training",
+)
+
+
+def _expected_signature(evidence: Evidence, name: str) -> tuple[tuple[TensorFacts, ...], TensorFacts]:
+    """Inputs and output that a runner relies on, at their upper bounds."""
+    geometry = evidence.checkpoint.geometry
+    side, width, vocabulary = geometry.vision.image_px, geometry.text.width, geometry.text.vocabulary
+    longest = evidence.artifact.max_seq_len
+    return {
+        "vision_encoder": (
+            (TensorFacts("BYTE", (3, side, side), True),),
+            TensorFacts("FLOAT", (1, geometry.vision.patches, width), False),
+        ),
+        "token_embedding": (
+            (TensorFacts("LONG", (1, longest), True),),
+            TensorFacts("FLOAT", (1, longest, width), True),
+        ),
+        "text_decoder": (
+            (TensorFacts("FLOAT", (1, longest, width), True), TensorFacts("LONG", (1,), False)),
+            TensorFacts("FLOAT", (1, vocabulary), False),
+        ),
+    }[name]
+
+
+def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
+    if not isinstance(actual, TensorFacts) or actual.dtype != expected.dtype or actual.sizes != expected.sizes:
+        return False
+    return actual.dynamic == (expected.dynamic and not static) or (not expected.dynamic)
+
+
+def signatures(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Methods take and give the dtypes, sizes and dynamic bounds that runners rely on."""
+    static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
+    for name in ("vision_encoder", "token_embedding", "text_decoder"):
+        facts: MethodFacts = evidence.artifact.methods[name]
+        inputs, output = _expected_signature(evidence, name)
+        static = static_image and name == "vision_encoder"
+        pairs = [*zip(facts.inputs, inputs, strict=False), *zip(facts.outputs, (output,), strict=False)]
+        right = len(facts.inputs) == len(inputs) and len(facts.outputs) == 1
+        if not right or not all(_same(a, e, static=static) for a, e in pairs):
+            shown = ", ".join(map(str, facts.inputs)), ", ".join(map(str, facts.outputs))
+            return [
+                check.failed(
+                    "program",
+                    f"{name} has another signature: ({shown[0]}) -> ({shown[1]}), expected ({', '.join(map(str, inputs))}) -> ({output}). "
+                    "Export with this project's exporter, or fix the runner that was changed with it.",
+                    where=Where(method=name),
+                )
+            ]
+    return [check.passed("program", "three methods with the signatures that runners rely on")]
+
+
+def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """`get_max_seq_len`, the decoder's bound and the cache agree."""
+    limit = evidence.artifact.max_seq_len
+    declared = evidence.artifact.methods["text_decoder"].inputs[0]
+    bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
+    fields = {
+        "measured": {"get_max_seq_len": limit, "text_decoder bound": bound},
+        "where": Where(method="text_decoder"),
+    }
+    if bound != limit:
+        return [
+            check.failed(
+                "program",
+                f"get_max_seq_len says {limit}, text_decoder takes up to {bound} tokens. Export again with one --max-seq-len.",
+                **fields,
+            )
+        ]
+    return [check.passed("program", f"at most {limit} tokens, said alike by metadata and decoder", **fields)]
+
+
+def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every operator of the program has a kernel in the runtime that runs it."""
+    available = set(evidence.runtime.conversations.operators)
+    if not available:
+        return [check.error("program", "the runtime did not say which operators it has; see the runtime's own failure")]
+    for name, facts in evidence.artifact.methods.items():
+        missing = sorted(set(facts.operators) - available)
+        if missing:
+            return [
+                check.failed(
+                    "program",
+                    f"{name} needs {len(missing)} operators that this runtime lacks: {', '.join(missing[:5])}. Link their kernel library into the runner.",
+                    where=Where(method=name),
+                )
+            ]
+    count = len({op for facts in evidence.artifact.methods.values() for op in facts.operators})
+    return [check.passed("program", f"all {count} operators have kernels", measured={"operators": count})]
+
+
+def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Matrix products and convolutions run in XNNPACK, and the census of instructions is the calibrated one."""
+    for name, facts in evidence.artifact.methods.items():
+        heavy = {op: n for op, n in facts.operators.items() if op.rpartition(".")[0] in _HEAVY or op in _HEAVY}
+        if heavy:
+            return [
+                check.failed(
+                    "program",
+                    f"{name} runs {sum(heavy.values())} matrix products outside XNNPACK ({', '.join(heavy)}). The partitioner did not take them: check the "
+                    "recipe's quantization and the partitioner list.",
+                    measured=heavy,
+                    where=Where(method=name),
+                )
+            ]
+    if isinstance(evidence.tolerances, GoldenError):
+        return [check.error("program", f"no census to compare with: {evidence.tolerances.what}")]
+    return [_compare_census(check, evidence.artifact.census(), evidence.tolerances.census)]
+
+
+def _compare_census(
+    check: Check, actual: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]
+) -> CheckResult:
+    changes = [
+        f"{method} {op}: {actual.get(method, {}).get(op, 0)}, expected {expected.get(method, {}).get(op, 0)}"
+        for method in sorted(actual.keys() | expected.keys())
+        for op in sorted(actual.get(method, {}).keys() | expected.get(method, {}).keys())
+        if actual.get(method, {}).get(op, 0) != expected.get(method, {}).get(op, 0)
+    ]
+    if changes:
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        return check.failed(
+            "program",
+            f"the instructions are not those of a clean export: {'; '.join(changes[:4])}{more}. Compare versions and recipe in the manifest.",
+            measured=actual,
+            allowed=expected,
+            where=Where(method=changes[0].split()[0]),
+        )
+    return check.passed("program", "instruction census as calibrated", measured=actual)
+
+
+def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The decoder's arena holds at least its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
+    text = evidence.checkpoint.geometry.text
+    length = evidence.manifest.recipe.max_context_len if evidence.manifest else evidence.artifact.max_seq_len
+    cache_bytes = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
+    planned = evidence.artifact.methods["text_decoder"].planned_bytes
+    fields = {
+        "measured": {"planned_bytes": planned},
+        "allowed": {"planned_bytes": cache_bytes},
+        "where": Where(method="text_decoder"),
+    }
+    if planned < cache_bytes:
+        return [
+            check.failed(
+                "program",
+                f"text_decoder plans {planned} bytes, less than its KV-cache of {cache_bytes}: the cache is missing or smaller. Export again.",
+                **fields,
+            )
+        ]
+    return [
+        check.passed("program", f"{planned / 1e6:.1f} MB planned, {cache_bytes / 1e6:.1f} MB of it KV-cache", **fields)
+    ]
+
+
+def manifest(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The file is the one its manifest describes."""
+    made = evidence.manifest
+    if made is None:
+        return [
+            CheckResult(
+                check.id,
+                check.step,
+                "program",
+                "skipped",
+                "no manifest beside the file: its recipe is inferred, its origin unknown",
+            )
+        ]
+    actual = evidence.artifact.sha256
+    fields = {"measured": {"sha256": actual}, "allowed": {"sha256": made.pte_sha256}}
+    if actual != made.pte_sha256:
+        return [
+            check.failed(
+                "program",
+                "the bytes are not those that were exported: SHA-256 differs from the manifest's. Copy the file again, or export again.",
+                **fields,
+            )
+        ]
+    return [check.passed("program", "SHA-256 as in the manifest", **fields)]
+
+
+CHECKS = (
+    Check("structure.manifest", "lowering", one_case, manifest),
+    Check("structure.signatures", "lowering", one_case, signatures),
+    Check("structure.limits", "lowering", one_case, limits),
+    Check("structure.operators", "lowering", one_case, operators),
+    Check("structure.delegation", "lowering", one_case, delegation),
+    Check("structure.memory", "lowering", one_case, memory),
+)

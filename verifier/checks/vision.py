@@ -1,0 +1,90 @@
+"""`vision.*`: image tokens of the int8 encoder against fp32, on every golden image."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from verifier.checks.channels import worst_channel
+from verifier.checks.common import Check, Measure, judge, one_case, per_image
+from verifier.evidence import Case, Evidence
+from verifier.metrics import comparable, row_sqnr_db, sqnr_db
+from verifier.types import CheckResult, Where
+
+
+def vision_measures(case: Case) -> list[Measure]:
+    """SQNR of all image tokens together, and of the worst tenth of them one by one."""
+    assert case.vision is not None
+    rows = row_sqnr_db(actual=case.vision, expected=case.expected.vision)
+    total = sqnr_db(actual=case.vision, expected=case.expected.vision)
+    return [
+        Measure("vision.sqnr_db", total, "dB"),
+        Measure("vision.token_sqnr_p10_db", float(np.percentile(rows, 10)), "dB"),
+    ]
+
+
+def embedding(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """SQNR over the image and over its weakest tokens stays in the calibrated band."""
+    return [_embedding(check, evidence, case) for case in evidence.cases]
+
+
+def _embedding(check: Check, evidence: Evidence, case: Case) -> CheckResult:
+    name = case.sample.golden.name
+    if case.vision is None:
+        return check.failed(
+            name,
+            f"vision_encoder did not return: {evidence.runtime.conversations.message}",
+            where=Where(method="vision_encoder"),
+        )
+    mismatch = comparable(actual=case.vision, expected=case.expected.vision)
+    if mismatch:
+        return check.failed(
+            name,
+            f"image tokens: {mismatch.reason}. Look for an overflow or an uninitialized buffer.",
+            where=Where("vision_encoder", index=mismatch.index),
+        )
+    rows = row_sqnr_db(actual=case.vision, expected=case.expected.vision)
+    token = int(rows.argmin())
+    side = round(len(rows) ** 0.5)
+    return judge(
+        check,
+        evidence,
+        name,
+        vision_measures(case),
+        what="image tokens against fp32",
+        where=Where(method="vision_encoder", module="projector", index=(token,)),
+        hint=f"The worst image token is {token} (row {token // side}, column {token % side}), {rows[token]:.1f} dB. Check calibration images, channel order and vision weights.",
+    )
+
+
+def channels(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Over all golden images, no output channel of the projector has another gain or offset than in fp32."""
+    pairs = [
+        (c.vision, c.expected.vision)
+        for c in evidence.cases
+        if c.vision is not None and comparable(actual=c.vision, expected=c.expected.vision) is None
+    ]
+    if len(pairs) < len(evidence.cases):
+        return [check.error("program", f"only {len(pairs)} of {len(evidence.cases)} images have image tokens to fit")]
+    worst = worst_channel(actual=np.concatenate([a for a, _ in pairs]), expected=np.concatenate([e for _, e in pairs]))
+    gain, offset = worst.fit.gain[worst.gain_channel], worst.offset_change
+    return [
+        judge(
+            check,
+            evidence,
+            "program",
+            [
+                Measure("vision.channel_gain_change", worst.gain_change, ""),
+                Measure("vision.channel_offset_change", offset, "sd"),
+            ],
+            what="projector channels",
+            where=Where(method="vision_encoder", module="projector.linear_2", index=(worst.gain_channel,)),
+            hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} is off by {offset:.3f} standard deviations. "
+            "Check scales and biases of the projector.",
+        )
+    ]
+
+
+CHECKS = (
+    Check("vision.embedding", "quantization", per_image, embedding),
+    Check("vision.channels", "quantization", one_case, channels),
+)

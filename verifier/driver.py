@@ -1,0 +1,71 @@
+"""How the program is used: which calls, in which order, at which positions. The part of a runner that can be wrong.
+
+A conversation goes in as ExecuTorch's LLaVA runner does it: text before the image, image tokens, text after it, then one
+call per answer token; each chunk starts where the last one ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runner.protocol import Array, Call, OutputOf
+from verifier.model.prompt import Prompt
+
+
+@dataclass
+class Script:
+    """Calls in the making; `add` returns the number by which a later call can use the output."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def add(self, method: str, *inputs: Array | OutputOf, keep: bool = True) -> int:
+        """Append one call."""
+        self.calls.append(Call(method, inputs, keep))
+        return len(self.calls) - 1
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Numbers of the calls that matter: the image tokens, and the logits before each answer token."""
+
+    vision: int
+    logits: tuple[int, ...]
+
+
+def ids_array(ids: tuple[int, ...] | list[int]) -> Array:
+    """Token ids as the program takes them: int64 [1, S]."""
+    return np.array([ids], np.int64)
+
+
+def position_array(position: int) -> Array:
+    """A position as the program takes it: int64 [1]."""
+    return np.array([position], np.int64)
+
+
+def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int, ...], patches: int) -> Conversation:
+    """Append a teacher-forced conversation from position 0: logits before every token of `answer`."""
+    vision = script.add("vision_encoder", image)
+    position = 0
+    before = script.add("token_embedding", ids_array(prompt.before), keep=False)
+    script.add("text_decoder", OutputOf(before), position_array(position), keep=False)
+    position += len(prompt.before)
+    script.add("text_decoder", OutputOf(vision), position_array(position), keep=False)
+    position += patches
+    after = script.add("token_embedding", ids_array(prompt.after), keep=False)
+    logits = [script.add("text_decoder", OutputOf(after), position_array(position))]
+    position += len(prompt.after)
+    for token in answer[:-1]:
+        embedded = script.add("token_embedding", ids_array([token]), keep=False)
+        logits.append(script.add("text_decoder", OutputOf(embedded), position_array(position)))
+        position += 1
+    return Conversation(vision, tuple(logits))
+
+
+def vocabulary_calls(script: Script, *, vocabulary: int, max_seq_len: int) -> tuple[int, ...]:
+    """Append calls that embed every token id once, in chunks of at most `max_seq_len`."""
+    ids = list(range(vocabulary))
+    return tuple(
+        script.add("token_embedding", ids_array(ids[i : i + max_seq_len])) for i in range(0, vocabulary, max_seq_len)
+    )

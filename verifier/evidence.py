@@ -1,0 +1,153 @@
+"""Everything that checks look at, gathered once: declarations of the file, references, and what the runtime computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.protocol import Array, Bundle, Call, Result, Runner
+from verifier.artifact.program import Artifact
+from verifier.checkpoint import Checkpoint
+from verifier.driver import Conversation, Script, converse, vocabulary_calls
+from verifier.errors import GoldenError
+from verifier.export.manifest import Manifest
+from verifier.golden import GoldenSet, Tolerances
+from verifier.model.definition import Definition
+from verifier.model.prompt import Tokenizer
+from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face
+
+MAPPING_SAMPLES = 2
+LOAD_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden image, both ways: the fp32 definition and, where its calls returned, the runtime.
+
+    `vision` [P, D]; `logits` [T, V], one row before each answer token; None where the runtime did not get there.
+    """
+
+    sample: Sample
+    expected: Answered
+    vision: Array | None
+    logits: Array | None
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class RuntimeEvidence:
+    """The conversation bundle and the cache bundles, as they came back."""
+
+    conversations: Result
+    vocabulary: Array | None
+    cache: dict[str, Result]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Input of every check. `tolerances_error` and `golden_error` say why a band or a golden is missing."""
+
+    artifact: Artifact
+    manifest: Manifest | None
+    checkpoint: Checkpoint
+    definition: Definition
+    tokenizer: Tokenizer
+    golden: GoldenSet
+    tolerances: Tolerances | GoldenError
+    cases: tuple[Case, ...]
+    user_case: Case | None
+    mapping: dict[str, list[LayerPair]]
+    runtime: RuntimeEvidence
+
+    @property
+    def patches(self) -> int:
+        """Image tokens of one image."""
+        return self.checkpoint.geometry.vision.patches
+
+
+def reference_answers(definition: Definition, samples: list[Sample]) -> list[Answered]:
+    """The definition's answers, one sample at a time."""
+    return [answer_sample(definition, sample) for sample in samples]
+
+
+def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
+    """Activations of Hugging Face and of the definition for a few samples."""
+    model = load_hugging_face(checkpoint)
+    return {s.golden.name: compare_with_hugging_face(model, definition, s) for s in samples[:MAPPING_SAMPLES]}
+
+
+@dataclass(frozen=True)
+class ConversationBundle:
+    """All golden conversations on one loaded program, and the whole vocabulary behind them."""
+
+    bundle: Bundle
+    conversations: tuple[Conversation, ...]
+    ranges: tuple[tuple[int, int], ...]
+    vocabulary: tuple[int, ...]
+
+
+def conversation_bundle(
+    artifact: Artifact, samples: list[Sample], *, patches: int, vocabulary: int
+) -> ConversationBundle:
+    """Script every sample after the other: a program that remembers the last one fails here."""
+    script = Script()
+    conversations, ranges = [], []
+    for sample in samples:
+        first = len(script.calls)
+        conversations.append(
+            converse(
+                script, image=sample.image.numpy(), prompt=sample.prompt, answer=sample.golden.ids, patches=patches
+            )
+        )
+        ranges.append((first, len(script.calls)))
+    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=artifact.max_seq_len)
+    return ConversationBundle(Bundle(artifact.path, tuple(script.calls)), tuple(conversations), tuple(ranges), embedded)
+
+
+def collect_cases(
+    made: ConversationBundle, result: Result, samples: list[Sample], answers: list[Answered]
+) -> tuple[Case, ...]:
+    """Pair the runtime's outputs with the references."""
+    import numpy as np
+
+    cases = []
+    for sample, expected, conversation, (first, last) in zip(
+        samples, answers, made.conversations, made.ranges, strict=True
+    ):
+        vision = result.outputs.get(conversation.vision)
+        rows = [result.outputs.get(call) for call in conversation.logits]
+        logits = (
+            None
+            if any(row is None for row in rows)
+            else np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
+        )
+        cases.append(
+            Case(
+                sample,
+                expected,
+                None if vision is None else vision.reshape(-1, vision.shape[-1]),
+                logits,
+                made.bundle.calls[first:last],
+            )
+        )
+    return tuple(cases)
+
+
+def collect_vocabulary(made: ConversationBundle, result: Result) -> Array | None:
+    """The embedding of every token id [V, D], None if a call did not return."""
+    import numpy as np
+
+    parts = [result.outputs.get(call) for call in made.vocabulary]
+    if any(part is None for part in parts):
+        return None
+    return np.concatenate([np.asarray(p).reshape(-1, np.asarray(p).shape[-1]) for p in parts])
+
+
+def run_bundle(runner: Runner, bundle: Bundle, *, per_call_s: float = 60.0) -> Result:
+    """Run with a limit that grows with the work: a hang is found, a slow machine is not blamed."""
+    return runner.run(bundle, timeout_s=LOAD_TIMEOUT_S + per_call_s * len(bundle.calls))
+
+
+def golden_folder(checkpoint: Checkpoint) -> Path:
+    """Golden data lies beside the weights it belongs to."""
+    return checkpoint.directory

@@ -1,0 +1,62 @@
+"""Lower the three methods to XNNPACK and serialize them: the same partitioners and passes as ExecuTorch's own LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch.export import ExportedProgram
+
+if TYPE_CHECKING:
+    from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
+
+    from verifier.types import Recipe
+
+
+def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
+    """Partition and delegate. The decoder gets two partitioners: its dynamically quantized linears one by one (so that
+    packed weights are never held twice), then whatever else XNNPACK takes."""
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    linears = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+    return to_edge_transform_and_lower(
+        dict(programs),
+        partitioner={"vision_encoder": [XnnpackPartitioner()], "text_decoder": [linears, XnnpackPartitioner()]},
+        constant_methods=dict(metadata),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+
+
+def to_program(edge: EdgeProgramManager) -> ExecutorchProgramManager:
+    """Fuse, plan memory, emit. Inputs are not planned: callers own their buffers."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True,
+            passes=[QuantFusionPass()],
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            # by constraint for all three: upstream's script takes the hint for token_embedding, whose bound is then the
+            # length of the example prompt, and longer prompts are refused at run time
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+        )
+    )
+
+
+def metadata(recipe: Recipe, *, vocabulary: int, bos_id: int, eos_id: int) -> dict[str, int]:
+    """Constant methods that runners ask for by name."""
+    return {
+        "get_max_seq_len": recipe.max_seq_len,
+        "get_max_context_len": recipe.max_context_len,
+        "get_vocab_size": vocabulary,
+        "get_bos_id": bos_id,
+        "get_eos_ids": eos_id,
+        "use_kv_cache": 1,
+        "use_sdpa_with_kv_cache": int(recipe.use_sdpa_with_kv_cache),
+        "enable_dynamic_shape": 1,
+    }

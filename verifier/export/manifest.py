@@ -1,0 +1,105 @@
+"""The manifest beside a `.pte`: what the file was made from, and how. `llava.pte` has `llava.manifest.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from verifier.errors import ManifestError, UsageError
+from verifier.files import replacing
+from verifier.types import Recipe
+
+SCHEMA = "verifier.manifest/1"
+PACKAGES = ("torch", "executorch", "torchao", "transformers", "numpy")
+_LIMIT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identity of file and checkpoint, recipe, versions, CPU kind, calibration images (name -> SHA-256)."""
+
+    pte_sha256: str
+    pte_bytes: int
+    checkpoint_id: str
+    checkpoint_sha256: str
+    recipe: Recipe
+    versions: dict[str, str]
+    cpu: dict[str, str]
+    calibration: dict[str, str]
+
+
+def manifest_path(pte: Path) -> Path:
+    """Where the manifest of a `.pte` lies."""
+    return pte.with_name(f"{pte.stem}.manifest.json")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a program's bytes."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def cpu_kind() -> dict[str, str]:
+    """Architecture and the vector extension that PyTorch uses here: calibration may round differently on another kind."""
+    import torch
+
+    return {"machine": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def write_manifest(manifest: Manifest, pte: Path) -> Path:
+    """Write the manifest of `pte`; returns its path."""
+    text = {
+        "schema": SCHEMA,
+        "pte": {"name": pte.name, "sha256": manifest.pte_sha256, "bytes": manifest.pte_bytes},
+        "checkpoint": {"id": manifest.checkpoint_id, "sha256": manifest.checkpoint_sha256},
+        "recipe": {"name": manifest.recipe.name} | manifest.recipe.as_json(),
+        "versions": manifest.versions,
+        "cpu": manifest.cpu,
+        "calibration": manifest.calibration,
+    }
+    path = manifest_path(pte)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(text, indent=2) + "\n")
+    return path
+
+
+def read_manifest(pte: Path) -> Manifest | None:
+    """The manifest of a `.pte`, or None if there is none. Raises `ManifestError` for one that cannot be used."""
+    path = manifest_path(pte)
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        text = json.loads(path.read_bytes())
+        if text["schema"] != SCHEMA:
+            raise ValueError(f"schema {text['schema']!r}, not {SCHEMA!r}")
+        return Manifest(
+            pte_sha256=str(text["pte"]["sha256"]),
+            pte_bytes=int(text["pte"]["bytes"]),
+            checkpoint_id=str(text["checkpoint"]["id"]),
+            checkpoint_sha256=str(text["checkpoint"]["sha256"]),
+            recipe=_recipe(text["recipe"]),
+            versions={str(k): str(v) for k, v in text["versions"].items()},
+            cpu={str(k): str(v) for k, v in text["cpu"].items()},
+            calibration={str(k): str(v) for k, v in text["calibration"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        raise ManifestError(
+            "the manifest cannot be used",
+            got=f"{type(error).__name__}: {error}",
+            where=path,
+            fix="export again, or remove the manifest to verify without one",
+        ) from error
+
+
+def _recipe(text: dict[str, Any]) -> Recipe:
+    known = {f.name: f.type for f in fields(Recipe)}
+    values = {name: value for name, value in text.items() if name in known}
+    for name, value in values.items():
+        if type(value) is not type(getattr(Recipe(), name)):
+            raise ValueError(f"recipe.{name} is {value!r}")
+    return Recipe(**values)

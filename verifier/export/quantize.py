@@ -1,0 +1,95 @@
+"""The recipe's weight quantization: 4-bit groups for the decoder's linears, 8- or 4-bit groups for the embedding.
+
+Arithmetic is torchao's; this module decides what it is applied to, and when. Sources: `8da4w` in
+executorch/examples/models/llama/source_transformation/quantize.py; HQQ is Badri & Shaji 2023 (scale-only variant).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verifier.errors import ExportError
+from verifier.types import EMBEDDING_GROUP, Quantizer, Recipe
+
+_ALGORITHM = {"affine": "affine", "hqq": "hqq_scale_only"}
+
+
+def quantize_linear(linear: nn.Module, name: str, *, recipe: Recipe) -> None:
+    """Replace an fp32 linear's weight, in place, by int4 groups with per-row dynamic int8 activations (8da4w).
+
+    Raises `ExportError` if the input channels do not divide into groups: the linear would stay fp32 in silence.
+    """
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    if not isinstance(linear, nn.Linear):
+        return
+    if linear.in_features % recipe.group_size:
+        raise ExportError(
+            f"linear {name} cannot be quantized in whole groups",
+            got=f"{linear.in_features} input channels",
+            expected=f"a multiple of the group size {recipe.group_size}",
+            fix="give a smaller --group-size",
+        )
+    config = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=getattr(torch, "int4"),  # noqa: B009  unknown to the type stubs
+        weight_granularity=PerGroup(recipe.group_size),
+        intx_choose_qparams_algorithm=_ALGORITHM[recipe.quantizer],
+    )
+    quantize_(linear, config, filter_fn=lambda module, _name: module is linear)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Embedding table of int8 rows, or packed int4 (low nibble second), with one fp32 scale per group of 32 columns."""
+
+    def __init__(self, weight: Tensor, scales: Tensor, *, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids int64 [1, S] -> [1, S, D] fp32."""
+        ops = torch.ops.quantized_decomposed
+        if self.bits == 8:
+            out: Tensor = ops.embedding_byte.dtype(self.weight, self.scales, None, -128, 127, ids, dtype=torch.float32)
+        else:
+            out = ops.embedding_4bit.dtype(self.weight, self.scales, None, -8, 7, ids, dtype=torch.float32)
+        return out
+
+
+def quantize_rows(table: Tensor, *, bits: int, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    """An fp32 table [V, D] -> integers int8 [V, D] and scales fp32 [V, D / 32]; symmetric, in groups of 32 columns."""
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
+
+    holder = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
+    config = IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, f"int{bits}"),
+        granularity=PerGroup(EMBEDDING_GROUP),
+        intx_choose_qparams_algorithm=_ALGORITHM[quantizer],
+    )
+    with torch.no_grad():
+        quantize_(holder, config, lambda module, _name: isinstance(module, nn.Embedding))
+    made: Any = holder.weight
+    return made.qdata, made.scale.squeeze(-1).to(torch.float32)
+
+
+def quantize_embedding(table: Tensor, *, recipe: Recipe) -> nn.Module:
+    """The `token_embedding` method for a table [V, D]. Raises `ExportError` if D does not divide into groups."""
+    if recipe.embedding_bits == 32:
+        return nn.Embedding(table.shape[0], table.shape[1], _weight=table)
+    if table.shape[1] % EMBEDDING_GROUP:
+        raise ExportError(
+            "the embedding cannot be quantized in whole groups",
+            got=table.shape[1],
+            expected=f"a multiple of {EMBEDDING_GROUP}",
+        )
+    integers, scales = quantize_rows(table, bits=recipe.embedding_bits, quantizer=recipe.quantizer)
+    if recipe.embedding_bits == 4:
+        nibbles = (integers + 8).to(torch.uint8)
+        integers = nibbles[:, 0::2] * 16 + nibbles[:, 1::2]
+    return QuantizedEmbedding(integers, scales, bits=recipe.embedding_bits)

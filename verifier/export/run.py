@@ -1,0 +1,144 @@
+"""The export itself: checkpoint and recipe in, `.pte`, manifest and runner artifacts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verifier.checkpoint import EMBEDDED, Checkpoint, sha256_of_file
+from verifier.errors import ExportError, UsageError
+from verifier.export.lower import metadata, to_edge, to_program
+from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
+from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
+from verifier.files import replacing
+from verifier.image_util import save_image_tensor
+from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.prompt import Tokenizer
+from verifier.progress import Progress, hushed
+from verifier.types import Recipe
+
+if TYPE_CHECKING:
+    from executorch.exir import ExecutorchProgramManager
+
+CALIBRATION = EMBEDDED / "calibration"
+MIN_CALIBRATION_IMAGES = 2
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Paths of what an export wrote."""
+
+    pte: Path
+    manifest: Path
+    artifacts: tuple[Path, ...]
+
+
+def default_group_size(width: int) -> int:
+    """128 as upstream's recipe, or less for narrow decoders, so that a row keeps at least four groups."""
+    return next((size for size in (128, 64) if width >= 4 * size), 32)
+
+
+def calibration_images(folder: Path) -> tuple[Path, ...]:
+    """Images of a folder in name order. Raises `UsageError` for fewer than two: one image gives ranges for itself only."""
+    paths = tuple(sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)) if folder.is_dir() else ()
+    if len(paths) < MIN_CALIBRATION_IMAGES:
+        raise UsageError(
+            "too few calibration images",
+            got=f"{len(paths)} in {folder}",
+            expected=f"at least {MIN_CALIBRATION_IMAGES} PNG or JPEG files",
+            fix="give --calibration a folder with a dozen typical images",
+        )
+    return paths
+
+
+def lower_checkpoint(
+    checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path], progress: Progress
+) -> ExecutorchProgramManager:
+    """Quantize, trace and lower all three methods."""
+    side_px = checkpoint.geometry.vision.image_px
+    with hushed() as stream:
+        progress.stream = stream
+        with progress.stage("vision_encoder: calibrate and trace"):
+            calibration = [
+                prepare_image(read_image(path), side_px=side_px, square=recipe.static_image_shape) for path in images
+            ]
+            vision = trace_vision_encoder(checkpoint, recipe, calibration)
+        with progress.stage("token_embedding: quantize and trace"):
+            embedding = trace_token_embedding(checkpoint, recipe)
+        with progress.stage("text_decoder: quantize and trace"):
+            text = trace_text_decoder(checkpoint, recipe)
+        with progress.stage("lower to XNNPACK"):
+            tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+            vocabulary = checkpoint.geometry.text.vocabulary
+            facts = metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+            edge = to_edge({"vision_encoder": vision, "token_embedding": embedding, "text_decoder": text}, facts)
+        with progress.stage("plan memory and emit"):
+            return to_program(edge)
+
+
+def export_llava(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    pte: Path,
+    *,
+    images: Sequence[Path],
+    with_artifacts: bool = False,
+    sample_image: Path | None = None,
+    profile_memory: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin` and `image.pt` beside it,
+    `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
+    progress = progress or Progress(quiet=True)
+    with replacing(pte) as temporary:  # an unwritable folder is refused before the work, not after it
+        program = lower_checkpoint(checkpoint, recipe, images, progress)
+        with progress.stage("write"):
+            with temporary.open("wb") as file:
+                program.write_to_file(file)
+            manifest = Manifest(
+                pte_sha256=sha256_of_file(temporary),
+                pte_bytes=temporary.stat().st_size,
+                checkpoint_id=checkpoint.name,
+                checkpoint_sha256=checkpoint.sha256,
+                recipe=recipe,
+                versions=package_versions(),
+                cpu=cpu_kind(),
+                calibration={path.name: sha256_of_file(path) for path in images},
+            )
+    written = write_manifest(manifest, pte)
+    artifacts: list[Path] = []
+    if with_artifacts:
+        artifacts += _write_artifacts(checkpoint, pte.parent, sample_image or images[0])
+    if profile_memory:
+        artifacts += _profile_memory(program, pte)
+    return Exported(pte, written, tuple(artifacts))
+
+
+def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[Path]:
+    from pytorch_tokenizers.llama2c import Llama2cTokenizer
+
+    tokenizer, tensor = folder / "tokenizer.bin", folder / "image.pt"
+    with replacing(tokenizer) as temporary, hushed():
+        Llama2cTokenizer(str(checkpoint.directory / "tokenizer.model")).export(str(temporary))
+    side_px = checkpoint.geometry.vision.image_px
+    with hushed():
+        save_image_tensor(prepare_image(read_image(image), side_px=side_px), tensor)
+    return [tokenizer, tensor]
+
+
+def _profile_memory(program: ExecutorchProgramManager, pte: Path) -> list[Path]:
+    from executorch.util.activation_memory_profiler import generate_memory_trace
+
+    traces = []
+    for method in sorted(m for m in program.methods if m in ("vision_encoder", "token_embedding", "text_decoder")):
+        trace = pte.with_name(f"{pte.stem}_{method}.memory.json")
+        with replacing(trace) as temporary:
+            try:
+                generate_memory_trace(program, str(temporary), method_name=method)
+            except (RuntimeError, KeyError, AttributeError) as error:
+                raise ExportError("the memory profile could not be made", got=error, where=method) from error
+        traces.append(trace)
+    return traces

@@ -1,0 +1,161 @@
+"""Golden data: images, their greedy answers in fp32, and the bands that clean artifacts stay in.
+
+A golden belongs to one checkpoint, by SHA-256; a band belongs to one recipe of it. Both carry their provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verifier.errors import GoldenError
+
+GOLDEN_SCHEMA = "verifier.golden/1"
+TOLERANCE_SCHEMA = "verifier.tolerances/1"
+_LIMIT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """One image and the fp32 model's greedy answer: ids up to and with EOS, and the top-2 logit margin at each."""
+
+    name: str
+    path: Path
+    sha256: str
+    kind: str
+    question: str
+    ids: tuple[int, ...]
+    margins: tuple[float, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """All golden images of a checkpoint."""
+
+    path: Path
+    checkpoint_sha256: str
+    images: tuple[GoldenImage, ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a clean artifact measured, per case, and how far from it another clean one may lie.
+
+    `direction` +1: smaller is a fault (SQNR); -1: larger is a fault (KL). Units are those of the metric.
+    """
+
+    metric: str
+    direction: int
+    measured: dict[str, float]
+    margin: float
+
+    def allowed(self, case: str) -> float | None:
+        """The bound for a case, None if it was never measured."""
+        value = self.measured.get(case)
+        return None if value is None else value - self.direction * self.margin
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Bands of one recipe, and the instruction census that belongs to it."""
+
+    recipe: str
+    bands: dict[str, Band]
+    census: dict[str, dict[str, int]]
+    provenance: dict[str, Any]
+
+
+def _read(path: Path, schema: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise GoldenError(
+            "there is no golden data for this checkpoint", expected=path, fix="make it, or verify with --allow-partial"
+        )
+    try:
+        if path.stat().st_size > _LIMIT_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        text: dict[str, Any] = json.loads(path.read_bytes())
+        if text["schema"] != schema:
+            raise ValueError(f"schema {text['schema']!r}, not {schema!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GoldenError(
+            "golden data cannot be read", got=error, where=path, fix="restore the file from version control"
+        ) from error
+    return text
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise GoldenError("a golden image lies outside its folder", got=name, where=folder)
+    return path
+
+
+def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
+    """The golden set in `folder/golden.json`. Raises `GoldenError` if it is not this checkpoint's."""
+    path = folder / "golden.json"
+    text = _read(path, GOLDEN_SCHEMA)
+    try:
+        images = tuple(
+            GoldenImage(
+                name=str(item["name"]),
+                path=_inside(folder, item["file"]),
+                sha256=str(item["sha256"]),
+                kind=str(item["kind"]),
+                question=str(item["question"]),
+                ids=tuple(int(i) for i in item["ids"]),
+                margins=tuple(float(m) for m in item["margins"]),
+                text=str(item["text"]),
+            )
+            for item in text["images"]
+        )
+        belongs_to = str(text["checkpoint_sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise GoldenError("golden data cannot be read", got=f"{type(error).__name__}: {error}", where=path) from error
+    if belongs_to != checkpoint_sha256:
+        raise GoldenError(
+            "the golden data belongs to another checkpoint",
+            got=belongs_to[:16],
+            expected=checkpoint_sha256[:16],
+            where=path,
+            fix="make golden data for this one",
+        )
+    if not images or any(len(image.ids) != len(image.margins) or not image.ids for image in images):
+        raise GoldenError(
+            "golden data is incomplete", got=f"{len(images)} images", expected="ids and margins for each", where=path
+        )
+    return GoldenSet(path, belongs_to, images)
+
+
+def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolerances:
+    """The bands of a recipe in `folder/tolerances.json`. Raises `GoldenError` if there are none for it."""
+    path = folder / "tolerances.json"
+    text = _read(path, TOLERANCE_SCHEMA)
+    fix = "calibrate a clean export: python -m verifier.calibrate PTE"
+    if text.get("checkpoint_sha256") != checkpoint_sha256:
+        raise GoldenError(
+            "the tolerances belong to another checkpoint",
+            got=text.get("checkpoint_sha256"),
+            expected=checkpoint_sha256,
+            where=path,
+            fix=fix,
+        )
+    try:
+        found = text["recipes"].get(recipe)
+        if found is None:
+            raise GoldenError(
+                "this recipe was never calibrated", got=recipe, expected=", ".join(text["recipes"]), where=path, fix=fix
+            )
+        bands = {
+            name: Band(
+                name, int(b["direction"]), {str(k): float(v) for k, v in b["measured"].items()}, float(b["margin"])
+            )
+            for name, b in found["bands"].items()
+        }
+        return Tolerances(recipe, bands, found["census"], found["provenance"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GoldenError(
+            "the tolerances cannot be read", got=f"{type(error).__name__}: {error}", where=path
+        ) from error

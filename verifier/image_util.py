@@ -1,0 +1,74 @@
+"""`python -m verifier.image_util --image-path X --output-path Y`: an image as runners read it.
+
+`.pt` is TorchScript (a module whose one parameter "0" is the tensor, as ExecuTorch's own script writes it); `.npy` needs
+no PyTorch to read. Both hold the resized image, uint8 [3, h, w].
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from verifier.errors import UsageError, VerifierError
+from verifier.files import replacing
+from verifier.model.preprocess import prepare_image, read_image
+
+SUFFIXES = (".pt", ".npy")
+
+
+class _Holder(nn.Module):
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.register_parameter("0", nn.Parameter(image, requires_grad=False))
+
+    def forward(self) -> None:
+        return None
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `UsageError` for an output that is neither `.pt` nor `.npy`."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(
+            "unknown image format",
+            got=path.name,
+            expected="a name that ends in .pt or .npy",
+            fix="change --output-path",
+        )
+
+
+def save_image_tensor(image: Tensor, path: Path) -> None:
+    """Write uint8 [3, h, w] to `.pt` or `.npy`, whole or not at all."""
+    check_suffix(path)
+    with replacing(path) as temporary:
+        if path.suffix == ".pt":
+            torch.jit.script(_Holder(image)).save(str(temporary))  # type: ignore[no-untyped-call]
+        else:
+            with temporary.open("wb") as file:
+                np.save(file, image.numpy(), allow_pickle=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m verifier.image_util", description=__doc__.splitlines()[0])
+    parser.add_argument("--image-path", type=Path, required=True, help="PNG, JPEG or whatever Pillow reads")
+    parser.add_argument("--output-path", type=Path, required=True, help="*.pt (TorchScript) or *.npy")
+    options = parser.parse_args(arguments)
+    try:
+        check_suffix(options.output_path)
+        image = prepare_image(read_image(options.image_path))
+        save_image_tensor(image, options.output_path)
+    except VerifierError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.output_path}: uint8 {list(image.shape)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

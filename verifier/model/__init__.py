@@ -1,0 +1,1 @@
+"""The `definition` rung: LLaVA-1.5 as export-friendly eager PyTorch, its preprocessing and its prompt."""

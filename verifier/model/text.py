@@ -1,0 +1,115 @@
+"""The language side: ExecuTorch's Llama transformer with a static KV-cache, without its embedding table.
+
+Built on the meta device and filled tensor by tensor, so that a 7B decoder never exists twice, nor in fp32 at once when
+its linears are quantized on arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from verifier.checkpoint import Checkpoint
+from verifier.errors import CheckpointError
+from verifier.model.geometry import TextGeometry
+
+ParameterHook = Callable[[nn.Module, str], None]
+
+
+def construct_decoder(
+    geometry: TextGeometry, *, max_seq_len: int, max_context_len: int, custom_sdpa: bool
+) -> nn.Module:
+    """ExecuTorch's `Transformer` with parameters on the meta device and real RoPE tables, mask and cache.
+
+    `custom_sdpa` swaps in the `llama::update_cache` and `llama::custom_sdpa` ops (cache [1, S, H, D] fp32).
+    """
+    from executorch.examples.models.llama.llama_transformer import construct_transformer
+    from executorch.examples.models.llama.model_args import ModelArgs
+    from executorch.examples.models.llama.rope import Rope
+
+    arguments = ModelArgs(
+        dim=geometry.width,
+        n_layers=geometry.layers,
+        n_heads=geometry.heads,
+        n_kv_heads=geometry.kv_heads,
+        head_dim=geometry.head_dim,
+        hidden_dim=geometry.hidden,
+        vocab_size=geometry.vocabulary,
+        norm_eps=geometry.norm_eps,
+        rope_theta=geometry.rope_theta,
+        max_batch_size=1,
+        max_seq_len=max_seq_len,
+        max_context_len=max_context_len,
+        use_kv_cache=True,
+        use_sdpa_with_kv_cache_op=custom_sdpa,
+        enable_dynamic_shape=True,
+        use_hf_rope=True,
+        apply_embedding=False,
+    )
+    with torch.device("meta"):
+        decoder = construct_transformer(arguments)
+        if custom_sdpa:
+            _use_custom_ops(decoder)
+    rope = Rope(arguments)
+    mask = torch.ones(max_context_len, max_context_len, dtype=torch.bool).tril()
+    decoder.rope = rope
+    for layer in decoder.layers:
+        attention = layer.attention
+        attention.rope = rope
+        attention.register_buffer("mask", mask, persistent=False)
+        for name in ("k_cache", "v_cache"):
+            empty = torch.zeros(getattr(attention.kv_cache, name).shape)
+            # not persistent: a cache is state of a run, never weights of a checkpoint
+            attention.kv_cache.register_buffer(name, empty, persistent=False)
+    made: nn.Module = decoder.eval()
+    return made
+
+
+def _use_custom_ops(decoder: nn.Module) -> None:
+    from executorch.examples.models.llama.source_transformation.custom_kv_cache import (
+        replace_kv_cache_with_custom_kv_cache,
+    )
+    from executorch.examples.models.llama.source_transformation.sdpa import replace_sdpa_with_custom_op
+
+    replace_kv_cache_with_custom_kv_cache(decoder)
+    replace_sdpa_with_custom_op(decoder)
+
+
+def load_parameters(
+    module: nn.Module, mapping: dict[str, str], checkpoint: Checkpoint, *, on_module: ParameterHook | None = None
+) -> None:
+    """Fill a module from a checkpoint in fp32, one submodule at a time. `on_module` sees each one as soon as it is whole.
+
+    Every parameter must be mapped and every shape must fit: raises `CheckpointError` otherwise.
+    """
+    wanted = dict(module.named_parameters())
+    if set(wanted) != set(mapping):
+        odd = sorted(set(wanted) ^ set(mapping))
+        raise CheckpointError("the key map does not fit the model", got=odd[:4], expected="one key for each parameter")
+    owners: dict[str, list[str]] = {}
+    for name in wanted:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    for owner_name, names in owners.items():
+        owner = module.get_submodule(owner_name)
+        for name in names:
+            tensor = checkpoint.tensor(mapping[name])
+            _check_tensor(name, tensor, wanted[name], mapping[name])
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.to(torch.float32), requires_grad=False))
+        if on_module is not None:
+            on_module(owner, owner_name)
+
+
+def _check_tensor(name: str, tensor: Tensor, parameter: Tensor, key: str) -> None:
+    expected = tuple(parameter.shape)
+    # Hugging Face keeps CLIP's class embedding as [D]; very old exports as [1, D].
+    if tuple(tensor.shape) != expected:
+        raise CheckpointError(
+            f"tensor {key} has the wrong shape",
+            got=list(tensor.shape),
+            expected=f"{list(expected)} for {name}",
+            fix="check that config.json belongs to these weights",
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"tensor {key} has the wrong dtype", got=tensor.dtype, expected="a floating-point dtype")

@@ -1,0 +1,155 @@
+"""The vision side: CLIP tower up to the feature layer, class token dropped, two-layer GELU projector.
+
+Plain modules, so that `torch.export` sees what the published CLIP computes and nothing of its framework. Source:
+Radford et al. 2021 (CLIP, pre-norm ViT with QuickGELU) and Liu et al. 2023 (LLaVA-1.5: features before the last layer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from verifier.model.geometry import Geometry, VisionGeometry
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+RESCALE = 1 / 255
+
+
+class VisionAttention(nn.Module):
+    """Self-attention over all P + 1 tokens; no mask. [B, P+1, D] -> [B, P+1, D]."""
+
+    def __init__(self, geometry: VisionGeometry) -> None:
+        super().__init__()
+        width = geometry.width
+        self.heads, self.head_dim = geometry.heads, width // geometry.heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled dot product with scale 1 / sqrt(head_dim)."""
+        batch, tokens, width = x.shape
+        q, k, v = (
+            linear(x).view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm transformer layer with QuickGELU: x * sigmoid(1.702 x)."""
+
+    def __init__(self, geometry: VisionGeometry) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(geometry.width, eps=geometry.norm_eps)
+        self.attention = VisionAttention(geometry)
+        self.norm2 = nn.LayerNorm(geometry.width, eps=geometry.norm_eps)
+        self.fc1 = nn.Linear(geometry.width, geometry.hidden)
+        self.fc2 = nn.Linear(geometry.hidden, geometry.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, P+1, D] -> [B, P+1, D]."""
+        x = x + self.attention(self.norm1(x))
+        hidden = self.fc1(self.norm2(x))
+        out: Tensor = x + self.fc2(hidden * torch.sigmoid(1.702 * hidden))
+        return out
+
+
+class VisionTower(nn.Module):
+    """Normalized pixels [B, 3, H, H] -> features of the chosen layer [B, P, D]."""
+
+    def __init__(self, geometry: VisionGeometry) -> None:
+        super().__init__()
+        width, patch = geometry.width, geometry.patch_px
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Parameter(torch.empty(geometry.patches + 1, width))
+        self.pre_norm = nn.LayerNorm(width, eps=geometry.norm_eps)
+        self.layers = nn.ModuleList(VisionLayer(geometry) for _ in range(geometry.layers_used))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Class token first, then patches row by row, plus positions, normalized: [B, P+1, D]."""
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(pixels.shape[0], 1, -1)
+        out: Tensor = self.pre_norm(torch.cat([first, patches], dim=1) + self.position_embedding)
+        return out
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Run the layers that are used and drop the class token."""
+        x = self.embed(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, 1:]
+
+
+class Projector(nn.Module):
+    """Vision features [B, P, D] -> image tokens in the decoder's width [B, P, D']."""
+
+    def __init__(self, vision_width: int, text_width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_width, text_width)
+        self.linear_2 = nn.Linear(text_width, text_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """linear_2(gelu(linear_1(x))), exact GELU."""
+        out: Tensor = self.linear_2(functional.gelu(self.linear_1(x)))
+        return out
+
+
+class VisionEncoder(nn.Module):
+    """The exported method `vision_encoder`: an image of uint8 [3, h, w], h and w <= 336, -> image tokens [1, P, D'].
+
+    The image is centred on a black square, scaled and normalized inside the program, as ExecuTorch's own LLaVA does
+    (black, not the mean colour: constant padding is what its kernels have).
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.side_px = geometry.vision.image_px
+        self.tower = VisionTower(geometry.vision)
+        self.projector = Projector(geometry.vision.width, geometry.text.width)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 [3, h, w] -> normalized pixels [1, 3, H, H]; odd margins put the extra pixel right and below."""
+        left, top = (self.side_px - image.shape[2]) // 2, (self.side_px - image.shape[1]) // 2
+        right, bottom = -((self.side_px - image.shape[2]) // -2), -((self.side_px - image.shape[1]) // -2)
+        for margin in (left, top, right, bottom):
+            torch._check(margin >= 0)  # type: ignore[no-untyped-call]
+        square = functional.pad(image, (left, right, top, bottom))
+        return ((square * RESCALE - self.mean) / self.std).unsqueeze(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [3, h, w] -> image tokens [1, P, D']."""
+        out: Tensor = self.projector(self.tower(self.normalize(images)))
+        return out
+
+
+def hidden_states(encoder: VisionEncoder, image: Tensor) -> list[tuple[str, Tensor]]:
+    """Named activations of one image, embedding to projector, for comparison layer by layer (each [1, P+1 or P, D])."""
+    states: list[tuple[str, Tensor]] = []
+    modules: list[tuple[str, nn.Module]] = [("tower.pre_norm", encoder.tower.pre_norm)]
+    modules += [(f"tower.layers.{i}", layer) for i, layer in enumerate(encoder.tower.layers)]
+    modules += [("projector", encoder.projector)]
+    handles = [module.register_forward_hook(_recorder(name, states)) for name, module in modules]
+    try:
+        with torch.no_grad():
+            encoder(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return states
+
+
+def _recorder(name: str, states: list[tuple[str, Tensor]]) -> Callable[[nn.Module, object, Tensor], None]:
+    def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        states.append((name, output))
+
+    return record

@@ -1,0 +1,262 @@
+"""The only orchestrator: open, gather evidence, check, judge. Stages know nothing of each other."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runner.local import LocalRunner
+from runner.protocol import Result, Runner
+from verifier.artifact.program import Artifact, open_artifact
+from verifier.cache_probe import probe_bundles
+from verifier.checkpoint import Checkpoint, open_checkpoint
+from verifier.checks.common import Check
+from verifier.checks.registry import select
+from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.evidence import (
+    Evidence,
+    RuntimeEvidence,
+    collect_cases,
+    collect_vocabulary,
+    conversation_bundle,
+    golden_folder,
+    mapping_pairs,
+    reference_answers,
+    run_bundle,
+)
+from verifier.export.manifest import Manifest, read_manifest
+from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
+from verifier.model.definition import Definition, build_definition
+from verifier.model.preprocess import read_image
+from verifier.model.prompt import Tokenizer
+from verifier.progress import Progress, hushed
+from verifier.reference import Sample, greedy_answer, load_sample
+from verifier.types import CheckResult, Recipe
+from verifier.verdict import Judgement, judge_run
+
+USER_ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a face asks for."""
+
+    pte: Path
+    model: str | None = None
+    target: str = "local"
+    checks: tuple[str, ...] = ()
+    allow_partial: bool = False
+    image: Path | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything that can be refused, read and found to belong together. Nothing has run yet."""
+
+    request: Request
+    artifact: Artifact
+    manifest: Manifest | None
+    checkpoint: Checkpoint
+    recipe: Recipe
+    checks: tuple[Check, ...]
+    images: tuple[GoldenImage, ...]
+    runner: Runner
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished verification."""
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    recipe: Recipe
+    target: dict[str, Any]
+    results: list[CheckResult]
+    judgement: Judgement
+    wall_s: float
+    peak_rss_bytes: int
+
+
+def make_runner(target: str) -> Runner:
+    """The runner of a target. Raises `UsageError` for one that is unknown."""
+    if target == "local":
+        return LocalRunner()
+    raise UsageError("unknown target", got=target, expected="local", fix="give --target local")
+
+
+def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
+    if manifest is None:
+        return
+    if manifest.checkpoint_sha256 != checkpoint.sha256:
+        raise CheckpointError(
+            "this checkpoint is not the one that the artifact was made from",
+            got=f"{checkpoint.name} {checkpoint.sha256[:16]}",
+            expected=f"{manifest.checkpoint_id} {manifest.checkpoint_sha256[:16]}",
+            where=checkpoint.directory,
+            fix="give --model the checkpoint of the manifest, or export this checkpoint",
+        )
+    if manifest.recipe.max_seq_len != artifact.max_seq_len:
+        raise ManifestError(
+            "the manifest belongs to another file: its max_seq_len is not the program's",
+            got=f"get_max_seq_len {artifact.max_seq_len}",
+            expected=manifest.recipe.max_seq_len,
+            where=artifact.path,
+            fix="put the manifest of this very file beside it, or remove it",
+        )
+
+
+def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a file without manifest: the exporter's defaults, with what the file itself tells."""
+    from verifier.artifact.program import TensorFacts
+    from verifier.export.run import default_group_size
+
+    operators = artifact.methods["text_decoder"].operators
+    image = artifact.methods["vision_encoder"].inputs[0]
+    return Recipe(
+        max_seq_len=artifact.max_seq_len,
+        max_context_len=artifact.max_seq_len,
+        group_size=default_group_size(checkpoint.geometry.text.width),
+        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
+        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
+    )
+
+
+def open_request(request: Request) -> Opened:
+    """Read everything that a verification needs. Raises `VerifierError` subclasses; see there for what they say."""
+    runner = make_runner(request.target)
+    checks = select(request.checks, with_image=request.image is not None)
+    if request.image is not None:
+        read_image(request.image)
+    artifact = open_artifact(request.pte)
+    artifact.max_seq_len  # noqa: B018  refused here if the file does not say
+    manifest = read_manifest(request.pte)
+    checkpoint = open_checkpoint(request.model)
+    _check_belonging(artifact, manifest, checkpoint)
+    recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
+    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden.images, runner)
+
+
+def planned_cases(opened: Opened) -> list[tuple[str, str]]:
+    """(check id, case) of everything that a run will give, without running."""
+    names = tuple(image.name for image in opened.images)
+    return [(check.id, case) for check in opened.checks for case in check.cases(names)]
+
+
+def _tolerances(opened: Opened) -> Tolerances | GoldenError:
+    try:
+        return load_tolerances(golden_folder(opened.checkpoint), opened.checkpoint.sha256, opened.recipe.name)
+    except GoldenError as error:
+        return error
+
+
+def gather(opened: Opened, progress: Progress) -> Evidence:
+    """Run references and runtime; nothing is judged here."""
+    checkpoint, artifact = opened.checkpoint, opened.artifact
+    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    side_px = checkpoint.geometry.vision.image_px
+    with progress.stage("fp32 reference"):
+        samples = [
+            load_sample(image, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
+            for image in golden.images
+        ]
+        longest = max(s.prompt.length(checkpoint.geometry.vision.patches) + len(s.golden.ids) for s in samples)
+        definition = build_definition(
+            checkpoint, max_len=max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
+        )
+        if opened.request.image is not None:
+            samples.append(_user_sample(opened, definition, tokenizer, golden))
+        answers = reference_answers(definition, samples)
+    with progress.stage("Hugging Face against definition"):
+        wanted = any(check.id.startswith("mapping.") for check in opened.checks)
+        mapping = mapping_pairs(checkpoint, definition, samples) if wanted else {}
+    with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
+        made = conversation_bundle(
+            artifact,
+            samples,
+            patches=checkpoint.geometry.vision.patches,
+            vocabulary=checkpoint.geometry.text.vocabulary,
+        )
+        result = run_bundle(opened.runner, made.bundle)
+    cache: dict[str, Result] = {}
+    if any(check.id.startswith("kvcache.") for check in opened.checks):
+        with progress.stage("program: KV-cache probes"):
+            probes = probe_bundles(artifact, definition.embedding.numpy())
+            cache = {name: run_bundle(opened.runner, bundle) for name, (bundle, _) in probes.items()}
+    cases = collect_cases(made, result, samples, answers)
+    return Evidence(
+        artifact=artifact,
+        manifest=opened.manifest,
+        checkpoint=checkpoint,
+        definition=definition,
+        tokenizer=tokenizer,
+        golden=golden,
+        tolerances=_tolerances(opened),
+        cases=cases[: len(golden.images)],
+        user_case=cases[-1] if opened.request.image is not None else None,
+        mapping=mapping,
+        runtime=RuntimeEvidence(result, collect_vocabulary(made, result), cache),
+    )
+
+
+def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:
+    """The user's own image, with the fp32 model's answer as its golden one."""
+    path = opened.request.image
+    assert path is not None
+    side_px = opened.checkpoint.geometry.vision.image_px
+    wanted = GoldenImage(path.name, path, "", "user", golden.images[0].question, (), (), "")
+    sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
+    room = min(
+        USER_ANSWER_TOKENS,
+        opened.artifact.max_seq_len - sample.prompt.length(opened.checkpoint.geometry.vision.patches),
+    )
+    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room)
+    answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))
+    return replace(sample, golden=answered)
+
+
+def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
+    from verifier.export.manifest import cpu_kind
+
+    kind = cpu_kind()
+    return {
+        "name": opened.runner.name,
+        "isa": platform.machine(),
+        "cpu_features": [kind["capability"]],
+        "versions": evidence.runtime.conversations.versions,
+    }
+
+
+def run_checks(checks: tuple[Check, ...], evidence: Evidence) -> list[CheckResult]:
+    """All results of all checks, in registry order."""
+    return [result for check in checks for result in check.run(check, evidence)]
+
+
+def verify(request: Request, progress: Progress | None = None) -> Run:
+    """Verify one file. Raises `VerifierError` when it cannot be verified at all."""
+    progress = progress or Progress(quiet=True)
+    begun = time.perf_counter()
+    with hushed() as stream:
+        progress.stream = stream
+        with progress.stage("open"):
+            opened = open_request(request)
+        evidence = gather(opened, progress)
+        with progress.stage("checks"):
+            results = run_checks(opened.checks, evidence)
+    judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)
+    usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return Run(
+        opened.artifact,
+        opened.checkpoint,
+        opened.recipe,
+        _target(opened, evidence),
+        results,
+        judgement,
+        time.perf_counter() - begun,
+        usage,
+    )

@@ -1,0 +1,79 @@
+"""Progress on a terminal, silence elsewhere; and silence of the frameworks, unless something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from rich.console import Console
+
+from verifier.errors import VerifierError
+
+
+@contextmanager
+def hushed() -> Iterator[TextIO]:
+    """Keep what frameworks and native code print to themselves; yields the real stderr for our own progress.
+
+    If the block raises anything but a refusal, what was held back is shown: it may tell why.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    real = os.fdopen(os.dup(2), "w", buffering=1)
+    out = os.dup(1)
+    logging_level = logging.root.manager.disable
+    with tempfile.TemporaryFile() as held, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        os.dup2(held.fileno(), 2)
+        os.dup2(held.fileno(), 1)
+        try:
+            yield real
+        except VerifierError:
+            raise
+        except BaseException:
+            _restore(out, real)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace")[-4000:])
+            raise
+        finally:
+            _restore(out, real)
+            logging.disable(logging_level)
+            os.close(out)
+            real.close()
+
+
+def _restore(out: int, real: TextIO) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(out, 1)
+    os.dup2(real.fileno(), 2)
+
+
+@dataclass
+class Progress:
+    """Names the stage that is running and how long each one took. `quiet` off a terminal, unless told otherwise."""
+
+    quiet: bool = field(default_factory=lambda: not sys.stderr.isatty())
+    stream: TextIO | None = None
+    stage_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of work; a spinner while it runs, its seconds when it is over."""
+        begun = time.perf_counter()
+        if self.quiet:
+            yield
+        else:
+            console = Console(file=self.stream or sys.stderr)
+            with console.status(name):
+                yield
+            console.print(f"[green]✓[/] {name} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+        self.stage_s[name] = time.perf_counter() - begun

@@ -1,0 +1,134 @@
+"""The fp32 rungs on the golden images: what the checkpoint computes (Hugging Face) and what the definition computes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.checkpoint import Checkpoint
+from verifier.errors import CheckpointError
+from verifier.golden import GoldenImage
+from verifier.metrics import Array
+from verifier.model.definition import Definition
+from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.prompt import Prompt, Tokenizer, caption_prompt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A golden image on its way in: pixels uint8 [3, h, w], prompt, and the answer that is forced."""
+
+    golden: GoldenImage
+    image: Tensor
+    prompt: Prompt
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a reference computes for a sample: image tokens [P, D], logits [T, V], normalized hidden states [T, D]."""
+
+    vision: Array
+    logits: Array
+    hidden: Array
+
+
+def load_sample(golden: GoldenImage, tokenizer: Tokenizer, *, side_px: int, square: bool = False) -> Sample:
+    """Read and preprocess a golden image. Raises `ImageError`."""
+    image = prepare_image(read_image(golden.path), side_px=side_px, square=square)
+    return Sample(golden, image, caption_prompt(tokenizer, golden.question))
+
+
+def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple[int, ...]) -> Tensor:
+    """Embeddings [1, S, D] of prompt, image and answer (without its last token)."""
+    before, after = (definition.embed(torch.tensor([ids])) for ids in (sample.prompt.before, sample.prompt.after))
+    forced = [definition.embed(torch.tensor([answer[:-1]]))] if len(answer) > 1 else []
+    return torch.cat([before, vision, after, *forced], dim=1)
+
+
+def answer_sample(definition: Definition, sample: Sample) -> Answered:
+    """Teacher-forced fp32 reference of one sample."""
+    vision = definition.image_tokens(sample.image)
+    hidden, _ = definition.hidden(splice(definition, sample, vision, sample.golden.ids))
+    hidden = hidden[:, -len(sample.golden.ids) :]
+    with torch.no_grad():
+        logits = definition.decoder.output(hidden)
+    return Answered(vision[0].numpy(), logits[0].numpy(), hidden[0].numpy())
+
+
+def greedy_answer(
+    definition: Definition, sample: Sample, *, eos_id: int, room: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The fp32 greedy answer up to and with EOS, or `room` tokens, and the top-2 margin in logits at each."""
+    embeddings = splice(definition, sample, definition.image_tokens(sample.image), ())
+    start = 0
+    ids: list[int] = []
+    margins: list[float] = []
+    while len(ids) < room:
+        logits = definition.last_logits(embeddings, start=start)
+        start += embeddings.shape[1]
+        top = logits.topk(2)
+        ids.append(int(top.indices[0]))
+        margins.append(float(top.values[0] - top.values[1]))
+        if ids[-1] == eos_id:
+            break
+        embeddings = definition.embed(torch.tensor([[ids[-1]]]))
+    return tuple(ids), tuple(margins)
+
+
+def load_hugging_face(checkpoint: Checkpoint) -> Any:
+    """`LlavaForConditionalGeneration` in fp32 from the checkpoint's folder, offline. Raises `CheckpointError`."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import LlavaForConditionalGeneration
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return LlavaForConditionalGeneration.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            "Hugging Face cannot load the checkpoint", got=error, where=checkpoint.directory
+        ) from error
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """The same activation by both fp32 rungs, [1, S, D] each."""
+
+    name: str
+    actual: Array
+    expected: Array
+
+
+def compare_with_hugging_face(model: Any, definition: Definition, sample: Sample) -> list[LayerPair]:
+    """Image tokens, the output of every decoder layer, and logits: definition (actual) against Hugging Face (expected)."""
+    with torch.no_grad():
+        pixels = definition.vision.normalize(sample.image)
+        vision_expected = model.get_image_features(pixel_values=pixels)
+        vision_expected = getattr(vision_expected, "pooler_output", vision_expected)
+        vision_expected = vision_expected[0] if isinstance(vision_expected, (list, tuple)) else vision_expected
+        vision = definition.image_tokens(sample.image)
+        pairs = [("vision", vision[0], vision_expected.reshape(vision[0].shape))]
+        embeddings = splice(definition, sample, vision, sample.golden.ids)
+        hidden, states = definition.hidden(embeddings)
+        expected_states: list[Tensor] = []
+        layers = model.model.language_model.layers
+        handles = [
+            layer.register_forward_hook(
+                lambda _m, _i, out: expected_states.append(out[0] if isinstance(out, tuple) else out)
+            )
+            for layer in layers
+        ]
+        try:
+            answer = model(inputs_embeds=embeddings, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        pairs += [(f"layers.{i}", a, e) for i, (a, e) in enumerate(zip(states, expected_states, strict=True))]
+        pairs.append(("logits", definition.decoder.output(hidden), answer.logits))
+    return [LayerPair(name, np.asarray(a), np.asarray(e)) for name, a, e in pairs]

@@ -1,0 +1,1 @@
+"""The run as files: JSON first, everything else from it."""

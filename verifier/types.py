@@ -1,0 +1,79 @@
+"""Frozen records that pass between stages. No heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from verifier.errors import UsageError
+
+Step = Literal["mapping", "quantization", "lowering", "kernel", "device"]
+Verdict = Literal["pass", "fail", "error", "skipped"]
+Quantizer = Literal["affine", "hqq"]
+EmbeddingBits = Literal[4, 8, 32]
+EMBEDDING_GROUP = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint becomes a `.pte`. Lengths in tokens; `group_size` along the input channels of a linear."""
+
+    max_seq_len: int = 768
+    max_context_len: int = 768
+    group_size: int = 128
+    quantizer: Quantizer = "affine"
+    embedding_bits: EmbeddingBits = 8
+    use_sdpa_with_kv_cache: bool = True
+    static_image_shape: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group_size % 32 or not 32 <= self.group_size <= 1 << 14:
+            raise UsageError(
+                "the group size is not usable",
+                got=self.group_size,
+                expected="a multiple of 32 (XNNPACK's 4-bit kernels)",
+                fix="give --group-size 32, 64, 128 or 256",
+            )
+        if not 1 < self.max_seq_len <= self.max_context_len <= 1 << 17:
+            raise UsageError(
+                "the lengths are not usable",
+                got=f"max_seq_len {self.max_seq_len}, max_context_len {self.max_context_len}",
+                expected="1 < max_seq_len <= max_context_len <= 131072",
+                fix="give --max-seq-len and --max-context-len",
+            )
+
+    @property
+    def name(self) -> str:
+        """A short name that tells recipes apart: numerics depend on nothing else."""
+        parts = [f"8da4w-g{self.group_size}", self.quantizer, f"e{self.embedding_bits}", "v8"]
+        parts += [] if self.use_sdpa_with_kv_cache else ["plain-sdpa"]
+        parts += ["static-image"] if self.static_image_shape else []
+        return "-".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, for manifest and report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place in the program or in the data; what is not known is None."""
+
+    method: str | None = None
+    instruction: int | None = None
+    module: str | None = None
+    index: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one check on one case. `measured` and `allowed` share their keys."""
+
+    id: str
+    step: Step
+    case: str
+    verdict: Verdict
+    message: str
+    measured: dict[str, Any] = field(default_factory=dict)
+    allowed: dict[str, Any] = field(default_factory=dict)
+    where: Where | None = None

@@ -1,0 +1,99 @@
+"""The one place where results become a verdict, a ladder, and blame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from verifier.types import CheckResult, Step
+
+STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
+# Checks that may be skipped without leaving a hole: what they look at is optional.
+OPTIONAL = frozenset({"structure.manifest"})
+EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
+Overall = Literal["pass", "fail", "error"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: what was compared, and the result that came closest to its limit."""
+
+    step: Step
+    verdict: str
+    compared: int
+    coverage: float
+    worst: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict of a run; `blame` is the first failing result in the order of the registry."""
+
+    verdict: Overall
+    reason: str
+    blame: CheckResult | None
+    rungs: tuple[Rung, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 verified, 1 a check failed, 2 not verified."""
+        return EXIT_STATUS[self.verdict]
+
+
+def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool = False) -> Judgement:
+    """Judge all results. A failure is a fail; else anything missing, skipped or in error is an error, never a pass.
+
+    `expected` is how many results the selected checks promise. `allow_partial` forgives errors and holes, not failures,
+    and still wants something to have passed.
+    """
+    rungs = tuple(_rung(step, results) for step in STEPS)
+    failed = [r for r in results if r.verdict == "fail"]
+    if failed:
+        return Judgement("fail", f"{len(failed)} of {len(results)} checks failed", failed[0], rungs)
+    holes = [r for r in results if r.verdict == "error" or (r.verdict == "skipped" and r.id not in OPTIONAL)]
+    passed = sum(r.verdict == "pass" for r in results)
+    if passed == 0:
+        return Judgement("error", "nothing was verified", holes[0] if holes else None, rungs)
+    if holes and not allow_partial:
+        return Judgement("error", f"{len(holes)} of {len(results)} checks could not be made", holes[0], rungs)
+    if len(results) != expected and not allow_partial:
+        return Judgement("error", f"{len(results)} results for {expected} cases", None, rungs)
+    return Judgement(
+        "pass", f"{passed} checks passed" + (f", {len(holes)} could not be made" if holes else ""), None, rungs
+    )
+
+
+def share_of_tolerance(result: CheckResult) -> float | None:
+    """How much of its tolerance a result used, from its first numeric measure: 1 is the limit. None if it has none."""
+    for key, bound in result.allowed.items():
+        value = result.measured.get(key)
+        if (
+            isinstance(value, (int, float))
+            and isinstance(bound, (int, float))
+            and not isinstance(value, bool)
+            and value
+            and bound
+        ):
+            larger_is_better = key.endswith("_db") or key == "logits.top1_agreement"
+            return float(bound / value if larger_is_better else value / bound)
+    return None
+
+
+def _rung(step: Step, results: list[CheckResult]) -> Rung:
+    mine = [r for r in results if r.step == step]
+    done = [r for r in mine if r.verdict in ("pass", "fail")]
+    shares = [(share, r) for r in done if (share := share_of_tolerance(r)) is not None]
+    worst = None
+    if shares:
+        share, result = max(shares, key=lambda pair: pair[0])
+        metric = next(iter(result.allowed))
+        worst = {
+            "metric": metric,
+            "value": result.measured.get(metric),
+            "allowed": result.allowed[metric],
+            "where": f"{result.id} {result.case}",
+        }
+    verdict = (
+        "skipped" if not mine else next((v for v in ("fail", "error") if any(r.verdict == v for r in mine)), "pass")
+    )
+    return Rung(step, verdict, len(done), len(done) / len(mine) if mine else 0.0, worst)
