@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench embedded-model train golden clean
+.PHONY: setup verify test lint test-slow bench embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -39,8 +39,20 @@ train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 golden: $(READY)  ## answer the golden images again with the fp32 model
 	$(BIN)/python -m golden.llava_tiny.make.golden
 
+TINY := golden/llava_tiny
 embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again
-	$(BIN)/python -m verifier.export_llava --pte-name golden/llava_tiny/llava_tiny.pte
+	$(BIN)/python -m verifier.export_llava --pte-name $(TINY)/llava_tiny.pte
+
+calibration: $(READY)  ## measure the embedded program and two exports with half of the calibration images each
+	mkdir -p build/half_a build/half_b
+	cp $(TINY)/calibration/scene_*[02468].png build/half_a
+	cp $(TINY)/calibration/scene_*[13579].png build/half_b
+	$(BIN)/python -m verifier.export_llava --pte-name build/a.pte --calibration build/half_a
+	$(BIN)/python -m verifier.export_llava --pte-name build/b.pte --calibration build/half_b
+	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --variant build/a.pte --variant build/b.pte --reason "$(or $(REASON),embedded model)"
+
+evaluate: $(READY)  ## score the embedded model on 256 unseen scenes, in fp32 and by the program
+	$(BIN)/python -m golden.llava_tiny.make.evaluate --pte $(TINY)/llava_tiny.pte
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -9,9 +9,9 @@ from verifier.evidence import Evidence
 from verifier.metrics import comparable, sqnr_db
 from verifier.types import CheckResult, Where
 
-ALLOWED_DB = 40.0
-"""Same tokens, other chunks: sums run in another order, and a dynamically quantized activation may round to the next of
-256 steps. Measured on llava_tiny: see docs/tolerances.md; a mask or a position off by one falls below 20 dB."""
+ALLOWED_DB = 60.0
+"""Same tokens, other chunks: sums run in another order, and a dynamically quantized activation at a tie may round to the
+next of 256 steps. Measured on llava_tiny: 136 dB and more without a tie; a mask or position off by one falls below 20 dB."""
 RESTART_DB = 300.0
 """The same calls again must give the same bits."""
 CASES = (*SPLITS, "after another prompt", "last position", "beyond one", "beyond chunk")

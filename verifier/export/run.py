@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from verifier.checkpoint import EMBEDDED, Checkpoint, sha256_of_file
 from verifier.errors import ExportError, UsageError
+from verifier.export.lean import lean_lowering
 from verifier.export.lower import metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
@@ -55,11 +56,11 @@ def calibration_images(folder: Path) -> tuple[Path, ...]:
 
 
 def lower_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path], progress: Progress
+    checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path], progress: Progress, *, plain: bool = False
 ) -> ExecutorchProgramManager:
-    """Quantize, trace and lower all three methods."""
+    """Quantize, trace and lower all three methods; `plain` does it as upstream does, slowly."""
     side_px = checkpoint.geometry.vision.image_px
-    with hushed() as stream:
+    with hushed() as stream, lean_lowering(plain=plain):
         progress.stream = stream
         with progress.stage("vision_encoder: calibrate and trace"):
             calibration = [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from golden.llava_tiny.make.scenes import SHAPES, Scene, SceneObject, render, sample_split
+from golden.llava_tiny.make.scenes import Scene, SceneObject, render, sample_split
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint, sha256_of_file
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
@@ -30,13 +30,14 @@ def _pairs() -> dict[str, Image.Image]:
     circle = SceneObject("circle", "red", "large", 105, 110, 62)
     square = SceneObject("square", "blue", "small", 245, 170, 36)
     base = Scene((circle, square), "white")
-    below = replace(square, x=120.0, y=270.0)
+    under = replace(square, x=120.0, y=270.0)
     return {
         "pair_base": render(base),
         "pair_colour": render(replace(base, objects=(replace(circle, colour="green"), square))),
-        "pair_size": render(replace(base, objects=(circle, replace(square, size="large", radius=62.0)))),
+        "pair_size_large": render(Scene((circle,), "white")),
+        "pair_size_small": render(Scene((replace(circle, size="small", radius=36.0),), "white")),
         "pair_shape": render(replace(base, objects=(circle, replace(square, shape="triangle")))),
-        "pair_relation": render(replace(base, objects=(circle, below))),
+        "pair_relation": render(replace(base, objects=(circle, under))),
         "pair_background": render(replace(base, background="gray")),
     }
 
@@ -91,7 +92,6 @@ def write_images(folder: Path) -> list[Path]:
         path = folder / (f"{name}.jpg" if name.startswith("photo_") else f"{name}.png")
         image.convert("RGB").save(path, **({"quality": 88} if path.suffix == ".jpg" else {"optimize": True}))
         paths.append(path)
-    assert len(SHAPES) == 6
     return paths
 
 

@@ -1,8 +1,7 @@
 """Rendered scenes and their one true caption.
 
 A scene holds one or two objects on a background. Its caption is a function of the scene alone, so "exact caption" is a
-meaningful score. The object named first is the larger one; of two equal ones the leftmost (or, if they are stacked,
-the topmost). Scenes are drawn at twice the size and reduced, so edges are smooth.
+meaningful score. Of two objects one is large and one is small; the large one is named first. Scenes are drawn at twice the size and reduced, so edges are smooth.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "striped": ((225, 225, 225), (120, 120, 120)),
     "checkered": ((225, 225, 225), (120, 120, 120)),
 }
-RELATIONS = ("to the left of", "to the right of", "above", "below")
+RELATIONS = ("next to", "above", "below")
 # CLIP's mean as a colour, and black: the two fills that a non-square image meets on its way to 336 x 336.
 FILLS = ((122, 116, 104), (0, 0, 0))
 
@@ -81,8 +80,8 @@ class Scene:
         first, second = self.objects
         dx, dy = first.x - second.x, first.y - second.y
         if abs(dx) > abs(dy):
-            return RELATIONS[0] if dx < 0 else RELATIONS[1]
-        return RELATIONS[2] if dy < 0 else RELATIONS[3]
+            return RELATIONS[0]
+        return RELATIONS[1] if dy < 0 else RELATIONS[2]
 
     @property
     def caption(self) -> str:
@@ -100,16 +99,7 @@ class Scene:
         return hashlib.sha256(self.caption.encode()).digest()[0] < 16
 
 
-def named_first(a: SceneObject, b: SceneObject) -> tuple[SceneObject, SceneObject]:
-    """The two objects in the order in which the caption names them."""
-    if a.size != b.size:
-        return (a, b) if a.size == "large" else (b, a)
-    horizontal = abs(a.x - b.x) > abs(a.y - b.y)
-    return (a, b) if (a.x < b.x if horizontal else a.y < b.y) else (b, a)
-
-
-def _sample_object(rng: random.Random, width: int, height: int) -> SceneObject:
-    size = rng.choice(SIZES)
+def _sample_object(rng: random.Random, width: int, height: int, size: str) -> SceneObject:
     radius = rng.uniform(*RADIUS_PX[size])
     return SceneObject(
         shape=rng.choice(SHAPES),
@@ -136,13 +126,12 @@ def sample_scene(rng: random.Random, *, square: bool | None = None) -> Scene:
         width, height = (SIDE_PX, short) if rng.random() < 0.5 else (short, SIDE_PX)
     background = rng.choice(tuple(BACKGROUNDS))
     phase = rng.randint(0, 23)
-    first = _sample_object(rng, width, height)
     if rng.random() < 0.2:
-        return Scene((first,), background, width, height, phase)
+        return Scene((_sample_object(rng, width, height, rng.choice(SIZES)),), background, width, height, phase)
     while True:
-        first, second = _sample_object(rng, width, height), _sample_object(rng, width, height)
-        if _is_clear(first, second):
-            return Scene(named_first(first, second), background, width, height, phase)
+        large, small = (_sample_object(rng, width, height, size) for size in ("large", "small"))
+        if _is_clear(large, small):
+            return Scene((large, small), background, width, height, phase)
 
 
 def sample_split(rng: random.Random, *, held_out: bool, square: bool | None = None) -> Scene:

@@ -1,7 +1,8 @@
 """A SentencePiece tokenizer with Llama's conventions, trained on captions and on the English of Python's own manual.
 
 `python -m golden.llava_tiny.make.tokenizer DIR` writes `tokenizer.model`. BPE with byte fallback, ids 0/1/2 for
-<unk>/<s>/</s>, a dummy prefix, identity normalization, digits apart: as Llama-2's.
+<unk>/<s>/</s>, a dummy prefix, identity normalization, digits apart: as Llama-2's. The committed file was trained before
+two relations left the captions; ids belong to weights, so it stays: trained anew it would number its pieces otherwise.
 """
 
 from __future__ import annotations

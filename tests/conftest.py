@@ -1,0 +1,48 @@
+"""Shared fixtures: the embedded model, a micro model, and exports that all workers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.support import EMBEDDED_PTE, make_micro_checkpoint
+
+
+@pytest.fixture(scope="session")
+def embedded_pte() -> Path:
+    """The committed program."""
+    return EMBEDDED_PTE
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all xdist workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if base.name.startswith("pytest-") else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder once per session, whichever worker asks first."""
+
+    def make(name: str, build: Callable[[Path], None]) -> Path:
+        folder, done = shared_folder / name, shared_folder / f"{name}.done"
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A random LLaVA of two small layers on each side, in Hugging Face layout."""
+    return once("micro", make_micro_checkpoint)

@@ -1,0 +1,325 @@
+"""Real faults, one at a time, through the public command or its core: exit status 1, and the right words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support import EMBEDDED_PTE, export, verify
+from verifier import driver, evidence
+from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.model import preprocess
+from verifier.model.keymap import map_keys
+from verifier.pipeline import Request
+from verifier.pipeline import verify as run_gate
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """The embedded program without its manifest: only numerics can give a fault away."""
+    return Path(shutil.copy(EMBEDDED_PTE, tmp_path / "llava.pte"))
+
+
+def _flip(path: Path, needle: bytes, offset: int, mask: int) -> None:
+    data = bytearray(path.read_bytes())
+    at = data.find(needle)
+    assert at >= 0, "the constant is not in the file"
+    assert data.find(needle, at + 1) < 0, "the constant is not unique"
+    data[at + offset] ^= mask
+    path.write_bytes(bytes(data))
+
+
+def _first_failure(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_flipped_sign_in_the_final_norm_is_found(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bit of one of 256 weights, without a manifest: the channel is named."""
+    checkpoint = open_checkpoint()
+    key = map_keys(checkpoint.keys, checkpoint.geometry).text["norm.weight"]
+    weight = checkpoint.tensor(key).to(torch.float32)
+    _flip(bare, weight.numpy().tobytes(), 4 * 100 + 3, 0x80)
+    assert verify(bare, "--checks", "logits.*") == 1
+    report = _first_failure(capsys)
+    assert "logits" in report
+    assert "Channel 100 has gain -" in _message(bare, "logits.channels")
+
+
+def _message(pte: Path, check: str) -> str:
+    run = run_gate(Request(pte, checks=(check,)))
+    return "\n".join(result.message for result in run.results)
+
+
+def test_flipped_byte_is_found_by_the_manifest(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bit of the last constant: SHA-256 differs, exit status 1."""
+    shutil.copy(EMBEDDED_PTE.with_name("llava_tiny.manifest.json"), bare.with_name("llava.manifest.json"))
+    data = bytearray(bare.read_bytes())
+    data[-100] ^= 1
+    bare.write_bytes(bytes(data))
+    assert verify(bare, "--checks", "structure.*") == 1
+    assert "SHA-256 differs" in _first_failure(capsys)
+
+
+@pytest.fixture(scope="session")
+def other_seed(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A model of the same shape whose decoder came from another seed."""
+
+    def build(folder: Path) -> None:
+        model = Path(
+            shutil.copytree(EMBEDDED, folder / "model", ignore=shutil.ignore_patterns("*.pte", "make", "images"))
+        )
+        weights = load_file(model / "model.safetensors")
+        generator = torch.Generator().manual_seed(1)
+        for name, tensor in weights.items():
+            if "language_model.layers" in name and tensor.ndim == 2:
+                order = torch.randperm(tensor.shape[0], generator=generator)
+                weights[name] = tensor[order].contiguous()
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+        assert export(model, folder / "llava.pte") == 0
+
+    return once("other-seed", build)
+
+
+@pytest.mark.export
+def test_model_of_another_seed_fails(other_seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest gone, it claims to be llava_tiny: the numerics say no, and blame the decoder."""
+    stranger = Path(shutil.copy(other_seed / "llava.pte", tmp_path / "llava.pte"))
+    assert (
+        verify(stranger, "--checks", "vision.*,embedding.*,logits.*,greedy.*", "--json", str(tmp_path / "r.json")) == 1
+    )
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["blame"]["method"] == "text_decoder"
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.export
+def test_model_of_another_seed_is_refused_with_its_manifest(
+    other_seed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest says so: nothing needs to run."""
+    assert verify(other_seed / "llava.pte") == 2
+    assert "not the one that the artifact was made from" in capsys.readouterr().err
+
+
+def test_input_pos_shifted_by_one_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    """The driver starts at position 1: the splice check names call and position, the numerics see it too."""
+    right = driver.position_array
+    monkeypatch.setattr(driver, "position_array", lambda position: right(position + 1))
+    run = run_gate(Request(bare, checks=("splice.*", "logits.*")))
+    assert run.judgement.exit_status == 1
+    assert run.judgement.blame is not None
+    assert run.judgement.blame.id == "splice.positions"
+    assert "decoder call 0 covers" in run.judgement.blame.message
+    failed = {r.id for r in run.results if r.verdict == "fail"}
+    assert "logits.teacher_forced" in failed
+
+
+def test_bgr_for_rgb_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    """Channels swapped on the way in: pixels differ from Hugging Face's."""
+    right = preprocess.to_tensor
+    monkeypatch.setattr(preprocess, "to_tensor", lambda image: right(image).flip(0))
+    run = run_gate(Request(bare, checks=("preprocess.*",)))
+    assert run.judgement.exit_status == 1
+    assert run.judgement.blame is not None
+    assert "Check channel order" in run.judgement.blame.message
+
+
+def test_second_bos_after_the_image_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    """BOS per segment (LC#3645)."""
+    from verifier import reference
+
+    right = reference.caption_prompt
+
+    def twice(tokenizer: object, question: str) -> object:
+        prompt = right(tokenizer, question)  # type: ignore[arg-type]
+        return replace(prompt, after=(1, *prompt.after))
+
+    monkeypatch.setattr(reference, "caption_prompt", twice)
+    run = run_gate(Request(bare, checks=("splice.tokens",)))
+    assert run.judgement.exit_status == 1
+    assert "BOS stands at" in run.results[0].message
+
+
+def test_crash_of_the_program_is_a_verdict(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    """A child that dies in the vision encoder: failed checks that say so, not a dead test run."""
+    data = bytearray(bare.read_bytes())
+    header = int.from_bytes(data[16:24], "little")
+    assert header > 0
+    monkeypatch.setattr("runner.local.LocalRunner.run", _dying_run)
+    run = run_gate(Request(bare, checks=("vision.embedding", "greedy.golden")))
+    assert run.judgement.exit_status == 1
+    assert all("killed by SIGABRT" in r.message for r in run.results)
+
+
+def _dying_run(self: object, bundle: object, *, timeout_s: float) -> object:
+    from runner.protocol import Result
+
+    return Result("crashed", "in call 0 (vision_encoder): killed by SIGABRT: boom")
+
+
+@pytest.fixture(scope="module")
+def gathered() -> evidence.Evidence:
+    """The evidence of the embedded program, to be broken in memory."""
+    from verifier.pipeline import gather, open_request
+    from verifier.progress import Progress, hushed
+
+    with hushed():
+        return gather(open_request(Request(EMBEDDED_PTE)), Progress(quiet=True))
+
+
+def _verdicts(check_id: str, broken: evidence.Evidence) -> set[str]:
+    from verifier.checks.registry import CHECKS
+
+    check = next(c for c in CHECKS if c.id == check_id)
+    return {result.verdict for result in check.run(check, broken)}
+
+
+def _with_case(broken: evidence.Evidence, **fields: object) -> evidence.Evidence:
+    return replace(broken, cases=(replace(broken.cases[0], **fields), *broken.cases[1:]))
+
+
+def test_every_numeric_check_passes_on_the_clean_evidence(gathered: evidence.Evidence) -> None:
+    """The clean side of the negative tests below."""
+    ids = (
+        "vision.embedding",
+        "vision.channels",
+        "embedding.tokens",
+        "logits.teacher_forced",
+        "logits.distribution",
+        "logits.channels",
+    )
+    assert {check_id: _verdicts(check_id, gathered) for check_id in ids} == {check_id: {"pass"} for check_id in ids}
+    assert (
+        _verdicts("mapping.activations", gathered)
+        == _verdicts("greedy.golden", gathered)
+        == _verdicts("kvcache.basic", gathered)
+        == {"pass"}
+    )
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_one_non_finite_value_fails(gathered: evidence.Evidence, poison: float) -> None:
+    """NaN is never compared away."""
+    vision, logits = np.array(gathered.cases[0].vision), np.array(gathered.cases[0].logits)
+    vision[5, 7] = logits[2, 9] = poison
+    broken = _with_case(gathered, vision=vision, logits=logits)
+    for check_id in ("vision.embedding", "logits.teacher_forced", "greedy.golden"):
+        assert "fail" in _verdicts(check_id, broken)
+
+
+def test_embeddings_of_another_image_fail(gathered: evidence.Evidence) -> None:
+    """The previous image's embedding reused."""
+    assert "fail" in _verdicts("vision.embedding", _with_case(gathered, vision=gathered.cases[1].vision))
+
+
+def test_dropped_projector_bias_fails(gathered: evidence.Evidence) -> None:
+    """One channel without its bias, half a standard deviation, on every image (ET#9472)."""
+    spread = np.concatenate([c.expected.vision for c in gathered.cases])[:, 40].std()
+    cases = []
+    for case in gathered.cases:
+        vision = np.array(case.vision)
+        vision[:, 40] += 0.5 * spread
+        cases.append(replace(case, vision=vision))
+    assert _verdicts("vision.channels", replace(gathered, cases=tuple(cases))) == {"fail"}
+
+
+def test_one_wrong_embedding_row_fails(gathered: evidence.Evidence) -> None:
+    """One token of the whole vocabulary."""
+    table = np.array(gathered.runtime.vocabulary)
+    table[777, 31] += 0.01 * np.abs(table[777]).max() * 2
+    broken = replace(gathered, runtime=replace(gathered.runtime, vocabulary=table))
+    assert _verdicts("embedding.tokens", broken) == {"fail"}
+
+
+def test_noisy_logits_fail(gathered: evidence.Evidence) -> None:
+    """Twice the noise of a clean export, on every answer."""
+    cases = []
+    for case in gathered.cases:
+        noise = np.asarray(case.logits) - case.expected.logits
+        cases.append(replace(case, logits=case.expected.logits + 2.5 * noise))
+    broken = replace(gathered, cases=tuple(cases))
+    assert "fail" in _verdicts("logits.teacher_forced", broken)
+    assert _verdicts("logits.distribution", broken) == {"fail"}
+
+
+def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Evidence) -> None:
+    """The winner and the runner-up swapped at one token."""
+    case = max(gathered.cases, key=lambda c: min(c.sample.golden.margins))
+    at = gathered.cases.index(case)
+    logits = np.array(case.logits)
+    order = logits[0].argsort()
+    logits[0, order[-1]], logits[0, order[-2]] = logits[0, order[-2]], logits[0, order[-1]]
+    cases = list(gathered.cases)
+    cases[at] = replace(case, logits=logits)
+    assert "fail" in _verdicts("greedy.golden", replace(gathered, cases=tuple(cases)))
+
+
+def test_mapping_fault_is_named_by_layer(gathered: evidence.Evidence) -> None:
+    """An activation off by a thousandth."""
+    from verifier.checks.registry import CHECKS
+
+    image, pairs = next(iter(gathered.mapping.items()))
+    broken = [replace(p, actual=p.actual * 1.001) if p.name == "layers.2" else p for p in pairs]
+    check = next(c for c in CHECKS if c.id == "mapping.activations")
+    (result,) = check.run(check, replace(gathered, mapping={image: broken}))
+    assert result.verdict == "fail"
+    assert "first in layers.2" in result.message
+
+
+def test_nothing_compared_is_an_error(gathered: evidence.Evidence) -> None:
+    """No vacuous pass."""
+    assert _verdicts("mapping.activations", replace(gathered, mapping={})) == {"error"}
+
+
+def test_cache_that_remembers_the_last_prompt_fails(gathered: evidence.Evidence) -> None:
+    """Stale rows, and a position past the end that is accepted."""
+    from runner.protocol import Result
+
+    chunks = gathered.runtime.cache["chunks"]
+    outputs = dict(chunks.outputs)
+    last = max(outputs)
+    outputs[last] = outputs[last] * np.float32(1.001)
+    cache = gathered.runtime.cache | {
+        "chunks": replace(chunks, outputs=outputs),
+        "beyond one": Result("ok", "", {0: outputs[last]}, (0.1,)),
+    }
+    broken = replace(gathered, runtime=replace(gathered.runtime, cache=cache))
+    from verifier.checks.registry import CHECKS
+
+    check = next(c for c in CHECKS if c.id == "kvcache.basic")
+    failed = {r.case for r in check.run(check, broken) if r.verdict == "fail"}
+    assert failed == {"after another prompt", "beyond one"}
+
+
+def test_structure_faults_fail(gathered: evidence.Evidence) -> None:
+    """A lost delegation, a lost kernel, a smaller arena, another dtype, another limit."""
+    artifact = gathered.artifact
+    decoder = artifact.methods["text_decoder"]
+
+    def with_decoder(**fields: object) -> evidence.Evidence:
+        return replace(
+            gathered,
+            artifact=replace(artifact, methods=artifact.methods | {"text_decoder": replace(decoder, **fields)}),
+        )
+
+    lost = decoder.operators | {"aten::addmm.out": 1}
+    assert _verdicts("structure.delegation", with_decoder(operators=lost)) == {"fail"}
+    fewer = {"XnnpackBackend": decoder.delegates["XnnpackBackend"] - 1}
+    assert _verdicts("structure.delegation", with_decoder(delegates=fewer)) == {"fail"}
+    assert _verdicts("structure.operators", with_decoder(operators=decoder.operators | {"my::op": 1})) == {"fail"}
+    assert _verdicts("structure.memory", with_decoder(planned_bytes=1000)) == {"fail"}
+    embeddings, position = decoder.inputs
+    half = (replace(embeddings, dtype="HALF"), position)  # type: ignore[type-var]
+    assert _verdicts("structure.signatures", with_decoder(inputs=half)) == {"fail"}
+    shorter = (replace(embeddings, sizes=(1, 512, 256)), position)  # type: ignore[type-var]
+    assert _verdicts("structure.limits", with_decoder(inputs=shorter)) == {"fail"}

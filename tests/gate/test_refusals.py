@@ -1,0 +1,168 @@
+"""What cannot be verified is refused: exit status 2, one clear message, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support import EMBEDDED_PTE, verify
+from verifier.checkpoint import EMBEDDED
+from verifier.export.manifest import manifest_path
+from verifier.export_llava import main as export_main
+from verifier.test_pte import main
+
+
+def _refused(capsys: pytest.CaptureFixture[str], status: int, *said: str) -> None:
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert "NOT VERIFIED" in error
+    assert "Traceback" not in error
+    for words in said:
+        assert words in error
+
+
+@pytest.fixture
+def pte(tmp_path: Path) -> Path:
+    """A copy of the embedded program with its manifest, to be damaged."""
+    shutil.copy(manifest_path(EMBEDDED_PTE), tmp_path / "llava.manifest.json")
+    return Path(shutil.copy(EMBEDDED_PTE, tmp_path / "llava.pte"))
+
+
+def test_missing_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No such file."""
+    _refused(capsys, verify(tmp_path / "no.pte"), "no such file", "verifier.export_llava")
+
+
+def test_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A folder is not a program."""
+    _refused(capsys, verify(tmp_path), "is a folder")
+
+
+@pytest.mark.parametrize("size", [0, 3, 30, 60, 4000, 300_000, -200_000, -1])
+def test_truncated_file_is_refused(capsys: pytest.CaptureFixture[str], pte: Path, size: int) -> None:
+    """At several places: before the header, in it, in the program, in the constants, one byte short."""
+    data = pte.read_bytes()
+    pte.write_bytes(data[:size])
+    _refused(
+        capsys,
+        verify(pte),
+        "the file is empty" if size == 0 else "not an ExecuTorch program" if size < 40 and size > 0 else "truncated",
+    )
+
+
+@pytest.mark.parametrize("head", [b"", b"\0\0\0\0ET12eh00"])
+def test_random_bytes_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, head: bytes) -> None:
+    """Noise, and noise behind the right magic."""
+    path = tmp_path / "noise.pte"
+    path.write_bytes(head + os.urandom(0) + bytes(range(7, 250)) * 400)
+    _refused(capsys, verify(path), "ExecuTorch program" if not head else "header is damaged")
+
+
+def test_damaged_program_is_refused(capsys: pytest.CaptureFixture[str], pte: Path) -> None:
+    """A sound header before a flatbuffer full of 0xFF."""
+    data = bytearray(pte.read_bytes())
+    data[64:4096] = b"\xff" * 4032
+    pte.write_bytes(bytes(data))
+    _refused(capsys, verify(pte), "cannot be parsed")
+
+
+def test_unreadable_manifest_is_refused(capsys: pytest.CaptureFixture[str], pte: Path) -> None:
+    """A manifest that is not JSON is not ignored."""
+    manifest_path(pte).write_text("{")
+    _refused(capsys, verify(pte), "manifest cannot be used")
+
+
+def test_manifest_of_another_length_is_refused(capsys: pytest.CaptureFixture[str], pte: Path) -> None:
+    """The program holds 768 tokens, the manifest says 512."""
+    text = json.loads(manifest_path(pte).read_text())
+    text["recipe"]["max_seq_len"] = text["recipe"]["max_context_len"] = 512
+    manifest_path(pte).write_text(json.dumps(text))
+    _refused(capsys, verify(pte), "manifest belongs to another file", "768", "512")
+
+
+def test_checkpoint_of_another_program_is_refused(
+    capsys: pytest.CaptureFixture[str], pte: Path, micro_checkpoint: Path
+) -> None:
+    """The manifest names the checkpoint that the program was made from."""
+    _refused(
+        capsys,
+        verify(pte, "--model", str(micro_checkpoint)),
+        "not the one that the artifact was made from",
+        "llava_tiny",
+    )
+
+
+def test_corrupt_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], pte: Path, tmp_path: Path) -> None:
+    """Corrupt safetensors."""
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+    (folder / "model.safetensors").write_bytes(b"\xff" * 5000)
+    _refused(capsys, verify(pte, "--model", str(folder)), "not a readable safetensors file")
+
+
+@pytest.mark.parametrize(("size", "said"), [((8000, 20), "too narrow"), (None, "cannot be read")])
+def test_impossible_images_are_refused(
+    capsys: pytest.CaptureFixture[str], pte: Path, tmp_path: Path, size: tuple[int, int] | None, said: str
+) -> None:
+    """An image of 8,000 x 20, and a text that calls itself one."""
+    image = tmp_path / "image.png"
+    if size:
+        Image.new("RGB", size).save(image)
+    else:
+        image.write_text("not an image")
+    _refused(capsys, main([str(pte), str(image)]), said)
+
+
+def test_unwritable_report_folder_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], pte: Path, tmp_path: Path
+) -> None:
+    """A file stands where the folder should be."""
+    (tmp_path / "report").write_text("")
+    _refused(capsys, verify(pte, "--report", str(tmp_path / "report")), "cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"), [(["--checks", "nothing.*"], "no check matches"), (["--target", "moon"], "unknown target")]
+)
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], pte: Path, flag: list[str], said: str) -> None:
+    """With the names that exist."""
+    _refused(capsys, verify(pte, *flag), said, "expected")
+
+
+@pytest.mark.parametrize("arguments", [["--unknown"], []])
+def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
+    """An unknown flag, and no file at all: argparse's own status is 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--group-size", "48"], "multiple of 32"),
+        (["--max-seq-len", "800", "--max-context-len", "700"], "lengths are not usable"),
+        (["--model", "/nonexistent"], "no such checkpoint"),
+        (["--calibration", "/nonexistent"], "too few calibration images"),
+        (["--image", "/nonexistent.png"], "no such image"),
+        (["--group-size", "512"], "whole groups"),
+    ],
+)
+def test_exporter_refuses_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """Exit status 2, a message, and an empty folder."""
+    assert export_main(["--pte-name", str(tmp_path / "x.pte"), "--quiet", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exporter_refuses_an_unwritable_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Before minutes of work, not after them."""
+    (tmp_path / "file").write_text("")
+    assert export_main(["--pte-name", str(tmp_path / "file" / "x.pte"), "--quiet"]) == 2
+    assert "cannot be written" in capsys.readouterr().err

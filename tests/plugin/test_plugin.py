@@ -1,0 +1,54 @@
+"""`pytest --pte`: the same verdicts as tests, also in parallel."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import EMBEDDED_PTE
+
+pytestmark = pytest.mark.xdist_group("plugin")
+
+
+def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_pte_option_runs_the_gate_in_parallel(tmp_path: Path) -> None:
+    """In an empty folder, on two workers: one test per check and case, all passed."""
+    done = _pytest(tmp_path, "--pte", str(EMBEDDED_PTE), "-n", "2", "--pte-checks", "structure.*,splice.*,preprocess.*")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_failing_check_is_a_failing_test_with_its_message(tmp_path: Path) -> None:
+    """Exit status 1 and the gate's own words, without a traceback."""
+    broken = Path(shutil.copy(EMBEDDED_PTE, tmp_path / "llava.pte"))
+    shutil.copy(EMBEDDED_PTE.with_name("llava_tiny.manifest.json"), tmp_path / "llava.manifest.json")
+    data = bytearray(broken.read_bytes())
+    data[-100] ^= 1
+    broken.write_bytes(bytes(data))
+    done = _pytest(tmp_path, "--pte", str(broken), "--pte-checks", "structure.*")
+    assert done.returncode == 1
+    assert "SHA-256 differs" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_refused_file_is_a_usage_error(tmp_path: Path) -> None:
+    """pytest's own status for bad usage, and the refusal's text."""
+    done = _pytest(tmp_path, "--pte", str(tmp_path / "no.pte"))
+    assert done.returncode == 4
+    assert "no such file" in done.stderr + done.stdout
+
+
+def test_options_stand_in_the_help(tmp_path: Path) -> None:
+    """Under their own heading."""
+    help_text = _pytest(tmp_path, "--help").stdout
+    assert "release gate for LLaVA on ExecuTorch" in help_text
+    assert "--pte-model" in help_text

@@ -1,0 +1,98 @@
+"""Geometry comes from config.json, for every LLaVA-1.5 and for nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from tests.support import micro_config
+from verifier.errors import CheckpointError
+from verifier.model.geometry import Geometry
+from verifier.model.keymap import map_keys
+
+LLAVA_7B = {
+    "model_type": "llava",
+    "image_token_index": 32000,
+    "vision_feature_layer": -2,
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "image_size": 336,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+    },
+    "text_config": {"model_type": "llama", "rms_norm_eps": 1e-05, "vocab_size": 32064},
+}
+
+
+def test_geometry_of_7b_fills_in_the_defaults() -> None:
+    """The published config names few text fields; Llama-2-7B's stand behind them."""
+    geometry = Geometry.from_config(LLAVA_7B)
+    assert (geometry.vision.layers_used, geometry.vision.patches, geometry.vision.width) == (23, 576, 1024)
+    text = geometry.text
+    assert (text.width, text.layers, text.heads, text.kv_heads, text.head_dim, text.hidden) == (
+        4096,
+        32,
+        32,
+        32,
+        128,
+        11008,
+    )
+
+
+def test_geometry_reads_grouped_queries() -> None:
+    """kv_heads below heads is allowed."""
+    assert Geometry.from_config(micro_config()).text.kv_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("model_type",), "llama", "model_type"),
+        (("vision_config", "patch_size"), 13, "vision_config"),
+        (("vision_config", "hidden_act"), "gelu", "hidden_act"),
+        (("vision_feature_layer",), -9, "vision_feature_layer"),
+        (("text_config", "num_key_value_heads"), 3, "text_config"),
+        (("text_config", "hidden_size"), "64", "hidden_size"),
+        (("text_config", "tie_word_embeddings"), True, "tie_word_embeddings"),
+        (("text_config", "rope_scaling"), {"rope_type": "llama3"}, "rope_parameters"),
+        (("text_config",), None, "text_config"),
+    ],
+)
+def test_geometry_refuses_other_models_by_field(path: tuple[str, ...], value: object, said: str) -> None:
+    """The message names the field that is not LLaVA-1.5's."""
+    config = copy.deepcopy(micro_config())
+    section = config
+    for name in path[:-1]:
+        section = section[name]  # type: ignore[assignment]
+    section[path[-1]] = value
+    with pytest.raises(CheckpointError, match=said):
+        Geometry.from_config(config)
+
+
+def _keys_7b() -> set[str]:
+    geometry = Geometry.from_config(LLAVA_7B)
+    from verifier.model.keymap import _SPELLINGS, _map
+
+    mapped = _map(_SPELLINGS[2], geometry)
+    return set(mapped.used | mapped.unused)
+
+
+def test_keymap_takes_the_published_spelling() -> None:
+    """Keys of llava-hf/llava-1.5-7b-hf as published: 23 used vision layers, the 24th unused."""
+    mapped = map_keys(
+        _keys_7b() | {"vision_tower.vision_model.embeddings.position_ids"}, Geometry.from_config(LLAVA_7B)
+    )
+    assert mapped.text["layers.31.feed_forward.w2.weight"] == "language_model.model.layers.31.mlp.down_proj.weight"
+    assert len(mapped.text) == 32 * 9 + 2
+    assert "vision_tower.vision_model.encoder.layers.23.mlp.fc1.weight" in mapped.unused
+
+
+def test_keymap_names_a_renamed_key() -> None:
+    """A key that was renamed is both missing and unknown (ET#12324 passed it in silence)."""
+    keys = _keys_7b() - {"language_model.model.norm.weight"} | {"language_model.model.final_norm.weight"}
+    with pytest.raises(CheckpointError, match=r"missing language_model\.model\.norm\.weight; unknown .*final_norm"):
+        map_keys(keys, Geometry.from_config(LLAVA_7B))

@@ -1,0 +1,41 @@
+"""Reports are strict JSON and well-formed XML whatever a check measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from verifier.errors import UsageError
+from verifier.files import replacing
+from verifier.report.as_json import finite
+
+
+def test_finite_replaces_what_json_cannot_say() -> None:
+    """NaN and infinities become null with a reason; numpy scalars become Python's."""
+    data = finite({"a": float("nan"), "b": [np.float32("inf"), np.int64(3)], "c": (1.5, None, True)})
+    assert json.loads(json.dumps(data, allow_nan=False)) == {
+        "a": {"value": None, "reason": "NaN"},
+        "b": [{"value": None, "reason": "infinity"}, 3],
+        "c": [1.5, None, True],
+    }
+
+
+def test_replacing_leaves_the_old_file_when_the_block_fails(tmp_path: pytest.TempPathFactory) -> None:
+    """Nothing half-written, nothing lost, no temporary file left."""
+    path = tmp_path / "report.json"  # type: ignore[operator]
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+    assert path.read_text() == "old"
+
+
+def test_replacing_refuses_an_unwritable_folder(tmp_path: pytest.TempPathFactory) -> None:
+    """A file where a folder should be."""
+    blocker = tmp_path / "file"  # type: ignore[operator]
+    blocker.write_text("")
+    with pytest.raises(UsageError, match="cannot be written"), replacing(blocker / "x.json"):
+        pass

@@ -1,0 +1,135 @@
+"""A contained work-around for ExecuTorch 1.5's slow lowering: skip work that cannot change anything.
+
+Four places dominate the export of a program with many small delegates, and do work that leaves no trace in the result:
+- `XNNPACKPassManager.transform` runs 17 passes over every delegate, each ending in a re-trace, although most look for
+  operators (batch norm, PReLU, upsampling, ...) that a LLaVA does not have. A pass is skipped where none of its
+  operators occurs; a pass that is not in the table always runs.
+- `ExportedProgram.run_decompositions` re-traces a whole program for every partitioner, although nothing is left to
+  decompose after the first. It is skipped under the condition that ExecuTorch itself uses elsewhere: the program is
+  functional already, and no operator of the table occurs in it.
+- `NodeSource` copies the history of a node at every re-trace, so that its cost grows with the number of passes; the
+  history is only ever read, and sharing it is enough.
+- torchao's quantize and dequantize operators have no shape function of their own: every re-trace computes them in
+  symbolic arithmetic, a dozen operators each, to learn that the output has the input's shape.
+The bytes of the result do not change: `tests/gate/test_export.py` exports both ways and compares. `plain=True`, or a
+version of ExecuTorch in which these names are gone, switches it off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Pass -> fragments of the operator names without which it leaves a graph as it is.
+_TRIGGERS: dict[str, tuple[str, ...]] = {
+    "XNNPACKRemoveCloneOpsTransform": ("clone", "dim_order"),
+    "DimOrderOpsRevertPass": ("dim_order",),
+    "ConvertToUpsampleBilinear2d": ("upsample", "aten.index"),
+    "ConvertToSDPAPass": ("softmax", "scaled_dot"),
+    "FuseBatchNormPass": ("batch_norm",),
+    "DecomposeBatchNorm": ("batch_norm",),
+    "FuseActivationPass": ("relu", "hardtanh"),
+    "DecomposeConcatenate": ("aten.cat",),
+    "RemoveGetItemPass": ("max_pool2d", "aten.max"),
+    "InsertPadQDQPass": ("constant_pad",),
+    "Conv1dUnsqueezePass": ("convolution",),
+    "PReLUReshapePass": ("prelu",),
+}
+_FUNCTIONAL = "_verifier_is_functional"
+
+
+def _operator_names(graph_module: Any) -> str:
+    nodes = graph_module.graph.nodes
+    return " ".join(str(getattr(node.target, "__name__", node.target)) for node in nodes if node.op == "call_function")
+
+
+def _needed(pass_type: type, names: str) -> bool:
+    triggers = _TRIGGERS.get(pass_type.__name__)
+    return triggers is None or any(trigger in names for trigger in triggers)
+
+
+def _lean_node_source(make: Any) -> Any:
+    def lean_init(self: Any, node: Any, pass_name: str = "", action: Any = None) -> None:
+        make(self, None, pass_name, action)
+        if node:
+            self.node_info = self.NodeInfo(name=node.name, target=str(node.target), graph_id=id(node.graph))
+            self.from_node = list(node.meta.get("from_node", ()))
+
+    return lean_init
+
+
+def _shape_of_input(compute: Any, dtype_argument: int | None) -> Any:
+    """For a fake tensor, an empty one of its shape instead of the arithmetic; anything else is computed."""
+    from torch import float32
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    def lean_compute(tensor: Any, *arguments: Any) -> Any:
+        if type(tensor) is not FakeTensor:
+            return compute(tensor, *arguments)
+        dtype = float32 if dtype_argument is None else arguments[dtype_argument]
+        return tensor.new_empty(tensor.shape, dtype=dtype)
+
+    return lean_compute
+
+
+@contextmanager
+def _replaced(*attributes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Set attributes inside the block and restore them after it."""
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in attributes]
+    try:
+        for owner, name, value in attributes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in saved:
+            setattr(owner, name, value)
+
+
+@contextmanager
+def lean_lowering(*, plain: bool = False) -> Iterator[None]:
+    """Lower without superfluous re-traces inside the block. Not for use from several threads."""
+    try:
+        import torch
+        from executorch.backends.xnnpack._passes import XNNPACKPassManager
+        from executorch.exir.graph_module import contains_any_call_fn_target_op
+        from torch.export import ExportedProgram
+        from torch.fx.traceback import NodeSource
+        from torchao.quantization import quant_primitives
+
+        transform, decompose = XNNPACKPassManager.transform, ExportedProgram.run_decompositions
+        quantize = quant_primitives._quantize_affine_no_dtype_cast
+        dequantize = quant_primitives._dequantize_affine_no_dtype_check
+    except (ImportError, AttributeError):
+        plain = True
+    if plain:
+        yield
+        return
+
+    # sizes of symbolic tensors are asked for, never decomposed, although the table names the operator
+    keeps = {torch.ops.aten.sym_size.int}
+
+    def lean_transform(self: Any) -> Any:
+        names = _operator_names(self.exported_program.graph_module)
+        # linears are made from other operators on the way, and never one of the triggers
+        self.passes = [p for p in self.passes if _needed(p, names)]
+        return transform(self)
+
+    def lean_decompositions(self: Any, decomp_table: Any = None, **rest: Any) -> Any:
+        done = getattr(self, _FUNCTIONAL, False)
+        if done and decomp_table is not None:
+            operators = {op for op in decomp_table if op not in keeps}
+            if not contains_any_call_fn_target_op(self.graph_module, operators):
+                return self
+        made = decompose(self, decomp_table, **rest)
+        object.__setattr__(made, _FUNCTIONAL, True)
+        return made
+
+    with _replaced(
+        (XNNPACKPassManager, "transform", lean_transform),
+        (ExportedProgram, "run_decompositions", lean_decompositions),
+        (NodeSource, "__init__", _lean_node_source(NodeSource.__init__)),
+        (quant_primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(quantize, None)),
+        (quant_primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(dequantize, 5)),
+    ):
+        yield
