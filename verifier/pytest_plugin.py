@@ -71,6 +71,8 @@ class _Gate:
         except VerifierError as error:
             raise pytest.UsageError(f"not verified: {error}") from error
         outcome = yield
+        if session.config.pluginmanager.hasplugin("dsession"):  # under xdist the workers collect, not the controller
+            return outcome
         if not session.config.args_source.name.startswith("ARGS"):
             session.items.clear()
         collector = GateFile.from_parent(
@@ -110,8 +112,6 @@ class _Gate:
         """The controller removes what the workers shared."""
         if hasattr(session.config, "workerinput"):
             return
-        run_id = getattr(session.config.pluginmanager.getplugin("dsession"), "trdist", None)
-        del run_id
         pattern = f"verifier-{os.getuid()}-{self._shared_id(session)}.json*"
         for path in Path(tempfile.gettempdir()).glob(pattern):
             path.unlink(missing_ok=True)

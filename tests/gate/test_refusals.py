@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -55,11 +54,21 @@ def test_truncated_file_is_refused(capsys: pytest.CaptureFixture[str], pte: Path
     )
 
 
+def test_program_without_the_methods_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A sound ExecuTorch program of something else: its methods are listed, the missing ones named."""
+    import torch
+    from executorch.exir import to_edge
+
+    program = to_edge(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))).to_executorch()
+    (tmp_path / "relu.pte").write_bytes(program.buffer)
+    _refused(capsys, verify(tmp_path / "relu.pte"), "not a LLaVA: no method vision_encoder", "got: forward")
+
+
 @pytest.mark.parametrize("head", [b"", b"\0\0\0\0ET12eh00"])
 def test_random_bytes_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, head: bytes) -> None:
     """Noise, and noise behind the right magic."""
     path = tmp_path / "noise.pte"
-    path.write_bytes(head + os.urandom(0) + bytes(range(7, 250)) * 400)
+    path.write_bytes(head + bytes(range(7, 250)) * 400)
     _refused(capsys, verify(path), "ExecuTorch program" if not head else "header is damaged")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def _families(run: Run) -> Table:
 
 def print_run(run: Run, console: Console | None = None) -> None:
     """Print families, ladder and verdict."""
-    console = console or Console(soft_wrap=False)
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
     console.print(
         f"{run.artifact.path}  {run.artifact.header.file_bytes / 1e6:.2f} MB  sha256 {run.artifact.sha256[:16]}…  recipe {run.recipe.name}",
         highlight=False,

@@ -1,7 +1,8 @@
 """Rendered scenes and their one true caption.
 
 A scene holds one or two objects on a background. Its caption is a function of the scene alone, so "exact caption" is a
-meaningful score. Of two objects one is large and one is small; the large one is named first. Scenes are drawn at twice the size and reduced, so edges are smooth.
+meaningful score. Of two objects one is large and one is small, and their colours differ: the large one is named first, and a
+decoder of this size tells them apart by colour. Scenes are drawn at twice the size and reduced, so edges are smooth.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def sample_scene(rng: random.Random, *, square: bool | None = None) -> Scene:
         return Scene((_sample_object(rng, width, height, rng.choice(SIZES)),), background, width, height, phase)
     while True:
         large, small = (_sample_object(rng, width, height, size) for size in ("large", "small"))
-        if _is_clear(large, small):
+        if large.colour != small.colour and _is_clear(large, small):
             return Scene((large, small), background, width, height, phase)
 
 

@@ -8,6 +8,9 @@ Four stages.
 3. `join`: both sides together.
 4. `polish`: all 576 tokens, learning rate to zero.
 The state of a stage is saved every few minutes; the same command goes on where it stopped.
+
+The committed weights went through these stages while the scenes still changed: until the end of `read` the two objects
+could be of one size, and `left` and `right` were told apart; until the end of `polish` they could share a colour.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""The README's picture: golden images and the captions of the program: `python -m golden.llava_tiny.make.picture`."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
+from runner.local import LocalRunner
+from runner.protocol import Bundle
+from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.driver import Script, converse
+from verifier.golden import load_golden
+from verifier.model.preprocess import frame_size
+from verifier.model.prompt import Tokenizer
+from verifier.progress import hushed
+from verifier.reference import load_sample
+
+SHOWN = ("pair_base", "pair_relation", "square_1", "wide_2", "tall_0", "square_5", "wide_0", "odd_337x251")
+CELL_PX, TEXT_PX = 240, 64
+
+
+def main() -> None:
+    """Caption eight images on the runtime and write `docs/golden.png`."""
+    golden = {image.name: image for image in load_golden(EMBEDDED, open_checkpoint().sha256).images}
+    tokenizer = Tokenizer(EMBEDDED / "tokenizer.model")
+    samples = [load_sample(golden[name], tokenizer, side_px=336) for name in SHOWN]
+    script = Script()
+    talks = [
+        converse(script, image=s.image.numpy(), prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples
+    ]
+    with hushed():
+        result = LocalRunner().run(Bundle(EMBEDDED / "llava_tiny.pte", tuple(script.calls)), timeout_s=600)
+    sheet = Image.new("RGB", (4 * CELL_PX, 2 * (CELL_PX + TEXT_PX)), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (sample, talk) in enumerate(zip(samples, talks, strict=True)):
+        image = Image.open(sample.golden.path).convert("RGB")
+        frame = pad_to_frame(image.resize(frame_size(*image.size)), FILLS[1]).resize((CELL_PX - 12, CELL_PX - 12))
+        x, y = number % 4 * CELL_PX, number // 4 * (CELL_PX + TEXT_PX)
+        sheet.paste(frame, (x + 6, y + 6))
+        caption = tokenizer.decode([int(result.outputs[call].argmax()) for call in talk.logits])
+        draw.multiline_text((x + 8, y + CELL_PX), "\n".join(textwrap.wrap(caption, 32)), fill=(30, 30, 30), font=font)
+    path = Path(__file__).parents[3] / "docs" / "golden.png"
+    sheet.save(path, optimize=True)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
