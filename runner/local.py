@@ -61,6 +61,7 @@ def _finished(directory: Path, fields: dict[str, Any]) -> Result:
         outcome=fields["outcome"],
         message=fields["message"],
         outputs=load_outputs(directory, range(len(call_s))),
+        errors={int(call): str(text) for call, text in fields["errors"].items()},
         call_s=call_s,
         load_s=fields["load_s"],
         peak_rss_bytes=fields["peak_rss_bytes"],

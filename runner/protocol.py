@@ -35,11 +35,12 @@ class OutputOf:
 
 @dataclass(frozen=True)
 class Call:
-    """One method call. `keep` brings its first output back."""
+    """One method call. `keep` brings its first output back; an error of one that `may_fail` does not end the bundle."""
 
     method: str
     inputs: tuple[Array | OutputOf, ...]
     keep: bool = True
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Result:
-    """What a runner brings back. Times in seconds, one per finished call; `outputs` by call number; `operators` are
+    """What a runner brings back. Times in seconds, one per finished call; `outputs` by call number, and the `errors` of calls that
+    might fail; `operators` are
     those that the runtime has kernels for."""
 
     outcome: Outcome
     message: str
     outputs: dict[int, Array] = field(default_factory=dict, repr=False)
+    errors: dict[int, str] = field(default_factory=dict)
     call_s: tuple[float, ...] = ()
     load_s: float = 0.0
     peak_rss_bytes: int = 0
@@ -100,7 +103,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
             else:
                 arrays[f"{number}_{position}"] = np.ascontiguousarray(value)
                 inputs.append({"array": f"{number}_{position}"})
-        calls.append({"method": call.method, "inputs": inputs, "keep": call.keep})
+        calls.append({"method": call.method, "inputs": inputs, "keep": call.keep, "may_fail": call.may_fail})
     text = {"schema": SCHEMA, "pte": str(bundle.pte.resolve()), "threads": bundle.threads, "calls": calls}
     (directory / "bundle.json").write_text(json.dumps(text))
     with (directory / "inputs.npz").open("wb") as file:
@@ -119,6 +122,7 @@ def load_bundle(directory: Path) -> Bundle:
                     str(call["method"]),
                     tuple(OutputOf(int(i["call"])) if "call" in i else arrays[i["array"]] for i in call["inputs"]),
                     bool(call["keep"]),
+                    bool(call["may_fail"]),
                 )
                 for call in text["calls"]
             )

@@ -19,38 +19,31 @@ def probe_embeddings(table: Array, *, seed: int = 0) -> Array:
     return out
 
 
-def _feed(script: Script, embeddings: Array, chunks: tuple[int, ...], *, start: int = 0) -> int:
+def _feed(script: Script, embeddings: Array, chunks: tuple[int, ...]) -> int:
     call, position = -1, 0
     for chunk in chunks:
-        call = script.add("text_decoder", embeddings[:, position : position + chunk], position_array(start + position))
+        call = script.add("text_decoder", embeddings[:, position : position + chunk], position_array(position))
         position += chunk
     return call
 
 
-def probe_bundles(artifact: Artifact, table: Array) -> dict[str, tuple[Bundle, dict[str, int]]]:
-    """Name -> bundle and the calls to look at.
+def probe_bundle(artifact: Artifact, table: Array) -> tuple[Bundle, dict[str, int]]:
+    """The bundle, and the calls to look at by name.
 
-    `chunks`: one prompt whole, then in several splits, then whole again behind another prompt. `last`: the last position
-    alone and as the end of a chunk. `beyond one`, `beyond chunk`: one past the end; they should fail, so each is alone.
+    One prompt whole, then in several splits, then whole again behind another prompt; the last position alone and as the
+    end of a chunk; at last one past the end, alone and at the end of a chunk, which should be errors.
     """
     first, other = probe_embeddings(table), probe_embeddings(table, seed=1)
     limit = artifact.max_seq_len
     script = Script()
     marks = {"whole": _feed(script, first, (PROBE_TOKENS,))}
     marks |= {name: _feed(script, first, chunks) for name, chunks in SPLITS.items()}
-    _feed(script, other, (PROBE_TOKENS,), start=0)
+    _feed(script, other, (PROBE_TOKENS,))
     marks["after another prompt"] = _feed(script, first, (PROBE_TOKENS,))
-    bundles = {"chunks": (Bundle(artifact.path, tuple(script.calls)), marks)}
-    script = Script()
     _fill(script, first, limit - 1)
-    marks = {"one": script.add("text_decoder", first[:, :1], position_array(limit - 1))}
-    marks["chunk"] = script.add("text_decoder", first[:, :5], position_array(limit - 5))
-    bundles["last"] = (Bundle(artifact.path, tuple(script.calls)), marks)
-    for name, size in (("beyond one", 1), ("beyond chunk", 5)):
-        script = Script()
-        call = script.add("text_decoder", first[:, :size], position_array(limit - size + 1))
-        bundles[name] = (Bundle(artifact.path, tuple(script.calls)), {"call": call})
-    return bundles
+    for name, size, past in (("last one", 1, 0), ("last chunk", 5, 0), ("beyond one", 1, 1), ("beyond chunk", 5, 1)):
+        marks[name] = script.add("text_decoder", first[:, :size], position_array(limit - size + past), may_fail=True)
+    return Bundle(artifact.path, tuple(script.calls)), marks
 
 
 def _fill(script: Script, embeddings: Array, length: int) -> None:

@@ -20,9 +20,9 @@ class Script:
 
     calls: list[Call] = field(default_factory=list)
 
-    def add(self, method: str, *inputs: Array | OutputOf, keep: bool = True) -> int:
+    def add(self, method: str, *inputs: Array | OutputOf, keep: bool = True, may_fail: bool = False) -> int:
         """Append one call."""
-        self.calls.append(Call(method, inputs, keep))
+        self.calls.append(Call(method, inputs, keep, may_fail))
         return len(self.calls) - 1
 
 

@@ -36,11 +36,11 @@ class Case:
 
 @dataclass(frozen=True)
 class RuntimeEvidence:
-    """The conversation bundle and the cache bundles, as they came back."""
+    """The conversation bundle and the cache probes, as they came back."""
 
     conversations: Result
     vocabulary: Array | None
-    cache: dict[str, Result]
+    cache: Result | None
 
 
 @dataclass(frozen=True)

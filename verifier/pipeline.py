@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from runner.local import LocalRunner
 from runner.protocol import Result, Runner
 from verifier.artifact.program import Artifact, open_artifact
-from verifier.cache_probe import probe_bundles
+from verifier.cache_probe import probe_bundle
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import select
@@ -31,6 +32,7 @@ from verifier.evidence import (
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
 from verifier.model.definition import Definition, build_definition
+from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
 from verifier.model.prompt import Tokenizer
 from verifier.progress import Progress, hushed
@@ -154,13 +156,24 @@ def _tolerances(opened: Opened) -> Tolerances | GoldenError:
         return error
 
 
+def _probe_cache(opened: Opened) -> Result | None:
+    """Result of the cache probes, None if no check wants it."""
+    if not any(check.id.startswith("kvcache.") for check in opened.checks):
+        return None
+    key = map_keys(opened.checkpoint.keys, opened.checkpoint.geometry).embedding
+    bundle, _ = probe_bundle(opened.artifact, opened.checkpoint.tensor(key).float().numpy())
+    return run_bundle(opened.runner, bundle)
+
+
 def gather(opened: Opened, progress: Progress) -> Evidence:
     """Run references and runtime; nothing is judged here."""
     checkpoint, artifact = opened.checkpoint, opened.artifact
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
     side_px = checkpoint.geometry.vision.image_px
-    with progress.stage("fp32 reference"):
+    with ThreadPoolExecutor(1) as children, progress.stage("fp32 reference"):
+        # the cache probes are children of their own: they run beside the reference on the other core
+        probed = children.submit(_probe_cache, opened)
         samples = [
             load_sample(image, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
             for image in golden.images
@@ -172,22 +185,20 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         if opened.request.image is not None:
             samples.append(_user_sample(opened, definition, tokenizer, golden))
         answers = reference_answers(definition, samples)
-    with progress.stage("Hugging Face against definition"):
-        wanted = any(check.id.startswith("mapping.") for check in opened.checks)
-        mapping = mapping_pairs(checkpoint, definition, samples) if wanted else {}
-    with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
+    with (
+        ThreadPoolExecutor(1) as children,
+        progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"),
+    ):
         made = conversation_bundle(
             artifact,
             samples,
             patches=checkpoint.geometry.vision.patches,
             vocabulary=checkpoint.geometry.text.vocabulary,
         )
-        result = run_bundle(opened.runner, made.bundle)
-    cache: dict[str, Result] = {}
-    if any(check.id.startswith("kvcache.") for check in opened.checks):
-        with progress.stage("program: KV-cache probes"):
-            probes = probe_bundles(artifact, definition.embedding.numpy())
-            cache = {name: run_bundle(opened.runner, bundle) for name, (bundle, _) in probes.items()}
+        answered = children.submit(run_bundle, opened.runner, made.bundle)
+        wanted = any(check.id.startswith("mapping.") for check in opened.checks)
+        mapping = mapping_pairs(checkpoint, definition, samples) if wanted else {}
+        result = answered.result()
     cases = collect_cases(made, result, samples, answers)
     return Evidence(
         artifact=artifact,
@@ -200,7 +211,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         cases=cases[: len(golden.images)],
         user_case=cases[-1] if opened.request.image is not None else None,
         mapping=mapping,
-        runtime=RuntimeEvidence(result, collect_vocabulary(made, result), cache),
+        runtime=RuntimeEvidence(result, collect_vocabulary(made, result), probed.result()),
     )
 
 

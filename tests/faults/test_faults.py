@@ -283,16 +283,15 @@ def test_nothing_compared_is_an_error(gathered: evidence.Evidence) -> None:
 
 def test_cache_that_remembers_the_last_prompt_fails(gathered: evidence.Evidence) -> None:
     """Stale rows, and a position past the end that is accepted."""
-    from runner.protocol import Result
+    from verifier.cache_probe import probe_bundle
 
-    chunks = gathered.runtime.cache["chunks"]
-    outputs = dict(chunks.outputs)
-    last = max(outputs)
-    outputs[last] = outputs[last] * np.float32(1.001)
-    cache = gathered.runtime.cache | {
-        "chunks": replace(chunks, outputs=outputs),
-        "beyond one": Result("ok", "", {0: outputs[last]}, (0.1,)),
-    }
+    _, marks = probe_bundle(gathered.artifact, gathered.definition.embedding.numpy())
+    clean = gathered.runtime.cache
+    assert clean is not None
+    again, beyond = marks["after another prompt"], marks["beyond one"]
+    outputs = clean.outputs | {again: clean.outputs[again] * np.float32(1.001), beyond: clean.outputs[again]}
+    errors = {call: text for call, text in clean.errors.items() if call != beyond}
+    cache = replace(clean, outputs=outputs, errors=errors)
     broken = replace(gathered, runtime=replace(gathered.runtime, cache=cache))
     from verifier.checks.registry import CHECKS
 

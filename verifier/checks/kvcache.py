@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.protocol import Result
-from verifier.cache_probe import PROBE_TOKENS, SPLITS, probe_bundles
+from verifier.cache_probe import PROBE_TOKENS, SPLITS, probe_bundle
 from verifier.checks.common import Check
 from verifier.evidence import Evidence
 from verifier.metrics import comparable, sqnr_db
@@ -14,7 +14,8 @@ ALLOWED_DB = 60.0
 next of 256 steps. Measured on llava_tiny: 136 dB and more without a tie; a mask or position off by one falls below 20 dB."""
 RESTART_DB = 300.0
 """The same calls again must give the same bits."""
-CASES = (*SPLITS, "after another prompt", "last position", "beyond one", "beyond chunk")
+BEYOND = ("beyond one", "beyond chunk")
+CASES = (*SPLITS, "after another prompt", "last position", *BEYOND)
 
 
 def _cases(_images: tuple[str, ...]) -> tuple[str, ...]:
@@ -23,26 +24,16 @@ def _cases(_images: tuple[str, ...]) -> tuple[str, ...]:
 
 def basic(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Chunks do not matter, a new prompt forgets the last one, the last position works, and one past it is an error."""
-    made = probe_bundles(evidence.artifact, evidence.definition.embedding.numpy())
-    results = evidence.runtime.cache
-    missing = sorted(set(made) - set(results))
-    if missing:
-        return [check.error(case, f"the cache was not probed: {', '.join(missing)}") for case in CASES]
-    marks = {name: marks for name, (_, marks) in made.items()}
-    found = [
-        _same(check, evidence, results["chunks"], marks["chunks"], case) for case in (*SPLITS, "after another prompt")
-    ]
-    found.append(_last(check, evidence, results["last"], marks["last"]))
-    return [
-        *found,
-        *(
-            _beyond(check, results[name], name, evidence.artifact.max_seq_len)
-            for name in ("beyond one", "beyond chunk")
-        ),
-    ]
+    _, marks = probe_bundle(evidence.artifact, evidence.definition.embedding.numpy())
+    result = evidence.runtime.cache
+    if result is None:
+        return [check.error(case, "the cache was not probed") for case in CASES]
+    found = [_same(check, result, marks, case) for case in (*SPLITS, "after another prompt")]
+    limit = evidence.artifact.max_seq_len
+    return [*found, _last(check, result, marks, limit), *(_beyond(check, result, marks[c], c, limit) for c in BEYOND)]
 
 
-def _same(check: Check, evidence: Evidence, result: Result, marks: dict[str, int], case: str) -> CheckResult:
+def _same(check: Check, result: Result, marks: dict[str, int], case: str) -> CheckResult:
     where = Where(method="text_decoder", module="kv_cache", index=(PROBE_TOKENS - 1,))
     whole, other = result.outputs.get(marks["whole"]), result.outputs.get(marks[case])
     if whole is None or other is None:
@@ -63,28 +54,29 @@ def _same(check: Check, evidence: Evidence, result: Result, marks: dict[str, int
     return check.passed(case, f"same last logits ({value:.0f} dB)", **fields)
 
 
-def _last(check: Check, evidence: Evidence, result: Result, marks: dict[str, int]) -> CheckResult:
-    limit = evidence.artifact.max_seq_len
+def _last(check: Check, result: Result, marks: dict[str, int], limit: int) -> CheckResult:
     where = Where(method="text_decoder", index=(limit - 1,))
-    if result.outcome != "ok" or any(call not in result.outputs for call in marks.values()):
+    calls = (marks["last one"], marks["last chunk"])
+    if any(call not in result.outputs for call in calls):
+        said = next((result.errors[call] for call in calls if call in result.errors), result.message)
         return check.failed(
             "last position",
-            f"position {limit - 1} of {limit} cannot be used: {result.outcome}, {result.message}. Check mask and cache length.",
+            f"position {limit - 1} of {limit} cannot be used: {said}. Check mask and cache length.",
             where=where,
         )
-    return check.passed(
-        "last position", f"position {limit - 1} works for one token and for the end of a chunk", where=where
-    )
+    message = f"position {limit - 1} works for one token and for the end of a chunk"
+    return check.passed("last position", message, where=where)
 
 
-def _beyond(check: Check, result: Result, case: str, limit: int) -> CheckResult:
+def _beyond(check: Check, result: Result, call: int, case: str, limit: int) -> CheckResult:
     where = Where(method="text_decoder", index=(limit,))
-    if result.outcome == "failed":
-        return check.passed(case, f"refused with an error: {result.message.splitlines()[0][:100]}", where=where)
-    if result.outcome == "ok":
+    if call in result.errors:
+        return check.passed(case, f"refused with an error: {result.errors[call].splitlines()[0][:100]}", where=where)
+    if call in result.outputs:
         return check.failed(
             case,
-            f"position {limit} of {limit} is accepted: the program reads or writes beyond its cache. Runners must stop at {limit}.",
+            f"position {limit} of {limit} is accepted: the program reads or writes beyond its cache. Runners must stop "
+            f"at {limit}.",
             where=where,
         )
     return check.failed(

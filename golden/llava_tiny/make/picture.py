@@ -18,7 +18,7 @@ from verifier.model.prompt import Tokenizer
 from verifier.progress import hushed
 from verifier.reference import load_sample
 
-SHOWN = ("pair_base", "pair_relation", "square_1", "wide_2", "tall_0", "square_5", "wide_0", "odd_337x251")
+SHOWN = ("pair_base", "pair_relation", "square_1", "wide_2", "tall_0", "square_5", "wide_0", "square_3")
 CELL_PX, TEXT_PX = 240, 64
 
 
