@@ -19,7 +19,7 @@ import numpy as np
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.logits import case_measures, channel_measures, distribution_measures
-from verifier.checks.vision import vision_measures
+from verifier.checks.vision import channel_center, vision_measures
 from verifier.errors import GoldenError, UsageError, VerifierError
 from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
@@ -50,8 +50,9 @@ def measure(evidence: Evidence) -> Measured:
             fix="calibrate with a clean export",
         )
     values: dict[str, dict[str, float]] = {}
+    center = channel_center(evidence)
     for case in evidence.cases:
-        for one in (*vision_measures(case), *case_measures(case)):
+        for one in (*vision_measures(case, center), *case_measures(case)):
             values.setdefault(one.metric, {})[case.sample.golden.name] = one.value
     actual = np.concatenate([np.asarray(case.logits) for case in evidence.cases])
     expected = np.concatenate([case.expected.logits for case in evidence.cases])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,31 +58,25 @@ class _Gate:
         self.report_folder: Path | None = config.getoption("--pte-report")
         worker = getattr(config, "workerinput", {})
         self.run_id = str(worker.get("testrunuid", os.getpid()))
+        self.planned: list[tuple[str, str]] = []
         self._report: dict[tuple[str, str], dict[str, Any]] | None = None
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_collection(self, session: pytest.Session) -> Iterator[None]:
-        """With `--pte` the gate is what is tested: the invocation's own tests are not collected beside it."""
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> None:
+        """Refuse what cannot be verified before anything is collected."""
         from verifier.pipeline import open_request, planned_cases
 
         try:
-            planned = planned_cases(open_request(self.request))
+            self.planned = planned_cases(open_request(self.request))
         except VerifierError as error:
             raise pytest.UsageError(f"not verified: {error}") from error
-        outcome = yield
-        if session.config.pluginmanager.hasplugin("dsession"):  # under xdist the workers collect, not the controller
-            return outcome
-        if not session.config.args_source.name.startswith("ARGS"):
-            session.items.clear()
-        collector = GateFile.from_parent(
-            session, path=session.path / self.request.pte.name, nodeid=self.request.pte.name
-        )
-        items: list[pytest.Item] = [GateItem.make(collector, check, case, self) for check, case in planned]
-        session.items.extend(items)
-        session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
-        session.items[:] = [i for i in session.items if not isinstance(i, GateItem) or i in items]
-        session.testscollected = len(session.items)
-        return outcome
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """With `--pte` the gate is what is tested: its cases take the place of the tests of the folder."""
+        path = session.path / self.request.pte.name
+        collector = GateFile.from_parent(session, path=path, nodeid=self.request.pte.name)
+        items[:] = [GateItem.make(collector, check, case, self) for check, case in self.planned]
 
     def results(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Results by (check, case), from this session's one run."""

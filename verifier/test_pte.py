@@ -57,7 +57,7 @@ def _destinations(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
     try:
         from verifier.pipeline import Request, verify
         from verifier.progress import Progress

@@ -112,16 +112,14 @@ def test_model_of_another_seed_is_refused_with_its_manifest(
 
 
 def test_input_pos_shifted_by_one_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
-    """The driver starts at position 1: the splice check names call and position, the numerics see it too."""
+    """The driver starts at position 1: the splice check names call and position. Logits hardly move, RoPE being relative."""
     right = driver.position_array
     monkeypatch.setattr(driver, "position_array", lambda position: right(position + 1))
-    run = run_gate(Request(bare, checks=("splice.*", "logits.*")))
+    run = run_gate(Request(bare, checks=("splice.*",)))
     assert run.judgement.exit_status == 1
     assert run.judgement.blame is not None
     assert run.judgement.blame.id == "splice.positions"
     assert "decoder call 0 covers" in run.judgement.blame.message
-    failed = {r.id for r in run.results if r.verdict == "fail"}
-    assert "logits.teacher_forced" in failed
 
 
 def test_bgr_for_rgb_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:

@@ -7,27 +7,35 @@ import numpy as np
 from verifier.checks.channels import worst_channel
 from verifier.checks.common import Check, Measure, judge, one_case, per_image
 from verifier.evidence import Case, Evidence
-from verifier.metrics import comparable, row_sqnr_db, sqnr_db
+from verifier.metrics import Array, comparable, row_sqnr_db, sqnr_db
 from verifier.types import CheckResult, Where
 
 
-def vision_measures(case: Case) -> list[Measure]:
-    """SQNR of all image tokens together, and of the worst tenth of them one by one."""
+def channel_center(evidence: Evidence) -> Array:
+    """Mean of every channel over all image tokens of all golden images in fp32: [D]. What all images have in common says
+    nothing about an image, and would drown what differs."""
+    out: Array = np.concatenate([case.expected.vision for case in evidence.cases]).mean(0)
+    return out
+
+
+def vision_measures(case: Case, center: Array) -> list[Measure]:
+    """SQNR of all image tokens together, and of the worst tenth of them one by one, both about the common mean."""
     assert case.vision is not None
-    rows = row_sqnr_db(actual=case.vision, expected=case.expected.vision)
-    total = sqnr_db(actual=case.vision, expected=case.expected.vision)
+    actual, expected = case.vision - center, case.expected.vision - center
+    rows = row_sqnr_db(actual=actual, expected=expected)
     return [
-        Measure("vision.sqnr_db", total, "dB"),
+        Measure("vision.sqnr_db", sqnr_db(actual=actual, expected=expected), "dB"),
         Measure("vision.token_sqnr_p10_db", float(np.percentile(rows, 10)), "dB"),
     ]
 
 
 def embedding(check: Check, evidence: Evidence) -> list[CheckResult]:
     """SQNR over the image and over its weakest tokens stays in the calibrated band."""
-    return [_embedding(check, evidence, case) for case in evidence.cases]
+    center = channel_center(evidence)
+    return [_embedding(check, evidence, case, center) for case in evidence.cases]
 
 
-def _embedding(check: Check, evidence: Evidence, case: Case) -> CheckResult:
+def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> CheckResult:
     name = case.sample.golden.name
     if case.vision is None:
         return check.failed(
@@ -42,14 +50,14 @@ def _embedding(check: Check, evidence: Evidence, case: Case) -> CheckResult:
             f"image tokens: {mismatch.reason}. Look for an overflow or an uninitialized buffer.",
             where=Where("vision_encoder", index=mismatch.index),
         )
-    rows = row_sqnr_db(actual=case.vision, expected=case.expected.vision)
+    rows = row_sqnr_db(actual=case.vision - center, expected=case.expected.vision - center)
     token = int(rows.argmin())
     side = round(len(rows) ** 0.5)
     return judge(
         check,
         evidence,
         name,
-        vision_measures(case),
+        vision_measures(case, center),
         what="image tokens against fp32",
         where=Where(method="vision_encoder", module="projector", index=(token,)),
         hint=f"The worst image token is {token} (row {token // side}, column {token % side}), {rows[token]:.1f} dB. Check calibration images, channel order and vision weights.",
