@@ -45,8 +45,8 @@ embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again
 
 calibration: $(READY)  ## measure the embedded program and two exports with half of the calibration images each
 	mkdir -p build/half_a build/half_b
-	cp $(TINY)/calibration/scene_*[02468].png build/half_a
-	cp $(TINY)/calibration/scene_*[13579].png build/half_b
+	cp $(TINY)/calibration/scene_0[0-7].png build/half_a
+	cp $(TINY)/calibration/scene_0[89].png $(TINY)/calibration/scene_1?.png build/half_b
 	$(BIN)/python -m verifier.export_llava --pte-name build/a.pte --calibration build/half_a
 	$(BIN)/python -m verifier.export_llava --pte-name build/b.pte --calibration build/half_b
 	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --variant build/a.pte --variant build/b.pte --reason "$(or $(REASON),embedded model)"
