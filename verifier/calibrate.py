@@ -81,7 +81,7 @@ def bands(first: Measured, variants: Sequence[Measured]) -> dict[str, Any]:
             "direction": next((d for suffix, d in DIRECTION.items() if metric.endswith(suffix)), -1),
             "margin": max(SPREADS * spread, floor),
             "spread_rms": spread,
-            "measured": {case: round(value, 6) for case, value in cases.items()},
+            "measured": {case: float(f"{value:.6g}") for case, value in cases.items()},
         }
     return made
 

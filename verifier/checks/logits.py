@@ -77,7 +77,7 @@ def distribution_measures(actual: Array, expected: Array) -> list[Measure]:
     kl = kl_divergence(actual=actual, expected=expected)
     hits = int((actual.argmax(-1) == expected.argmax(-1)).sum())
     return [
-        Measure("logits.kl_p50", float(np.percentile(kl, 50)), "nats"),
+        Measure("logits.kl_p90", float(np.percentile(kl, 90)), "nats"),
         Measure("logits.kl_p99", float(np.percentile(kl, 99)), "nats"),
         Measure("logits.top1_agreement", hits / len(kl), ""),
     ]
@@ -138,7 +138,7 @@ def channels(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 CHECKS = (
+    Check("logits.channels", "quantization", one_case, channels),
     Check("logits.teacher_forced", "quantization", per_image, teacher_forced),
     Check("logits.distribution", "quantization", one_case, distribution),
-    Check("logits.channels", "quantization", one_case, channels),
 )
