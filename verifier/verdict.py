@@ -74,7 +74,7 @@ def share_of_tolerance(result: CheckResult) -> float | None:
             and value
             and bound
         ):
-            larger_is_better = key.endswith("_db") or key == "logits.top1_agreement"
+            larger_is_better = key.endswith("_db") or key in ("logits.top1_agreement", "planned_bytes")
             return float(bound / value if larger_is_better else value / bound)
     return None
 
