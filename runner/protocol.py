@@ -54,9 +54,11 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Result:
-    """What a runner brings back. Times in seconds, one per finished call; `outputs` by call number, and the `errors` of calls that
-    might fail; `operators` are
-    those that the runtime has kernels for."""
+    """What a runner brings back.
+
+    `outputs` by call number, and the `errors` of calls that might fail. `call_s`: one time per finished call.
+    `operators` are those that the runtime has kernels for.
+    """
 
     outcome: Outcome
     message: str

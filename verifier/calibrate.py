@@ -99,7 +99,7 @@ def write_tolerances(opened: Opened, first: Measured, variants: Sequence[Measure
             "reason": reason,
             "pte_sha256": opened.artifact.sha256,
             "variants": len(variants),
-            "samples": len(opened.images),
+            "samples": len(opened.golden.images),
             "rule": f"margin = max({SPREADS:g} x rms deviation of variants, {FLOOR:g} x median)",
             "versions": package_versions(),
             "cpu": cpu_kind(),

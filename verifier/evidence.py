@@ -35,12 +35,20 @@ class Case:
 
 
 @dataclass(frozen=True)
+class CacheEvidence:
+    """The cache probes as they came back; `marks` names the calls to look at."""
+
+    result: Result
+    marks: dict[str, int]
+
+
+@dataclass(frozen=True)
 class RuntimeEvidence:
     """The conversation bundle and the cache probes, as they came back."""
 
     conversations: Result
     vocabulary: Array | None
-    cache: Result | None
+    cache: CacheEvidence | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.local import LocalRunner
-from runner.protocol import Result, Runner
+from runner.protocol import Runner
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.cache_probe import probe_bundle
 from verifier.checkpoint import Checkpoint, open_checkpoint
@@ -19,6 +19,7 @@ from verifier.checks.common import Check
 from verifier.checks.registry import select
 from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.evidence import (
+    CacheEvidence,
     Evidence,
     RuntimeEvidence,
     collect_cases,
@@ -31,8 +32,7 @@ from verifier.evidence import (
 )
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
-from verifier.model.definition import Definition, build_definition
-from verifier.model.keymap import map_keys
+from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.preprocess import read_image
 from verifier.model.prompt import Tokenizer
 from verifier.progress import Progress, hushed
@@ -65,7 +65,7 @@ class Opened:
     checkpoint: Checkpoint
     recipe: Recipe
     checks: tuple[Check, ...]
-    images: tuple[GoldenImage, ...]
+    golden: GoldenSet
     runner: Runner
 
 
@@ -140,12 +140,12 @@ def open_request(request: Request) -> Opened:
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
     golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden.images, runner)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, runner)
 
 
 def planned_cases(opened: Opened) -> list[tuple[str, str]]:
     """(check id, case) of everything that a run will give, without running."""
-    names = tuple(image.name for image in opened.images)
+    names = tuple(image.name for image in opened.golden.images)
     return [(check.id, case) for check in opened.checks for case in check.cases(names)]
 
 
@@ -156,20 +156,19 @@ def _tolerances(opened: Opened) -> Tolerances | GoldenError:
         return error
 
 
-def _probe_cache(opened: Opened) -> Result | None:
-    """Result of the cache probes, None if no check wants it."""
+def _probe_cache(opened: Opened) -> CacheEvidence | None:
+    """The cache probes, None if no check wants it."""
     if not any(check.id.startswith("kvcache.") for check in opened.checks):
         return None
-    key = map_keys(opened.checkpoint.keys, opened.checkpoint.geometry).embedding
-    bundle, _ = probe_bundle(opened.artifact, opened.checkpoint.tensor(key).float().numpy())
-    return run_bundle(opened.runner, bundle)
+    bundle, marks = probe_bundle(opened.artifact, embedding_table(opened.checkpoint).numpy())
+    return CacheEvidence(run_bundle(opened.runner, bundle), marks)
 
 
 def gather(opened: Opened, progress: Progress) -> Evidence:
     """Run references and runtime; nothing is judged here."""
     checkpoint, artifact = opened.checkpoint, opened.artifact
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
-    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    golden = opened.golden
     side_px = checkpoint.geometry.vision.image_px
     with ThreadPoolExecutor(1) as children, progress.stage("fp32 reference"):
         # the cache probes are children of their own: they run beside the reference on the other core

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import EMBEDDED_PTE, export, verify
 from verifier import driver, evidence
+from verifier.cache_probe import SPLITS
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.checks.registry import CHECKS
 from verifier.model import preprocess
 from verifier.model.keymap import map_keys
 from verifier.pipeline import Request
@@ -176,7 +178,6 @@ def gathered() -> evidence.Evidence:
 
 
 def _verdicts(check_id: str, broken: evidence.Evidence) -> set[str]:
-    from verifier.checks.registry import CHECKS
 
     check = next(c for c in CHECKS if c.id == check_id)
     return {result.verdict for result in check.run(check, broken)}
@@ -281,21 +282,95 @@ def test_nothing_compared_is_an_error(gathered: evidence.Evidence) -> None:
 
 def test_cache_that_remembers_the_last_prompt_fails(gathered: evidence.Evidence) -> None:
     """Stale rows, and a position past the end that is accepted."""
-    from verifier.cache_probe import probe_bundle
-
-    _, marks = probe_bundle(gathered.artifact, gathered.definition.embedding.numpy())
-    clean = gathered.runtime.cache
-    assert clean is not None
-    again, beyond = marks["after another prompt"], marks["beyond one"]
+    cache = gathered.runtime.cache
+    assert cache is not None
+    clean, again, beyond = cache.result, cache.marks["after another prompt"], cache.marks["beyond one"]
     outputs = clean.outputs | {again: clean.outputs[again] * np.float32(1.001), beyond: clean.outputs[again]}
     errors = {call: text for call, text in clean.errors.items() if call != beyond}
-    cache = replace(clean, outputs=outputs, errors=errors)
-    broken = replace(gathered, runtime=replace(gathered.runtime, cache=cache))
-    from verifier.checks.registry import CHECKS
+    assert _failed_cache_cases(gathered, outputs, errors) == {"after another prompt", "beyond one"}
 
+
+def _failed_cache_cases(
+    gathered: evidence.Evidence, outputs: dict[int, np.ndarray], errors: dict[int, str]
+) -> set[str]:
+    cache = gathered.runtime.cache
+    assert cache is not None
+    changed = replace(cache, result=replace(cache.result, outputs=outputs, errors=errors))
+    broken = replace(gathered, runtime=replace(gathered.runtime, cache=changed))
     check = next(c for c in CHECKS if c.id == "kvcache.basic")
-    failed = {r.case for r in check.run(check, broken) if r.verdict == "fail"}
-    assert failed == {"after another prompt", "beyond one"}
+    return {r.case for r in check.run(check, broken) if r.verdict == "fail"}
+
+
+@pytest.mark.parametrize("case", [*SPLITS, "after another prompt"])
+def test_chunks_that_matter_fail(gathered: evidence.Evidence, case: str) -> None:
+    """A split that moves the last logits by 0.2 % of their size, or makes one of them NaN."""
+    cache = gathered.runtime.cache
+    assert cache is not None
+    clean, call = cache.result, cache.marks[case]
+    noise = np.random.default_rng(0).standard_normal(clean.outputs[call].shape).astype(np.float32)
+    moved = clean.outputs[call] + 0.002 * np.sqrt(np.mean(clean.outputs[call] ** 2)) * noise
+    assert _failed_cache_cases(gathered, clean.outputs | {call: moved}, clean.errors) == {case}
+    poisoned = clean.outputs[call].copy()
+    poisoned.flat[3] = np.nan
+    assert _failed_cache_cases(gathered, clean.outputs | {call: poisoned}, clean.errors) == {case}
+    missing = {k: v for k, v in clean.outputs.items() if k != call}
+    assert _failed_cache_cases(gathered, missing, clean.errors) == {case}
+
+
+@pytest.mark.parametrize("mark", ["last one", "last chunk"])
+def test_last_position_that_cannot_be_used_fails(gathered: evidence.Evidence, mark: str) -> None:
+    """An error where the cache still has room."""
+    cache = gathered.runtime.cache
+    assert cache is not None
+    call = cache.marks[mark]
+    outputs = {k: v for k, v in cache.result.outputs.items() if k != call}
+    assert _failed_cache_cases(gathered, outputs, cache.result.errors | {call: "error 0x12"}) == {"last position"}
+
+
+@pytest.mark.parametrize("case", ["beyond one", "beyond chunk"])
+def test_position_past_the_end_that_works_or_kills_fails(gathered: evidence.Evidence, case: str) -> None:
+    """Either accepted, or the end of the process."""
+    cache = gathered.runtime.cache
+    assert cache is not None
+    call = cache.marks[case]
+    errors = {k: v for k, v in cache.result.errors.items() if k != call}
+    accepted = cache.result.outputs | {call: cache.result.outputs[cache.marks["last one"]]}
+    assert _failed_cache_cases(gathered, accepted, errors) == {case}
+    assert _failed_cache_cases(gathered, cache.result.outputs, errors) == {case}
+
+
+def test_processor_of_other_constants_fails(gathered: evidence.Evidence, tmp_path: Path) -> None:
+    """Mean and std of another family in the checkpoint's processor; no processor at all is an error."""
+    checkpoint = replace(gathered.checkpoint, directory=tmp_path)
+    broken = replace(gathered, checkpoint=checkpoint)
+    assert _verdicts("preprocess.constants", broken) == {"error"}
+    config = json.loads((EMBEDDED / "processor_config.json").read_text())
+    config["image_processor"]["image_std"] = [0.5, 0.5, 0.5]
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    assert _verdicts("preprocess.constants", broken) == {"fail"}
+    config["image_processor"] |= {"image_std": None}
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    assert _verdicts("preprocess.constants", broken) == {"fail"}
+
+
+def test_program_too_short_for_the_conversations_fails(gathered: evidence.Evidence) -> None:
+    """A limit below the longest golden conversation."""
+    methods = gathered.artifact.methods
+    short = methods | {"get_max_seq_len": replace(methods["get_max_seq_len"], outputs=(620,))}
+    broken = replace(gathered, artifact=replace(gathered.artifact, methods=short))
+    assert _verdicts("splice.capacity", broken) == {"fail"}
+
+
+def test_wrong_answer_about_the_users_image_fails(gathered: evidence.Evidence) -> None:
+    """The user's image is judged as the golden ones are; without an image nothing was verified."""
+    assert _verdicts("greedy.image", gathered) == {"error"}
+    case = gathered.cases[0]
+    assert _verdicts("greedy.image", replace(gathered, user_case=case)) == {"pass"}
+    assert case.logits is not None
+    wrong = case.logits.copy()
+    sure = int(np.argmax(case.sample.golden.margins))
+    wrong[sure, int(wrong[sure].argmin())] = wrong[sure].max() + 1
+    assert _verdicts("greedy.image", replace(gathered, user_case=replace(case, logits=wrong))) == {"fail"}
 
 
 def test_structure_faults_fail(gathered: evidence.Evidence) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from verifier.artifact.header import read_header
-from verifier.artifact.program import open_artifact
-from verifier.errors import ArtifactError
+from verifier.artifact.program import open_artifact, parse_program
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,9 @@ class ProgramDifference:
 
 
 def _segments(path: Path) -> list[tuple[str, Any]]:
-    from executorch.exir._serialize._program import _flatbuffer_to_program
-
     header = read_header(path)
     data = np.memmap(path, np.uint8, "r")
-    try:
-        program = _flatbuffer_to_program(bytes(data[: header.program_bytes]))
-    except Exception as error:
-        raise ArtifactError("the program cannot be parsed", got=error, where=path) from error
+    program = parse_program(path, header)
     names = {entry.segment_index: entry.key for entry in program.named_data or []}
     base = header.segment_base
     return [

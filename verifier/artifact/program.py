@@ -91,7 +91,7 @@ class Artifact:
 def open_artifact(path: Path) -> Artifact:
     """Read a `.pte`'s declarations. Raises `ArtifactError` if it is not a readable ExecuTorch program of a LLaVA."""
     header = read_header(path)
-    program = _parse(path, header)
+    program = parse_program(path, header)
     methods = {plan.name: _method(plan) for plan in program.execution_plan}
     missing = [name for name in METHODS if name not in methods]
     if missing:
@@ -105,7 +105,8 @@ def open_artifact(path: Path) -> Artifact:
     return Artifact(path, sha256_of_file(path), header, methods)
 
 
-def _parse(path: Path, header: Header) -> Program:
+def parse_program(path: Path, header: Header) -> Program:
+    """The program flatbuffer as ExecuTorch's own records. Raises `ArtifactError`."""
     from executorch.exir._serialize._program import _flatbuffer_to_program
 
     with path.open("rb") as file:

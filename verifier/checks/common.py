@@ -85,11 +85,10 @@ def judge(
             return check.error(case, f"{what} cannot be judged: {reason}", measured=measured, where=where)
         allowed[measure.metric] = bound
         if (measure.value - bound) * band.direction < 0:
+            unit = f" {measure.unit}" if measure.unit else ""
             relation = "at least" if band.direction > 0 else "at most"
             broken.append(
-                f"{measure.metric.split('.')[-1]} {measure.value:.4g} {measure.unit}, allowed {relation} {bound:.4g} {measure.unit}".replace(
-                    " ,", ","
-                )
+                f"{measure.metric.split('.')[-1]} {measure.value:.4g}{unit}, allowed {relation} {bound:.4g}{unit}"
             )
     if broken:
         return check.failed(

@@ -8,7 +8,7 @@ from verifier.metrics import comparable, sqnr_db, worst_index
 from verifier.types import CheckResult, Where
 
 ALLOWED_DB = 100.0
-"""fp32 in another order of summation: measured 118 dB and more on llava_tiny; a wrong epsilon alone falls below 90."""
+"""fp32 in another order of summation: measured 137 dB and more on llava_tiny. 100 dB leaves deeper models room for more rounding."""
 
 
 def activations(check: Check, evidence: Evidence) -> list[CheckResult]:

@@ -11,8 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from verifier.checkpoint import Checkpoint
 from verifier.export.quantize import quantize_embedding, quantize_linear
-from verifier.model.definition import build_decoder, build_vision_encoder
-from verifier.model.keymap import map_keys
+from verifier.model.definition import build_decoder, build_vision_encoder, embedding_table
 from verifier.types import Recipe
 
 
@@ -74,7 +73,7 @@ def trace_text_decoder(checkpoint: Checkpoint, recipe: Recipe) -> ExportedProgra
 
 def trace_token_embedding(checkpoint: Checkpoint, recipe: Recipe) -> ExportedProgram:
     """`token_embedding`: ids int64 [1, S] -> [1, S, D] fp32."""
-    table = checkpoint.tensor(map_keys(checkpoint.keys, checkpoint.geometry).embedding).to(torch.float32)
+    table = embedding_table(checkpoint)
     shapes = ({1: Dim("token_dim_1", min=1, max=recipe.max_seq_len)},)
     with torch.no_grad():
         return torch.export.export(

@@ -18,6 +18,11 @@ from verifier.model.vision import VisionEncoder
 DEFAULT_MAX_LEN = 768
 
 
+def embedding_table(checkpoint: Checkpoint) -> Tensor:
+    """The token embedding in fp32, [V, D]."""
+    return checkpoint.tensor(map_keys(checkpoint.keys, checkpoint.geometry).embedding).to(torch.float32)
+
+
 def build_vision_encoder(checkpoint: Checkpoint) -> VisionEncoder:
     """The `vision_encoder` method in fp32, filled from the checkpoint."""
     encoder = VisionEncoder(checkpoint.geometry)
@@ -82,10 +87,9 @@ class Definition:
 
 def build_definition(checkpoint: Checkpoint, *, max_len: int = DEFAULT_MAX_LEN) -> Definition:
     """The fp32 reference; `max_len` bounds the sequence it can score."""
-    key = map_keys(checkpoint.keys, checkpoint.geometry).embedding
     return Definition(
         checkpoint.geometry,
         build_vision_encoder(checkpoint),
         build_decoder(checkpoint, max_seq_len=max_len, max_context_len=max_len),
-        checkpoint.tensor(key).to(torch.float32),
+        embedding_table(checkpoint),
     )

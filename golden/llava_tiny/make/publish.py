@@ -15,7 +15,7 @@ from transformers import AddedToken, LlamaTokenizer, LlavaForConditionalGenerati
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from golden.llava_tiny.make.geometry import IMAGE_TOKEN, IMAGE_TOKEN_ID, PAD_TOKEN, PAD_TOKEN_ID, tiny_config
-from golden.llava_tiny.make.train import CLIP_MEAN, CLIP_STD, SYSTEM
+from golden.llava_tiny.make.lessons import CLIP_MEAN, CLIP_STD, SYSTEM
 
 HERE = Path(__file__).parents[1]
 CHAT_TEMPLATE = (
