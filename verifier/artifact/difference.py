@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from verifier.artifact.header import read_header
-from verifier.artifact.program import open_artifact, parse_program
+from verifier.artifact.program import open_artifact, read_program
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,9 @@ class ProgramDifference:
 
 
 def _segments(path: Path) -> list[tuple[str, Any]]:
-    header = read_header(path)
-    data = np.memmap(path, np.uint8, "r")
-    program = parse_program(path, header)
-    names = {entry.segment_index: entry.key for entry in program.named_data or []}
-    base = header.segment_base
-    return [
-        (names.get(i, f"segment {i}"), data[base + s.offset : base + s.offset + s.size])
-        for i, s in enumerate(program.segments)
-    ]
+    storage, _ = read_program(path, read_header(path))
+    names = {span: key for key, span in storage.named.items()}
+    return [(names.get(span, f"segment {i}"), storage.read(span)) for i, span in enumerate(storage.segments)]
 
 
 def compare_programs(actual: Path, expected: Path) -> ProgramDifference:
