@@ -33,7 +33,7 @@ SCALARS = {
 }
 """Name in a schema -> code of `struct`, little endian."""
 _BLOCK = re.compile(r"\b(table|enum|union)\s+(\w+)\s*(?::\s*(\w+)\s*)?\{(.*?)\}", re.S)
-_FIELD = re.compile(r"(\w+)\s*:\s*(\[?\w+\]?)\s*(?:=\s*([\w.+-]+))?\s*(?:\([^)]*\))?\s*;")
+_FIELD = re.compile(r"(\w+)\s*:\s*(\[?[\w.]+\]?)\s*(?:=\s*([\w.+-]+))?\s*(?:\([^)]*\))?\s*;")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _fields(body: str, unions: dict[str, dict[int, tuple[str, str]]]) -> tuple[F
     fields, slot = [], 0
     for name, kind, default in _FIELD.findall(body):
         slot += kind in unions
-        fields.append(Field(name, slot, kind, default or None))
+        fields.append(Field(name, slot, kind.replace("executorch_flatbuffer.", ""), default or None))
         slot += 1
     return tuple(fields)
 
@@ -111,6 +111,12 @@ def _text(name: str) -> str:
 def program_schema() -> Schema:
     """Schema of the program, from the wheel."""
     return parse_schema(_text("exir/_serialize/scalar_type.fbs") + _text("exir/_serialize/program.fbs"))
+
+
+@cache
+def etdump_schema() -> Schema:
+    """Schema of an ETDump, from the wheel."""
+    return parse_schema(_text("devtools/etdump/scalar_type.fbs") + _text("devtools/etdump/etdump_schema_flatcc.fbs"))
 
 
 @cache

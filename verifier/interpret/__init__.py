@@ -1,0 +1,1 @@
+"""The `program` rung: a `.pte` evaluated from its bytes in plain PyTorch."""

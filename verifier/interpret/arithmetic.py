@@ -1,0 +1,80 @@
+"""Quantized arithmetic as XNNPACK does it, step for step in fp32 where its rounding depends on that.
+
+Sums are exact: integers of 8 bits times 4 or 8 bits are summed in fp64, which holds them without rounding. What is left to
+differ from the kernels is the order of a few fp32 roundings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+QMIN, QMAX = -128, 127
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """A dynamically quantized activation: integers int8 [..., K], and per row `scale` fp32 [..., 1] and `zero_point` [..., 1]."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+def quantize_rows(x: Tensor) -> QuantizedRows:
+    """fp32 [..., K] -> asymmetric int8 per row, from its minimum and maximum with 0 included.
+
+    Source: `xnn_f32_qd8_asymmetric_quantization_params` in XNNPACK's src/xnnpack/quantization.h. The zero point is taken
+    from whichever end of the range leaves less error, then rounded to even.
+    """
+    low = x.amin(-1, keepdim=True).clamp(max=0.0)
+    high = x.amax(-1, keepdim=True).clamp(min=0.0)
+    spread = high - low
+    inverse = torch.where(spread == 0, torch.ones_like(spread), torch.tensor(255.0) / spread)
+    low, high = low * inverse, high * inverse
+    from_low = (QMIN + low) + (QMAX + high) > 0
+    zero_point = torch.where(from_low, QMIN - low, QMAX - high).clamp(QMIN, QMAX).round()
+    integers = ((x * inverse).round() + zero_point).clamp(QMIN, QMAX).to(torch.int8)
+    return QuantizedRows(integers, 1.0 / inverse, zero_point.to(torch.int32))
+
+
+def dequantize_rows(rows: QuantizedRows) -> Tensor:
+    """Back to real values, in fp64."""
+    return (rows.integers.to(torch.float64) - rows.zero_point) * rows.scale.to(torch.float64)
+
+
+def quantize(x: Tensor, *, scale: float, zero_point: int) -> Tensor:
+    """fp32 -> int8 with a scale known beforehand: clamp(round_to_even(x * (1 / scale)) + zero_point)."""
+    inverse = torch.tensor(1.0) / torch.tensor(scale, dtype=torch.float32)
+    return ((x * inverse).round() + zero_point).clamp(QMIN, QMAX).to(torch.int8)
+
+
+def dequantize(q: Tensor, *, scale: float, zero_point: int) -> Tensor:
+    """int8 -> fp32: (q - zero_point) * scale."""
+    return (q.to(torch.float32) - zero_point) * torch.tensor(scale, dtype=torch.float32)
+
+
+def requantize(accumulator: Tensor, *, scale: Tensor, zero_point: int) -> Tensor:
+    """Exact integer sums (fp64) -> int8: clamp(round_to_even(fp32(sum) * scale) + zero_point), all in fp32.
+
+    Source: the `fp32` requantization of XNNPACK's qs8 kernels.
+    """
+    scaled = accumulator.to(torch.float32) * scale
+    return (scaled.round() + zero_point).clamp(QMIN, QMAX).to(torch.int8)
+
+
+def add_quantized(a: Tensor, b: Tensor, *, a_ratio: float, b_ratio: float, zero_points: tuple[int, int, int]) -> Tensor:
+    """int8 + int8 -> int8 in fixed point. A ratio is the operand's scale over the output's; zero points of a, b, output.
+
+    Source: `xnn_init_qs8_add_minmax_scalar_params`: both ratios become integers with the same shift, so that the larger
+    has 21 bits; half is added and the sum shifted, which rounds ties up.
+    """
+    a32, b32 = (torch.tensor(ratio, dtype=torch.float32) for ratio in (a_ratio, b_ratio))
+    larger = max(abs(float(a32)), abs(float(b32)))
+    shift = 20 - (int(torch.frexp(torch.tensor(larger)).exponent) - 1)
+    a_factor, b_factor = (int(torch.round(ratio.double() * 2.0**shift)) for ratio in (a32, b32))
+    total = (a.to(torch.int64) - zero_points[0]) * a_factor + (b.to(torch.int64) - zero_points[1]) * b_factor
+    shifted = (total + (1 << (shift - 1))) >> shift
+    return (shifted + zero_points[2]).clamp(QMIN, QMAX).to(torch.int8)
