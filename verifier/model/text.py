@@ -7,6 +7,7 @@ its linears are quantized on arrival.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,32 @@ def construct_decoder(
     `custom_sdpa` swaps in the `llama::update_cache` and `llama::custom_sdpa` ops (cache [1, S, H, D] fp32).
     """
     from executorch.examples.models.llama.llama_transformer import construct_transformer
-    from executorch.examples.models.llama.model_args import ModelArgs
     from executorch.examples.models.llama.rope import Rope
 
-    arguments = ModelArgs(
+    arguments = _arguments(geometry, max_seq_len=max_seq_len, max_context_len=max_context_len, custom_sdpa=custom_sdpa)
+    with torch.device("meta"):
+        decoder = construct_transformer(arguments)
+        if custom_sdpa:
+            _use_custom_ops(decoder)
+    rope = Rope(arguments)
+    mask = torch.ones(max_context_len, max_context_len, dtype=torch.bool).tril()
+    decoder.rope = rope
+    for layer in decoder.layers:
+        attention = layer.attention
+        attention.rope = rope
+        attention.register_buffer("mask", mask, persistent=False)
+        for name in ("k_cache", "v_cache"):
+            empty = torch.zeros(getattr(attention.kv_cache, name).shape)
+            # not persistent: a cache is state of a run, never weights of a checkpoint
+            attention.kv_cache.register_buffer(name, empty, persistent=False)
+    made: nn.Module = decoder.eval()
+    return made
+
+
+def _arguments(geometry: TextGeometry, *, max_seq_len: int, max_context_len: int, custom_sdpa: bool) -> Any:
+    from executorch.examples.models.llama.model_args import ModelArgs
+
+    return ModelArgs(
         dim=geometry.width,
         n_layers=geometry.layers,
         n_heads=geometry.heads,
@@ -48,23 +71,14 @@ def construct_decoder(
         use_hf_rope=True,
         apply_embedding=False,
     )
-    with torch.device("meta"):
-        decoder = construct_transformer(arguments)
-        if custom_sdpa:
-            _use_custom_ops(decoder)
-    rope = Rope(arguments)
-    mask = torch.ones(max_context_len, max_context_len, dtype=torch.bool).tril()
-    decoder.rope = rope
-    for layer in decoder.layers:
-        attention = layer.attention
-        attention.rope = rope
-        attention.register_buffer("mask", mask, persistent=False)
-        for name in ("k_cache", "v_cache"):
-            empty = torch.zeros(getattr(attention.kv_cache, name).shape)
-            # not persistent: a cache is state of a run, never weights of a checkpoint
-            attention.kv_cache.register_buffer(name, empty, persistent=False)
-    made: nn.Module = decoder.eval()
-    return made
+
+
+def rope_tables(geometry: TextGeometry, *, max_context_len: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position, fp32 [T, head_dim]: the tables that the decoder reads. Su et al. 2021."""
+    from executorch.examples.models.llama.rope import Rope
+
+    rope = Rope(_arguments(geometry, max_seq_len=max_context_len, max_context_len=max_context_len, custom_sdpa=True))
+    return rope.freqs_cos, rope.freqs_sin
 
 
 def _use_custom_ops(decoder: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""Every constant of a `.pte` against its checkpoint tensor, without running the file."""

@@ -1,0 +1,69 @@
+"""What the recipe makes of a tensor: integers and scales by the very functions that the exporter calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from verifier.export.quantize import quantize_linear, quantize_rows
+from verifier.types import Recipe
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers as stored before packing, and scales: [N, G] for groups, [1] for a whole tensor."""
+
+    integers: Tensor
+    scales: Tensor
+
+
+def quantized_linear(weight: Tensor, recipe: Recipe) -> Quantized:
+    """4-bit groups of a decoder linear [N, K]: int8 in [-8, 7], scales [N, K / group] rounded to bf16, as XNNPACK holds them."""
+    holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    holder.weight = nn.Parameter(weight.to(torch.float32), requires_grad=False)
+    quantize_linear(holder, "audited", recipe=recipe)
+    made: object = holder.weight
+    return Quantized(
+        getattr(made, "qdata"),  # noqa: B009  torchao's tensor subclass
+        getattr(made, "scale").to(torch.bfloat16).to(torch.float32),  # noqa: B009
+    )
+
+
+def quantized_static_weight(weight: Tensor) -> Quantized:
+    """int8 in [-127, 127] with one scale, by the observer of XNNPACKQuantizer's symmetric configuration."""
+    from torchao.quantization.pt2e.observer import MinMaxObserver
+
+    observer = MinMaxObserver(
+        dtype=torch.int8, qscheme=torch.per_tensor_symmetric, quant_min=-127, quant_max=127, eps=2**-12
+    )
+    weight = weight.to(torch.float32)
+    observer(weight)
+    scale, zero_point = observer.calculate_qparams()
+    return Quantized(
+        _static(weight, float(scale), int(zero_point), -127, 127, torch.int8), scale.reshape(1).to(torch.float32)
+    )
+
+
+def quantized_static(x: Tensor, *, scale: float, zero_point: int) -> Tensor:
+    """int8 of a tensor that enters as an activation, such as a position table."""
+    return _static(x.to(torch.float32), scale, zero_point, -128, 127, torch.int8)
+
+
+def quantized_bias(bias: Tensor, *, scale: float) -> Tensor:
+    """int32 with the scale of the sums it is added to: the activation's times the weight's."""
+    return _static(bias.to(torch.float32), scale, 0, -(2**31) + 1, 2**31 - 1, torch.int32)
+
+
+def _static(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:  # noqa: PLR0917
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operator
+
+    made: Tensor = torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero_point, low, high, dtype)
+    return made
+
+
+def quantized_embedding(table: Tensor, recipe: Recipe) -> Quantized:
+    """Integers [V, D] and scales [V, D / 32] of the embedding; 4-bit ones not yet packed."""
+    integers, scales = quantize_rows(table.to(torch.float32), bits=recipe.embedding_bits, quantizer=recipe.quantizer)
+    return Quantized(integers, scales)
