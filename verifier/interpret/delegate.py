@@ -10,6 +10,7 @@ from torch import Tensor
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.arithmetic import QMAX, QMIN, QuantizedRows
+from verifier.interpret.bounds import node_bound
 from verifier.interpret.errors import UnknownOperationError
 from verifier.interpret.nodes import NODES, Context, Operand
 
@@ -17,9 +18,16 @@ NodeObserver = Callable[[int, Operand], None]
 
 
 def run_graph(
-    graph: Graph, storage: Storage, inputs: Sequence[Tensor], *, observe: NodeObserver | None = None
+    graph: Graph,
+    storage: Storage,
+    inputs: Sequence[Tensor],
+    *,
+    observe: NodeObserver | None = None,
+    bounds: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Outputs for the inputs of one call, both in the order of its arguments. `observe` sees the result of every node.
+
+    `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.bounds`).
 
     Values are dropped after their last use, so that memory follows the widest node. Raises `UnknownOperationError`.
     """
@@ -35,11 +43,17 @@ def run_graph(
                 fix="add it to verifier/interpret/nodes.py",
             )
         result = NODES[node.kind](node, context)
+        if bounds is not None and isinstance(result, Tensor):
+            bound = node_bound(node, context, bounds, result)
+            if bound is not None:
+                bounds[node.output] = bound
         contents[node.output] = _clamped(result, node.clamp, graph.values[node.output].quantization)
         if observe is not None:
             observe(node.index, contents[node.output])
         for id in {id for id in node.inputs if id is not None and last_use[id] == node.index} - set(graph.outputs):
             contents.pop(id, None)
+            if bounds is not None:
+                bounds.pop(id, None)
     outputs = [contents[id] for id in graph.outputs]
     return tuple(output for output in outputs if not isinstance(output, QuantizedRows))
 

@@ -14,6 +14,7 @@ from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, read_graph
+from verifier.interpret.bounds import kernel_bounds
 from verifier.interpret.delegate import NodeObserver, run_graph
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.kernels import DTYPES, KERNELS
@@ -148,15 +149,28 @@ class Machine:
 
 
 def evaluate(
-    state: MethodState, step: Instruction, operands: dict[int, Any], *, observe: NodeObserver | None = None
+    state: MethodState,
+    step: Instruction,
+    operands: dict[int, Any],
+    *,
+    observe: NodeObserver | None = None,
+    bounds: dict[int, Tensor] | None = None,
 ) -> dict[int, Any]:
-    """The results of one instruction for given contents of its operands. A cache among them is written in place."""
+    """The results of one instruction for given contents of its operands. A cache among them is written in place.
+
+    `bounds`, if given, is filled with the error bound of every fp32 result by number of EValue: zero where a kernel only
+    moves values, absent where the result is of integers.
+    """
     plan = state.plan
     results = state.results(step)
     if step.kind == "delegate":
         graph = state.graph(step)
         inputs = [operands[index] for index in step.args[: len(graph.inputs)]]
-        return dict(zip(results, run_graph(graph, state.storage, inputs, observe=observe), strict=True))
+        inner: dict[int, Tensor] | None = None if bounds is None else {}
+        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner)
+        if bounds is not None and inner is not None:
+            bounds |= {result: inner[id] for result, id in zip(results, graph.outputs, strict=True) if id in inner}
+        return dict(zip(results, outputs, strict=True))
     if step.kind == "move":
         return {results[0]: operands[step.args[0]]}
     if step.kind == "free":
@@ -169,7 +183,11 @@ def evaluate(
             fix="add it there, with its source",
         )
     facts = [fact if isinstance(fact := plan.values[index], TensorValue) else None for index in results]
-    made = KERNELS[step.name]([_unboxed(plan, index, operands) for index in step.args], facts)
+    args = [_unboxed(plan, index, operands) for index in step.args]
+    made = KERNELS[step.name](args, facts)
+    if bounds is not None:
+        pairs = zip(results, kernel_bounds(step.name, args, made), strict=True)
+        bounds |= {result: bound for result, bound in pairs if bound is not None}
     return {index: content for index, content in zip(results, made, strict=True) if content is not None}
 
 

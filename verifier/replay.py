@@ -1,0 +1,281 @@
+"""The runtime's trace against the interpreter, instruction by instruction.
+
+Two errors for every tensor. *Local*: the interpreter evaluates one instruction on what the runtime itself fed it, so that
+only this instruction is in question. *Propagated*: the interpreter's own run from the first instruction on, which shows what
+accumulates. A third question comes for free: is what an instruction was handed what its producer made? If memory is shared
+where it must not be, it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifier.artifact.plan import Instruction
+from verifier.artifact.program import Artifact
+from verifier.artifact.xnnpack import Graph, PerTensor
+from verifier.interpret.errors import ProgramFaultError
+from verifier.interpret.machine import Machine, MethodState, Step, evaluate
+from verifier.metrics import sqnr_db
+from verifier.trace import CallTrace
+
+FLUSHED = 2.0**-126
+"""The smallest normal fp32: kernels may flush what is smaller to zero, so no bound is below it."""
+_MOVES = ("XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNConcatenate")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One result of one instruction in one call.
+
+    `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
+    `equal`. `worst` is the largest local error in that unit, at `index`, where the runtime has `actual` and the interpreter
+    `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end.
+    `reason` is what made a comparison impossible.
+    """
+
+    call: int
+    method: str
+    instruction: int
+    operator: str
+    result: int
+    kind: str
+    elements: int
+    worst: float = 0.0
+    share_off: float = 0.0
+    index: tuple[int, ...] = ()
+    actual: float = 0.0
+    expected: float = 0.0
+    sqnr_db: float = 400.0
+    propagated_db: float = 400.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Handover:
+    """An operand that is not what its producer made: `operand` is its place among the arguments."""
+
+    call: int
+    method: str
+    instruction: int
+    operand: int
+    differing: int
+    producer: int | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Everything compared in some calls. `computing` are the instructions that compute a tensor, by method, and `covered`
+    those of them that were compared or, for one that only shares memory, whose result was compared where it is used."""
+
+    compared: tuple[Compared, ...]
+    handovers: tuple[Handover, ...]
+    computing: dict[str, frozenset[int]]
+    covered: dict[str, frozenset[int]]
+
+
+def operator_name(state: MethodState, step: Instruction) -> str:
+    """The kernel's name, or the nodes of a delegate."""
+    if step.kind != "delegate":
+        return step.name
+    return "+".join(node.kind.removeprefix("XNN") for node in state.graph(step).nodes)
+
+
+def output_step(graph: Graph, id: int) -> float | None:
+    """The quantization step of a delegate's output: its own, or that of the int8 value which it is converted from."""
+    quantization = graph.values[id].quantization
+    if isinstance(quantization, PerTensor):
+        return 1.0
+    makers = {node.output: node for node in graph.nodes}
+    while id in makers:
+        node = makers[id]
+        source = node.inputs[0]
+        if source is None:
+            return None
+        if node.kind == "XNNConvert":
+            before = graph.values[source].quantization
+            return before.scale if isinstance(before, PerTensor) else None
+        if not node.kind.startswith(_MOVES):
+            return None
+        id = source
+    return None
+
+
+class Replayer:
+    """Goes through the calls of one loaded program in order; keeps the state that outlives a call, twice: as the runtime's
+    own values make it, and as the interpreter's make it."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.machine, self.shadow = Machine(artifact), Machine(artifact)
+        self.compared: list[Compared] = []
+        self.handovers: list[Handover] = []
+        self.covered: dict[str, set[int]] = {}
+        self.calls = 0
+
+    def call(self, method: str, inputs: list[Tensor], trace: CallTrace) -> None:
+        """Compare one call. Raises `UnknownOperationError` for an operation without semantics."""
+        state = self.shadow.methods[method]
+        follower = _Follower(self, state, dict(zip(state.plan.inputs, inputs, strict=True)), trace)
+        self.machine.call(method, [x.clone() for x in inputs], observe=follower.observe)
+        self.calls += 1
+
+    def finish(self) -> Replay:
+        """What was found so far."""
+        computing = {
+            method: frozenset(step.index for step in state.plan.instructions if _computes(state, step))
+            for method, state in self.shadow.methods.items()
+            if state.plan.instructions
+        }
+        covered = {method: frozenset(found) for method, found in self.covered.items()}
+        return Replay(tuple(self.compared), tuple(self.handovers), computing, covered)
+
+
+def _computes(state: MethodState, step: Instruction) -> bool:
+    """Whether an instruction makes a tensor; what only handles sizes, or frees, does not."""
+    if step.kind == "delegate":
+        return True
+    return step.kind == "kernel" and not step.name.startswith(
+        ("executorch_prim::", "aten::sym_size", "aten::_local_scalar")
+    )
+
+
+class _Follower:
+    """Sees the interpreter's steps of one call and holds each against the trace."""
+
+    def __init__(self, replayer: Replayer, state: MethodState, inputs: dict[int, Tensor], trace: CallTrace) -> None:
+        self.replayer, self.state, self.trace = replayer, state, trace
+        self.known: dict[int, Any] = dict(inputs)
+        self.makers: dict[int, int] = {}
+
+    def observe(self, step: Step) -> None:
+        instruction = step.instruction
+        traced = [torch.from_numpy(tensor.array()) for tensor in self.trace.get(instruction.index, ())]
+        operands = {
+            index: self.known.get(index, self.state.state.get(index, value) if isinstance(value, Tensor) else value)
+            for index, value in step.inputs.items()
+        }
+        operands |= {
+            i: self.state.state.setdefault(i, torch.zeros_like(v))
+            for i, v in step.inputs.items()
+            if self._is_state(i, v)
+        }
+        if instruction.kind == "delegate":
+            count = len(self.state.graph(instruction).inputs)
+            if len(traced) != len(instruction.args):
+                return
+            handed = dict(zip(instruction.args[:count], traced[:count], strict=True))
+            self._check_handover(instruction, operands, handed)
+            operands |= handed
+            traced = traced[count:]
+        bounds: dict[int, Tensor] = {}
+        try:
+            expected = evaluate(self.state, instruction, operands, bounds=bounds)
+        except ProgramFaultError:
+            return
+        self._remember(step, expected, traced, bounds)
+
+    def _is_state(self, index: int, value: Any) -> bool:
+        plan = self.state.plan
+        return isinstance(value, Tensor) and index in self.replayer.machine.methods[plan.name].state
+
+    def _check_handover(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
+        for place, (index, tensor) in enumerate(handed.items()):
+            made = operands.get(index)
+            if not isinstance(made, Tensor) or made.shape != tensor.shape or made.dtype != tensor.dtype:
+                continue
+            differing = int((made.view(-1).ne(tensor.view(-1)) & ~(made.isnan() & tensor.isnan()).view(-1)).sum())
+            if differing:
+                call, method = self.replayer.calls, self.state.plan.name
+                producer = self.makers.get(index)
+                self.replayer.handovers.append(Handover(call, method, instruction.index, place, differing, producer))
+
+    def _remember(self, step: Step, expected: dict[int, Any], traced: list[Tensor], bounds: dict[int, Tensor]) -> None:
+        """Compare results, and keep the runtime's own for the instructions that follow."""
+        instruction, method = step.instruction, self.state.plan.name
+        tensors = [index for index in self.state.results(instruction) if isinstance(expected.get(index), Tensor)]
+        recorded = dict(zip(tensors, traced, strict=False))
+        for place, index in enumerate(tensors):
+            self.makers[index] = instruction.index
+            if index not in recorded:
+                self.known[index] = expected[index]
+                continue
+            self.known[index] = recorded[index]
+            bound = bounds.get(index)
+            found = self._compare(step, place, index, recorded[index], expected[index], bound)
+            self.replayer.compared.append(found)
+        for index, value in expected.items():
+            if not isinstance(value, Tensor):
+                self.known[index] = value
+        if (tensors and len(recorded) == len(tensors)) or instruction.name == "llama::update_cache.out":
+            self.replayer.covered.setdefault(method, set()).add(instruction.index)
+
+    def _compare(  # noqa: PLR0917
+        self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, bound: Tensor | None
+    ) -> Compared:
+        instruction = step.instruction
+        quantum = None
+        if instruction.kind == "delegate":
+            graph = self.state.graph(instruction)
+            quantum = output_step(graph, graph.outputs[place])
+        kind = "step" if quantum is not None else "bound" if expected.is_floating_point() else "equal"
+        record = Compared(
+            call=self.replayer.calls,
+            method=self.state.plan.name,
+            instruction=instruction.index,
+            operator=operator_name(self.state, instruction),
+            result=place,
+            kind=kind,
+            elements=expected.numel(),
+        )
+        propagated = step.outputs.get(index)
+        return compare_tensors(record, actual, expected, quantum=quantum, bound=bound, propagated=propagated)
+
+
+def compare_tensors(
+    record: Compared,
+    actual: Tensor,
+    expected: Tensor,
+    *,
+    quantum: float | None,
+    bound: Tensor | None,
+    propagated: Tensor | None,
+) -> Compared:
+    """Fill in a record. Infinities count as equal to themselves, a NaN to nothing unless both have it there."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        got, wanted = (f"{x.dtype} {list(x.shape)}".removeprefix("torch.") for x in (actual, expected))
+        return replace(record, reason=f"the runtime has {got}, the program's bytes give {wanted}")
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    if bool(same.all()) or not actual.numel():
+        return replace(record, propagated_db=_db(actual, propagated))
+    a, e = actual.double(), expected.double()
+    distance = torch.where(same, torch.zeros(()).double(), (a - e).abs())
+    if quantum is not None:
+        error = distance / quantum
+    elif bound is not None:
+        error = torch.where(same, torch.zeros(()).double(), distance / bound.clamp(min=FLUSHED))
+    else:
+        error = distance
+    error = torch.where(error.isnan(), torch.inf, error)  # one side alone is not finite
+    flat = int(error.reshape(-1).argmax())
+    at = [int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape)] if expected.dim() else []
+    return replace(
+        record,
+        worst=float(error.reshape(-1)[flat]),
+        share_off=float((~same).double().mean()),
+        index=tuple(at),
+        actual=float(a.reshape(-1)[flat]),
+        expected=float(e.reshape(-1)[flat]),
+        sqnr_db=_db(actual, expected),
+        propagated_db=_db(actual, propagated),
+    )
+
+
+def _db(actual: Tensor, expected: Tensor | None) -> float:
+    if expected is None or expected.shape != actual.shape:
+        return -400.0
+    a, e = actual.double().numpy(), expected.double().numpy()
+    finite = (abs(a) < float("inf")) & (abs(e) < float("inf"))
+    return sqnr_db(actual=a[finite], expected=e[finite]) if finite.any() else 400.0
