@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from runner.protocol import Array, Bundle, OutputOf, load_bundle, output_path
+from runner.protocol import BUFFER_FILE, ETDUMP_FILE, Array, Bundle, OutputOf, TraceRequest, load_bundle, output_path
 
 
-def _load(pte: Path, threads: int | None) -> Any:
+def _load(pte: Path, threads: int | None, trace: TraceRequest | None) -> Any:
     # The order matters: the runtime must be loaded before the libraries that register kernels with it.
     from executorch.extension.pybindings import portable_lib  # isort: skip
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  isort: skip
@@ -26,6 +26,8 @@ def _load(pte: Path, threads: int | None) -> Any:
 
     if threads is not None:
         portable_lib._unsafe_reset_threadpool(threads)
+    if trace is not None:
+        return portable_lib._load_for_executorch(str(pte), enable_etdump=True, debug_buffer_size=trace.buffer_bytes)
     return portable_lib._load_for_executorch(str(pte))
 
 
@@ -50,7 +52,7 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
     begun = time.perf_counter()
     fields: dict[str, Any] = {"outcome": "ok", "message": "", "call_s": [], "errors": {}}
     try:
-        program = _load(bundle.pte, bundle.threads)
+        program = _load(bundle.pte, bundle.threads, bundle.trace)
     except (RuntimeError, ValueError) as error:
         fields |= {"outcome": "refused", "message": str(error)}
     fields["load_s"] = time.perf_counter() - begun
@@ -76,6 +78,9 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
             outputs[number] = first.clone()
         if call.keep:
             _save(first, output_path(directory, number))
+    if bundle.trace is not None and fields["outcome"] == "ok":
+        files = (bundle.trace.directory / name for name in (ETDUMP_FILE, BUFFER_FILE))
+        program.write_etdump_result_to_file(*(str(file) for file in files))
     fields["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     fields["operators"] = _operator_names()
     fields["versions"] = {name: importlib.metadata.version(name) for name in ("executorch", "torch")}

@@ -44,12 +44,25 @@ class Call:
 
 
 @dataclass(frozen=True)
+class TraceRequest:
+    """The event tracer's files, an ETDump and its debug buffer, go into `directory`. A buffer that is too small for all
+    tensors of all calls aborts the process."""
+
+    directory: Path
+    buffer_bytes: int
+
+
+ETDUMP_FILE, BUFFER_FILE = "trace.etdp", "trace.bin"
+
+
+@dataclass(frozen=True)
 class Bundle:
     """Calls on one freshly loaded program."""
 
     pte: Path
     calls: tuple[Call, ...]
     threads: int | None = None
+    trace: TraceRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,9 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                 arrays[f"{number}_{position}"] = np.ascontiguousarray(value)
                 inputs.append({"array": f"{number}_{position}"})
         calls.append({"method": call.method, "inputs": inputs, "keep": call.keep, "may_fail": call.may_fail})
-    text = {"schema": SCHEMA, "pte": str(bundle.pte.resolve()), "threads": bundle.threads, "calls": calls}
+    text: dict[str, Any] = {"schema": SCHEMA, "pte": str(bundle.pte.resolve()), "threads": bundle.threads, "calls": calls}
+    if bundle.trace is not None:
+        text["trace"] = {"directory": str(bundle.trace.directory), "buffer_bytes": bundle.trace.buffer_bytes}
     (directory / "bundle.json").write_text(json.dumps(text))
     with (directory / "inputs.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -128,7 +143,9 @@ def load_bundle(directory: Path) -> Bundle:
                 )
                 for call in text["calls"]
             )
-        return Bundle(Path(text["pte"]), calls, text["threads"])
+        trace = text.get("trace")
+        wanted = TraceRequest(Path(trace["directory"]), int(trace["buffer_bytes"])) if trace else None
+        return Bundle(Path(text["pte"]), calls, text["threads"], wanted)
     except (KeyError, ValueError, OSError, TypeError, zipfile.BadZipFile) as error:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error
 

@@ -30,7 +30,8 @@ class Aligned:
 
 def list_blocks(geometry: Geometry) -> tuple[str, ...]:
     """Blocks of the model in the order of the computation: the cases of the checks layer by layer."""
-    vision = ["input", *(f"layers.{i}" for i in range(geometry.vision.layers_used)), "projector"]
+    # the projector is lowered into one delegate with the last layer's second half, and is judged with that layer
+    vision = ["input", *(f"layers.{i}" for i in range(geometry.vision.layers_used))]
     text = [f"layers.{i}.{part}" for i in range(geometry.text.layers) for part in ("attention", "feed_forward")]
     return (
         *(f"vision_encoder.{name}" for name in vision),
@@ -54,16 +55,20 @@ def block_of(parameter: str) -> str:
     return f"{method}.{layer[0]}.{'feed_forward' if 'feed_forward' in rest or 'ffn_norm' in rest else 'attention'}"
 
 
-def align_program(machine: Machine, audit: Audit) -> dict[tuple[str, int], Aligned]:
+def align_program(machine: Machine, audit: Audit, geometry: Geometry) -> dict[tuple[str, int], Aligned]:
     """Module and block of every instruction of the three methods."""
     held: dict[tuple[str, int], list[str]] = {}
     for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
         if parameter is not None:
             held.setdefault((constant.method, constant.instruction), []).append(parameter.name)
-    found = {}
+    found: dict[tuple[str, int], Aligned] = {}
     for method in METHODS:
         named = {instruction: names for (owner, instruction), names in held.items() if owner == method}
         found |= {(method, index): aligned for index, aligned in _align_method(machine.methods[method], named).items()}
+    last = f"vision_encoder.layers.{geometry.vision.layers_used - 1}"
+    for place, aligned in found.items():
+        if aligned.block == "vision_encoder.projector":
+            found[place] = Aligned(aligned.module, last)
     return found
 
 
@@ -79,7 +84,7 @@ def _align_method(state: MethodState, named: dict[int, list[str]]) -> dict[int, 
         latest[step.index] = max(origins) if origins else None
         makers |= dict.fromkeys(state.results(step), step.index)
         if step.name in _SUFFIX:  # a cache is written in place: its readers come after
-            makers |= {index: step.index for index in state.operands(step)[1:2]}
+            makers |= dict.fromkeys(state.operands(step)[1:2], step.index)
     return {step.index: _label(state, step, named, users, latest) for step in state.plan.instructions}
 
 

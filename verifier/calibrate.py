@@ -18,6 +18,7 @@ import numpy as np
 
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
+from verifier.checks.layers import PROFILE, VISION, worst_by_block
 from verifier.checks.logits import case_measures, channel_measures, distribution_measures
 from verifier.checks.vision import channel_center, vision_measures
 from verifier.errors import GoldenError, UsageError, VerifierError
@@ -66,6 +67,14 @@ def measure(evidence: Evidence) -> Measured:
         values[one.metric] = {"program": one.value}
     values["vision.channel_gain_change"] = {"program": vision.gain_change}
     values["vision.channel_offset_change"] = {"program": vision.offset_change}
+    if evidence.layers is None or evidence.layers.replay is None:
+        reason = evidence.layers.problem if evidence.layers else "it was not traced"
+        raise GoldenError(
+            "the program could not be compared layer by layer", got=reason, fix="calibrate with a clean export"
+        )
+    values[PROFILE] = worst_by_block(evidence.layers.profile)
+    vision_blocks = [error for error in evidence.layers.blocks if error.block.startswith("vision_encoder")]
+    values[VISION] = worst_by_block(vision_blocks)
     values[NOISE] = {"program": margin_noise(actual, expected)}
     return Measured(values)
 

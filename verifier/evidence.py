@@ -7,14 +7,17 @@ from pathlib import Path
 
 from runner.protocol import Array, Bundle, Call, Result, Runner
 from verifier.artifact.program import Artifact
+from verifier.audit.run import Audit
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, vocabulary_calls
-from verifier.errors import GoldenError
+from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
 from verifier.golden import GoldenSet, Tolerances
+from verifier.layerwise import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Tokenizer
 from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face
+from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2
 LOAD_TIMEOUT_S = 600.0
@@ -52,14 +55,28 @@ class RuntimeEvidence:
 
 
 @dataclass(frozen=True)
+class Subjects:
+    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks."""
+
+    images: tuple[str, ...]
+    parameters: tuple[str, ...]
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """Input of every check. `tolerances_error` and `golden_error` say why a band or a golden is missing."""
+    """Input of every check. `tolerances` and `audit` may be the reason why there are none; `layers` is None if no check
+    asked for it."""
 
     artifact: Artifact
     manifest: Manifest | None
     checkpoint: Checkpoint
     definition: Definition
     tokenizer: Tokenizer
+    recipe: Recipe
+    subjects: Subjects
+    audit: Audit | VerifierError
+    layers: LayerEvidence | None
     golden: GoldenSet
     tolerances: Tolerances | GoldenError
     cases: tuple[Case, ...]

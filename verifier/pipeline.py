@@ -12,16 +12,20 @@ from typing import Any
 
 from runner.local import LocalRunner
 from runner.protocol import Runner
+from verifier.align import list_blocks
 from verifier.artifact.program import Artifact, open_artifact
+from verifier.audit.assign import list_parameters
+from verifier.audit.run import Audit, audit_weights
 from verifier.cache_probe import probe_bundle
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import select
-from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError, VerifierError
 from verifier.evidence import (
     CacheEvidence,
     Evidence,
     RuntimeEvidence,
+    Subjects,
     collect_cases,
     collect_vocabulary,
     conversation_bundle,
@@ -32,7 +36,9 @@ from verifier.evidence import (
 )
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
+from verifier.layerwise import LayerEvidence, gather_layers
 from verifier.model.definition import Definition, build_definition, embedding_table
+from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
 from verifier.model.prompt import Tokenizer
 from verifier.progress import Progress, hushed
@@ -145,8 +151,45 @@ def open_request(request: Request) -> Opened:
 
 def planned_cases(opened: Opened) -> list[tuple[str, str]]:
     """(check id, case) of everything that a run will give, without running."""
-    names = tuple(image.name for image in opened.golden.images)
-    return [(check.id, case) for check in opened.checks for case in check.cases(names)]
+    subjects = subjects_of(opened)
+    return [(check.id, case) for check in opened.checks for case in check.cases(subjects)]
+
+
+def subjects_of(opened: Opened) -> Subjects:
+    """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model."""
+    checkpoint = opened.checkpoint
+    parameters = list_parameters(map_keys(checkpoint.keys, checkpoint.geometry))
+    return Subjects(
+        tuple(image.name for image in opened.golden.images),
+        tuple(parameter.name for parameter in parameters),
+        list_blocks(checkpoint.geometry),
+    )
+
+
+def _wants(opened: Opened, *families: str) -> bool:
+    return any(check.id.startswith(families) for check in opened.checks)
+
+
+def _audit(opened: Opened) -> Audit | VerifierError:
+    """The audit of the constants, or why there is none. Not made if no check wants it."""
+    if not _wants(opened, "weights.", "layers."):
+        return VerifierError("no check asked for the audit")
+    try:
+        return audit_weights(opened.artifact, opened.checkpoint, opened.recipe)
+    except VerifierError as error:
+        return error
+
+
+def _layers(
+    opened: Opened, audit: Audit | VerifierError, definition: Definition, samples: list[Sample]
+) -> LayerEvidence | None:
+    """The comparison layer by layer; None if no check wants it."""
+    if not _wants(opened, "layers."):
+        return None
+    if isinstance(audit, VerifierError):
+        culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
+        return LayerEvidence({}, None, problem=str(audit), culprit=culprit)
+    return gather_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, samples, opened.runner)
 
 
 def _tolerances(opened: Opened) -> Tolerances | GoldenError:
@@ -158,7 +201,7 @@ def _tolerances(opened: Opened) -> Tolerances | GoldenError:
 
 def _probe_cache(opened: Opened) -> CacheEvidence | None:
     """The cache probes, None if no check wants it."""
-    if not any(check.id.startswith("kvcache.") for check in opened.checks):
+    if not _wants(opened, "kvcache."):
         return None
     bundle, marks = probe_bundle(opened.artifact, embedding_table(opened.checkpoint).numpy())
     return CacheEvidence(run_bundle(opened.runner, bundle), marks)
@@ -195,9 +238,12 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             vocabulary=checkpoint.geometry.text.vocabulary,
         )
         answered = children.submit(run_bundle, opened.runner, made.bundle)
-        wanted = any(check.id.startswith("mapping.") for check in opened.checks)
-        mapping = mapping_pairs(checkpoint, definition, samples) if wanted else {}
+        mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         result = answered.result()
+    with progress.stage("audit of the constants"):
+        audit = _audit(opened)
+    with progress.stage("layer by layer"):
+        layers = _layers(opened, audit, definition, samples[: len(golden.images)])
     cases = collect_cases(made, result, samples, answers)
     return Evidence(
         artifact=artifact,
@@ -205,6 +251,10 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         checkpoint=checkpoint,
         definition=definition,
         tokenizer=tokenizer,
+        recipe=opened.recipe,
+        subjects=subjects_of(opened),
+        audit=audit,
+        layers=layers,
         golden=golden,
         tolerances=_tolerances(opened),
         cases=cases[: len(golden.images)],

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifier.artifact.plan import Instruction
+from verifier.artifact.plan import Instruction, TensorValue
 from verifier.artifact.program import Artifact
+from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.errors import ProgramFaultError
-from verifier.interpret.machine import Machine, MethodState, Step, evaluate
+from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
 from verifier.metrics import sqnr_db
 from verifier.trace import CallTrace
 
@@ -68,11 +69,14 @@ class Handover:
 
 @dataclass(frozen=True)
 class Replay:
-    """Everything compared in some calls. `computing` are the instructions that compute a tensor, by method, and `covered`
+    """Everything compared in some calls. `constants` repeats the instructions that use a constant, with the recipe's constant
+    in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the instructions that compute a tensor, by method, and `covered`
     those of them that were compared or, for one that only shares memory, whose result was compared where it is used."""
 
     compared: tuple[Compared, ...]
+    constants: tuple[Compared, ...]
     handovers: tuple[Handover, ...]
+    taps: dict[tuple[int, int], Tensor]
     computing: dict[str, frozenset[int]]
     covered: dict[str, frozenset[int]]
 
@@ -108,9 +112,16 @@ class Replayer:
     """Goes through the calls of one loaded program in order; keeps the state that outlives a call, twice: as the runtime's
     own values make it, and as the interpreter's make it."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(
+        self, artifact: Artifact, *, recipe: Storage | None = None, watched: frozenset[tuple[str, int]] = frozenset()
+    ) -> None:
+        """`recipe` is the file's storage with the recipe's constants; `watched` are the EValues to tap, by method."""
         self.machine, self.shadow = Machine(artifact), Machine(artifact)
+        self.recipe = None if recipe is None else Machine(replace(artifact, storage=recipe))
+        self.watched = watched
+        self.taps: dict[tuple[int, int], Tensor] = {}
         self.compared: list[Compared] = []
+        self.constants: list[Compared] = []
         self.handovers: list[Handover] = []
         self.covered: dict[str, set[int]] = {}
         self.calls = 0
@@ -122,6 +133,12 @@ class Replayer:
         self.machine.call(method, [x.clone() for x in inputs], observe=follower.observe)
         self.calls += 1
 
+    def restart(self) -> None:
+        """Another loading of the program: caches begin as zeros again."""
+        for machine in (self.machine, self.shadow):
+            for state in machine.methods.values():
+                state.state.clear()
+
     def finish(self) -> Replay:
         """What was found so far."""
         computing = {
@@ -130,7 +147,19 @@ class Replayer:
             if state.plan.instructions
         }
         covered = {method: frozenset(found) for method, found in self.covered.items()}
-        return Replay(tuple(self.compared), tuple(self.handovers), computing, covered)
+        return Replay(
+            tuple(self.compared), tuple(self.constants), tuple(self.handovers), dict(self.taps), computing, covered
+        )
+
+
+def _is_constant(value: object) -> bool:
+    return isinstance(value, TensorValue) and value.constant is not None
+
+
+def _uses_constants(state: MethodState, step: Instruction) -> bool:
+    if any(_is_constant(state.plan.values[index]) for index in state.operands(step)):
+        return True
+    return step.kind == "delegate" and any(v.constant is not None for v in state.graph(step).values.values())
 
 
 def _computes(state: MethodState, step: Instruction) -> bool:
@@ -176,6 +205,29 @@ class _Follower:
         except ProgramFaultError:
             return
         self._remember(step, expected, traced, bounds)
+        if self.replayer.recipe is not None and _uses_constants(self.state, instruction):
+            self._compare_with_recipe(step, operands, traced)
+        for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
+            content = self.known.get(index)
+            if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):
+                self.replayer.taps[self.replayer.calls, index] = content
+
+    def _compare_with_recipe(self, step: Step, operands: dict[int, Any], traced: list[Tensor]) -> None:
+        """The same instruction on the same operands, with the constants that the recipe gives."""
+        assert self.replayer.recipe is not None
+        recipe = self.replayer.recipe.methods[self.state.plan.name]
+        bounds: dict[int, Tensor] = {}
+        plan = self.state.plan
+        given = dict(operands)
+        for index in operands:
+            value = plan.values[index]
+            if isinstance(value, TensorValue) and value.constant is not None:
+                given[index] = constant_tensor(value, recipe.storage)
+        expected = evaluate(recipe, step.instruction, given, bounds=bounds)
+        tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
+        for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
+            found = self._compare(step, place, index, actual, expected[index], bounds.get(index))
+            self.replayer.constants.append(replace(found, propagated_db=400.0))
 
     def _is_state(self, index: int, value: Any) -> bool:
         plan = self.state.plan

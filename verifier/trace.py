@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.protocol import BUFFER_FILE, ETDUMP_FILE
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
 from verifier.errors import RunnerError
@@ -29,7 +30,6 @@ _DTYPES = {
     "HALF": np.float16,
 }
 ALIGNMENT_BYTES = 64
-ETDUMP_FILE, BUFFER_FILE = "trace.etdp", "trace.bin"
 
 
 @dataclass(frozen=True)

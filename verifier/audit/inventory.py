@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from verifier.artifact.plan import Instruction, Plan, TensorValue
@@ -34,7 +35,8 @@ class Constant:
     """One use of a constant. `value` describes it: an EValue of the program or a value of a delegate's graph.
 
     `quantization` are the parameters with which an int8 EValue enters a delegate. `partner` is the weight that a bias
-    belongs to, by its place in the inventory. `input_scale` is the scale of the activation that meets a weight.
+    belongs to, by its place in the inventory. `input_scale` is the scale of the activation that meets a weight. `epsilon`
+    is that of its layer norm. `order` counts constants of the same role before it in its method.
     """
 
     method: str
@@ -46,6 +48,7 @@ class Constant:
     partner: int | None = None
     input_scale: float | None = None
     epsilon: float | None = None
+    order: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,7 +69,12 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
                     found.append(constant)
             elif step.kind == "kernel":
                 found += _of_kernel(plan, step, len(found))
-    return found
+    counts: Counter[tuple[str, str]] = Counter()
+    ordered = []
+    for constant in found:
+        ordered.append(replace(constant, order=counts[constant.method, constant.role]))
+        counts[constant.method, constant.role] += 1
+    return ordered
 
 
 def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from verifier.artifact.program import Artifact
-from verifier.artifact.xnnpack import GraphValue, PerTensor
+from verifier.artifact.storage import Bytes, Span, Storage
+from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter, assign_constants
-from verifier.audit.compare import Audited, Source, compare_constant
+from verifier.audit.compare import Audited, compare_constant
+from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
-from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import Checkpoint
-from verifier.interpret.machine import constant_tensor
 from verifier.model.keymap import map_keys
 from verifier.types import Recipe
 
@@ -39,6 +38,7 @@ class Audit:
     missing: tuple[str, ...]
     misplaced: tuple[Misplaced, ...]
     unused: tuple[str, ...]
+    source: Source
 
 
 def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) -> Audit:
@@ -47,18 +47,12 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
     assigned = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=bits)
-    source = Source(
-        artifact.storage,
-        checkpoint.geometry,
-        recipe,
-        checkpoint.tensor,
-        lambda place: _scale(inventory[place]) if 0 <= place < len(inventory) else None,
-    )
+    source = Source(checkpoint.geometry, recipe, checkpoint.tensor, keys.embedding)
     pairs = zip(inventory, assigned.parameters, strict=True)
-    constants = [compare_constant(constant, parameter, source) for constant, parameter in pairs]
+    scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
     constants = [
-        _embedding_scales(c, r, artifact, checkpoint, recipe, keys.embedding)
-        for c, r in zip(inventory, constants, strict=True)
+        compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale)
+        for (constant, parameter), scale in zip(pairs, scales, strict=True)
     ]
     return Audit(
         tuple(inventory),
@@ -67,28 +61,38 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
         tuple(parameter.name for parameter in assigned.missing),
         tuple(_misplaced(inventory, assigned.parameters)),
         tuple(sorted(keys.unused)),
+        source,
     )
+
+
+def with_recipe_constants(artifact: Artifact, audit: Audit) -> Storage:
+    """The file's storage with every constant replaced by what the recipe gives, each made when it is first read."""
+    made: dict[Span, Bytes] = {}
+
+    def reader(span: Span, constant: Constant, parameter: Parameter | None) -> Callable[[], Bytes]:
+        def read() -> Bytes:
+            if span not in made:
+                expected = expected_contents(constant, parameter, audit.source)
+                assert expected is not None
+                made.update(stored_bytes(constant, expected, audit.source.recipe))
+            return made[span]
+
+        return read
+
+    overrides: dict[Span, Callable[[], Bytes]] = {}
+    for constant, parameter, audited in zip(audit.inventory, audit.parameters, audit.constants, strict=True):
+        if audited.explained:
+            spans = [constant.value.constant]
+            quantization = constant.value.quantization if isinstance(constant.value, GraphValue) else None
+            spans += [quantization.scales] if isinstance(quantization, PerGroup) else []
+            overrides |= {span: reader(span, constant, parameter) for span in spans if span is not None}
+    return replace(artifact.storage, overrides=overrides)
 
 
 def _scale(constant: Constant) -> float | None:
     value = constant.value
     quantization = value.quantization if isinstance(value, GraphValue) else None
     return quantization.scale if isinstance(quantization, PerTensor) else None
-
-
-def _embedding_scales(  # noqa: PLR0917
-    constant: Constant, record: Audited, artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, key: str
-) -> Audited:
-    if constant.role != "embedding scales" or isinstance(constant.value, GraphValue):
-        return record
-    stored = constant_tensor(constant.value, artifact.storage)
-    expected = quantized_embedding(checkpoint.tensor(key), recipe).scales.reshape(stored.shape)
-    off = stored != expected
-    if not bool(off.any()):
-        return replace(record, key=key)
-    row, column = (int(i) for i in torch.nonzero(off.reshape(len(stored), -1))[0])
-    reason = f"{int(off.sum()):,} of {off.numel():,} scales differ from the recipe's, the first for token {row}, group {column}"
-    return replace(record, key=key, wrong=int(off.sum()), index=(row, column), reason=reason)
 
 
 def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ...]) -> list[Misplaced]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from verifier.errors import GoldenError
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, Subjects
 from verifier.golden import Band
 from verifier.types import CheckResult, Step, Where
 
-Cases = Callable[[tuple[str, ...]], tuple[str, ...]]
-"""From the names of the golden images to the cases of a check, so that tests can be listed before anything runs."""
+Cases = Callable[[Subjects], tuple[str, ...]]
+"""From the subjects to the cases of a check, so that tests can be listed before anything runs."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,24 @@ class Check:
         return CheckResult(self.id, self.step, case, "error", message, **fields)  # type: ignore[arg-type]
 
 
-def one_case(_images: tuple[str, ...]) -> tuple[str, ...]:
+def one_case(_subjects: Subjects) -> tuple[str, ...]:
     """A check of the whole file."""
     return ("program",)
 
 
-def per_image(images: tuple[str, ...]) -> tuple[str, ...]:
+def per_image(subjects: Subjects) -> tuple[str, ...]:
     """A check of every golden image."""
-    return images
+    return subjects.images
+
+
+def per_parameter(subjects: Subjects) -> tuple[str, ...]:
+    """A check of every parameter of the checkpoint that reaches the program."""
+    return subjects.parameters
+
+
+def per_block(subjects: Subjects) -> tuple[str, ...]:
+    """A check of every block of the model."""
+    return subjects.blocks
 
 
 @dataclass(frozen=True)

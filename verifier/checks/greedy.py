@@ -8,7 +8,7 @@ import numpy as np
 
 from verifier.checks.common import Check, band_of, per_image
 from verifier.errors import GoldenError
-from verifier.evidence import Case, Evidence
+from verifier.evidence import Case, Evidence, Subjects
 from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
@@ -88,7 +88,7 @@ def user_image(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [replace(_golden(check, evidence, evidence.user_case), case="image")]
 
 
-def _user_cases(_images: tuple[str, ...]) -> tuple[str, ...]:
+def _user_cases(_subjects: Subjects) -> tuple[str, ...]:
     return ("image",)
 
 

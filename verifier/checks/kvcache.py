@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.protocol import Result
 from verifier.cache_probe import PROBE_TOKENS, SPLITS
 from verifier.checks.common import Check
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, Subjects
 from verifier.metrics import comparable, sqnr_db
 from verifier.types import CheckResult, Where
 
@@ -18,7 +18,7 @@ BEYOND = ("beyond one", "beyond chunk")
 CASES = (*SPLITS, "after another prompt", "last position", *BEYOND)
 
 
-def _cases(_images: tuple[str, ...]) -> tuple[str, ...]:
+def _cases(_subjects: Subjects) -> tuple[str, ...]:
     return CASES
 
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from verifier.checks import embedding, greedy, kvcache, logits, mapping, preprocess, splice, structure, vision
+from verifier.checks import (
+    embedding,
+    greedy,
+    kvcache,
+    layers,
+    logits,
+    mapping,
+    preprocess,
+    splice,
+    structure,
+    vision,
+    weights,
+)
 from verifier.checks.common import Check
 from verifier.errors import UsageError
 
@@ -13,9 +25,13 @@ CHECKS: tuple[Check, ...] = (
     *mapping.CHECKS,
     *preprocess.CHECKS,
     *splice.CHECKS,
+    *weights.CHECKS,
+    *layers.CHECKS,
+    structure.MANIFEST,  # behind what can say which bytes changed
+    *kvcache.CHECKS,
     *embedding.CHECKS,
     *vision.CHECKS,
-    *kvcache.CHECKS,
+    layers.PROFILE_CHECK,
     *logits.CHECKS,
     *greedy.CHECKS,
 )

@@ -1,0 +1,233 @@
+"""Blocks of the model against the program: what each adds to the residual stream, on the program's own input to it.
+
+The stream is found where a norm reads it. A block of the decoder is held against the `quantized` rung, where only rounding
+ties may differ; a layer of the vision tower against the fp32 definition, whose int8 noise is calibrated. The same streams,
+held against the fp32 model run from the first token on, give the profile of error over depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifier.artifact.plan import Plan, TensorValue
+from verifier.artifact.program import Artifact
+from verifier.audit.run import Audit
+from verifier.metrics import sqnr_db
+from verifier.model.definition import Definition
+from verifier.replay import Replay
+
+
+@dataclass(frozen=True)
+class Taps:
+    """EValues of the residual stream: `reads` maps a norm's name to the EValue it reads, `results` a method to its output."""
+
+    reads: dict[str, int]
+    results: dict[str, int]
+
+    def watched(self) -> frozenset[tuple[str, int]]:
+        """Method and EValue of everything to tap."""
+        found = {(name.partition(".")[0], index) for name, index in self.reads.items()}
+        return frozenset(found | set(self.results.items()))
+
+
+@dataclass(frozen=True)
+class BlockError:
+    """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ..."""
+
+    block: str
+    part: str
+    call: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """A call as it was replayed. `start` is its position, for the decoder. `sample` numbers the conversation."""
+
+    method: str
+    inputs: tuple[Tensor, ...]
+    sample: int
+    start: int = 0
+
+
+def find_taps(artifact: Artifact, audit: Audit) -> Taps:
+    """The EValues that norms read, by the norm's name such as `text_decoder.layers.0.ffn_norm`, and the methods' results."""
+    reads: dict[str, int] = {}
+    for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
+        if parameter is None or constant.role != "norm weight":
+            continue
+        plan = artifact.plans[constant.method]
+        index = _stream(plan, plan.instructions[constant.instruction].args, constant.shape[-1])
+        if index is not None:
+            reads[parameter.name.removesuffix(".weight")] = index
+    results = {method: artifact.plans[method].outputs[0] for method in ("vision_encoder", "text_decoder")}
+    return Taps(reads, results)
+
+
+def _stream(plan: Plan, arguments: Sequence[int], width: int) -> int | None:
+    for index in arguments:
+        value = plan.values[index]
+        if (
+            isinstance(value, TensorValue)
+            and value.constant is None
+            and len(value.sizes) > 1
+            and value.sizes[-1] == width
+        ):
+            return index
+    return None
+
+
+def _added(block: str, part: str, call: int, before: Tensor, actual: Tensor, expected: Tensor) -> BlockError:  # noqa: PLR0917
+    a, e = ((x - before).double().numpy() for x in (actual, expected))
+    return BlockError(block, part, call, sqnr_db(actual=a, expected=e) if a.shape == e.shape else -400.0)
+
+
+class DecoderBlocks:
+    """The decoder, block by block over the calls of conversations; keeps the reference's own KV-cache."""
+
+    def __init__(self, decoder: Any, taps: Taps, layers: int) -> None:
+        self.decoder, self.taps, self.layers = decoder, taps, layers
+
+    def compare(self, number: int, call: TracedCall, replay: Replay) -> list[BlockError]:
+        """Errors of all blocks in one call; a stream that was not tapped leaves its blocks out."""
+        found: list[BlockError] = []
+        position = torch.tensor([call.start])
+        with torch.no_grad():
+            cos, sin = self.decoder.rope.get_freqs(position, call.inputs[0].shape[1])
+            for number_of_layer, layer in enumerate(self.decoder.layers):
+                name = f"text_decoder.layers.{number_of_layer}"
+                before, middle = (
+                    self._tap(replay, number, f"{name}.{norm}") for norm in ("attention_norm", "ffn_norm")
+                )
+                after = self._after(replay, number, number_of_layer)
+                if before is None or middle is None or after is None:
+                    continue
+                mixed, _ = layer.attention(layer.attention_norm(before), cos, sin, input_pos=position)
+                found.append(_added(f"{name}.attention", "attention", number, before, middle, before + mixed))
+                made = middle + layer.feed_forward(layer.ffn_norm(middle))
+                middle, made = (x[:, -after.shape[1] :] for x in (middle, made))
+                found.append(_added(f"{name}.feed_forward", "feed_forward", number, middle, after, made))
+            last = self._tap(replay, number, "text_decoder.norm")
+            logits = replay.taps.get((number, self.taps.results["text_decoder"]))
+            if last is not None and logits is not None:
+                expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
+                zero = torch.zeros(())
+                found.append(_added("text_decoder.output", "output", number, zero, logits.view(1, -1), expected))
+        return found
+
+    def _tap(self, replay: Replay, number: int, name: str) -> Tensor | None:
+        index = self.taps.reads.get(name)
+        return None if index is None else replay.taps.get((number, index))
+
+    def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
+        """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
+        if layer + 1 < self.layers:
+            return self._tap(replay, number, f"text_decoder.layers.{layer + 1}.attention_norm")
+        last = self._tap(replay, number, "text_decoder.norm")
+        return None if last is None else last.reshape(1, -1, last.shape[-1])
+
+
+def vision_blocks(
+    definition: Definition, taps: Taps, number: int, call: TracedCall, replay: Replay
+) -> list[BlockError]:
+    """Layers of the vision tower on the program's own input to them, and the projector, against the fp32 definition."""
+    tower: Any = definition.vision.tower
+    found: list[BlockError] = []
+
+    def tap(name: str) -> Tensor | None:
+        index = taps.reads.get(f"vision_encoder.tower.{name}")
+        return None if index is None else replay.taps.get((number, index))
+
+    tokens = replay.taps.get((number, taps.results["vision_encoder"]))
+    with torch.no_grad():
+        embedded = tap("pre_norm")
+        if embedded is not None:
+            patches = tower.patch_embedding(definition.vision.normalize(call.inputs[0])).flatten(2).transpose(1, 2)
+            first = tower.class_embedding.expand(1, 1, -1)
+            made = torch.cat([first, patches], dim=1) + tower.position_embedding
+            found.append(_added("vision_encoder.input", "embedding", number, torch.zeros(()), embedded, made))
+        for index, layer in enumerate(tower.layers):
+            name = f"layers.{index}"
+            before, middle, after = tap(f"{name}.norm1"), tap(f"{name}.norm2"), tap(f"layers.{index + 1}.norm1")
+            if before is None or middle is None:
+                continue
+            block = f"vision_encoder.{name}"
+            mixed = before + layer.attention(layer.norm1(before))
+            found.append(_added(block, "attention", number, before, middle, mixed))
+            hidden = layer.fc1(layer.norm2(middle))
+            made = middle + layer.fc2(hidden * torch.sigmoid(1.702 * hidden))
+            if after is not None:
+                found.append(_added(block, "feed_forward", number, middle, after, made))
+            elif tokens is not None:
+                projected = definition.vision.projector(made[:, 1:])
+                found.append(_added(block, "feed_forward", number, torch.zeros(()), tokens, projected))
+    return found
+
+
+def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+    """SQNR of the residual stream behind every block against fp32 run end to end: how the error grows with depth."""
+    found: list[BlockError] = []
+    vision: dict[int, Tensor] = {}
+    for number, call in enumerate(calls):
+        if call.method == "vision_encoder":
+            vision[call.sample] = definition.image_tokens(call.inputs[0])
+            found += _vision_profile(definition, taps, number, call, replay)
+    for sample, tokens in vision.items():
+        found += _text_profile(definition, taps, calls, replay, sample, tokens)
+    return found
+
+
+def _vision_profile(
+    definition: Definition, taps: Taps, number: int, call: TracedCall, replay: Replay
+) -> list[BlockError]:
+    tower, found = definition.vision.tower, []
+    with torch.no_grad():
+        x = tower.embed(definition.vision.normalize(call.inputs[0]))
+        for index, layer in enumerate(tower.layers):
+            x = layer(x)
+            at = taps.reads.get(f"vision_encoder.tower.layers.{index + 1}.norm1")
+            actual = replay.taps.get((number, at)) if at is not None else None
+            expected = x
+            if index + 1 == len(tower.layers):
+                expected, actual = (
+                    definition.vision.projector(x[:, 1:]),
+                    replay.taps.get((number, taps.results["vision_encoder"])),
+                )
+            if actual is not None:
+                block = f"vision_encoder.layers.{index}"
+                found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
+    return found
+
+
+def _text_profile(  # noqa: PLR0917
+    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, sample: int, vision: Tensor
+) -> list[BlockError]:
+    """The decoder's calls of one conversation in order; the image chunk is fed with the fp32 image tokens."""
+    found: list[BlockError] = []
+    layers = len(definition.decoder.layers)
+    ids: Tensor | None = None
+    for number, call in enumerate(calls):
+        if call.sample != sample:
+            continue
+        if call.method == "token_embedding":
+            ids = call.inputs[0]
+        if call.method != "text_decoder":
+            continue
+        embedded = vision if ids is None else definition.embed(ids)
+        ids = None
+        _, states = definition.hidden(embedded, start=call.start)
+        for index, expected in enumerate(states):
+            name = f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
+            at = taps.reads.get(f"text_decoder.{name}")
+            actual = replay.taps.get((number, at)) if at is not None else None
+            if actual is not None:
+                actual = actual.reshape(1, -1, actual.shape[-1])
+                block = f"text_decoder.layers.{index}.feed_forward"
+                behind = expected[:, -actual.shape[1] :]
+                found.append(_added(block, "profile", number, torch.zeros(()), actual, behind))
+    return found

@@ -1,0 +1,250 @@
+"""`layers.*`: every instruction and every block of the program against the rung next to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from verifier.align import Aligned
+from verifier.blocks import BlockError
+from verifier.checks.common import Check, Measure, judge, one_case, per_block
+from verifier.evidence import Evidence, Subjects
+from verifier.layerwise import LayerEvidence
+from verifier.replay import Compared
+from verifier.types import CheckResult, Where
+
+ALLOWED_SHARE = 1.0
+"""Of the interpreter's running error bound, which is derived and not fitted (verifier/interpret/bounds.py). Measured on
+llava_tiny with AVX-512: at most 0.63."""
+ALLOWED_STEPS = 1.0
+ALLOWED_OFF = 1e-3
+"""int8: another order of a sum may tip a tie, by one step, on at most 0.1 % of elements (measured: 5.5e-5)."""
+ALLOWED_LINEAR_DB = 120.0
+"""4-bit linears, local. The interpreter repeats XNNPACK's arithmetic exactly, so only the order of fp32 sums is left
+(measured: no difference at all with AVX-512; 133 dB and more in the prototype)."""
+ALLOWED_BLOCK_DB = 50.0
+"""A decoder block against the eager quantized rung. Rounding of the sums before a linear may tip ties of its int8 rows. All
+of int8's rounding costs 37 to 44 dB; ties on 0.1 % of the elements, or 2 of the 256 of a single token, each by a whole step
+instead of 1/12 of its square, cost 10 to 19 dB less: 50 dB and more. Measured: 73 dB and more."""
+PROFILE, VISION = "layers.profile_db", "layers.vision_db"
+
+
+def _missing(check: Check, evidence: Evidence, cases: Iterable[str]) -> list[CheckResult] | None:
+    """Results if there is no replay: the program's fault is a failure, a gap of the interpreter is an error."""
+    layers = evidence.layers
+    if layers is None:
+        return [check.error(case, "the program was not traced") for case in cases]
+    if layers.replay is None:
+        give = check.failed if layers.culprit == "program" else check.error
+        return [
+            give(case, f"nothing could be compared: {layers.problem.replace(chr(10) + '  ', '; ')}") for case in cases
+        ]
+    return None
+
+
+def _blocks_of(layers: LayerEvidence, records: Iterable[Compared]) -> dict[str, list[Compared]]:
+    found: dict[str, list[Compared]] = {}
+    for record in records:
+        found.setdefault(layers.alignment[record.method, record.instruction].block, []).append(record)
+    return found
+
+
+def _excess(record: Compared) -> float:
+    """How far a result is over its limit: above 1 is a failure; infinite for what cannot be compared."""
+    if record.reason or math.isnan(record.worst):
+        return math.inf
+    if "FullyConnected" in record.operator and record.kind == "bound":
+        return 10 ** ((ALLOWED_LINEAR_DB - record.sqnr_db) / 20) if record.worst > ALLOWED_SHARE else record.worst
+    if record.kind == "step":
+        return max(
+            record.worst / ALLOWED_STEPS if record.worst > ALLOWED_STEPS * 1.001 else 0.0,
+            record.share_off / ALLOWED_OFF,
+        )
+    if record.kind == "equal":
+        return math.inf if record.worst else 0.0
+    return record.worst / ALLOWED_SHARE
+
+
+def _difference(record: Compared) -> str:
+    if record.reason:
+        return record.reason
+    at = f"at {list(record.index)} the runtime has {record.actual:.6g}, the reference {record.expected:.6g}"
+    if record.kind == "step":
+        return f"{record.worst:.3g} quantization steps, {100 * record.share_off:.3g} % of elements differ; {at}"
+    if record.kind == "equal":
+        return f"{100 * record.share_off:.3g} % of elements differ where nothing is rounded; {at}"
+    return f"{record.sqnr_db:.1f} dB, {record.worst:.3g} times the rounding bound; {at}"
+
+
+def _judge_records(check: Check, evidence: Evidence, records: tuple[Compared, ...], hint: str) -> list[CheckResult]:
+    """One result for each block: the first instruction in program order that is over its limit is named."""
+    cases = evidence.subjects.blocks
+    missing = _missing(check, evidence, cases)
+    if missing is not None:
+        return missing
+    assert evidence.layers is not None
+    found = _blocks_of(evidence.layers, records)
+    return [_judge_block(check, evidence.layers, case, found.get(case, []), hint) for case in cases]
+
+
+def _judge_block(check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str) -> CheckResult:
+    if not records:
+        return check.error(case, "nothing was compared in this block")
+    broken = [record for record in records if _excess(record) > 1]
+    shown = min(broken, key=lambda r: (r.call, r.instruction)) if broken else max(records, key=_excess)
+    aligned: Aligned = layers.alignment[shown.method, shown.instruction]
+    where = Where(method=shown.method, instruction=shown.instruction, module=aligned.module, index=shown.index or None)
+    excess = _excess(shown)
+    measured = {
+        "share_of_limit": excess if math.isfinite(excess) else None,
+        "sqnr_db": shown.sqnr_db,
+        "compared": len(records),
+    }
+    allowed = {"share_of_limit": 1.0}
+    if broken:
+        message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {hint}"
+        return check.failed(case, message, measured=measured, allowed=allowed, where=where)
+    message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {excess:.2g} of the limit in {aligned.module}"
+    return check.passed(case, message, measured=measured, allowed=allowed, where=where)
+
+
+def kernel(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The runtime computes every instruction as the program's bytes say, on its own inputs."""
+    replay = evidence.layers.replay if evidence.layers else None
+    hint = "The file says otherwise: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
+    return _judge_records(check, evidence, replay.compared if replay else (), hint)
+
+
+def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Instructions that use constants give the same with the constants that the recipe makes of the checkpoint."""
+    replay = evidence.layers.replay if evidence.layers else None
+    hint = "With the checkpoint's own weights it gives something else: see weights.tensors for the bytes."
+    return _judge_records(check, evidence, replay.constants if replay else (), hint)
+
+
+def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every instruction that computes a tensor was compared, in all three methods, and every operand was what its producer made."""
+    missing = _missing(check, evidence, ("program",))
+    if missing is not None:
+        return missing
+    assert evidence.layers is not None and evidence.layers.replay is not None
+    replay, alignment = evidence.layers.replay, evidence.layers.alignment
+    total = sum(len(found) for found in replay.computing.values())
+    holes = [
+        (method, i)
+        for method, found in replay.computing.items()
+        for i in sorted(found - replay.covered.get(method, frozenset()))
+    ]
+    measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.handovers)}
+    allowed = {"compared": total, "handovers_broken": 0}
+    if replay.handovers:
+        first = min(replay.handovers, key=lambda h: (h.call, h.instruction))
+        module = alignment[first.method, first.instruction].module
+        producer = f"instruction {first.producer} made it" if first.producer is not None else "it was there before"
+        return [
+            check.failed(
+                "program",
+                f"{module}: operand {first.operand} of instruction {first.instruction} in call {first.call} is not what its producer "
+                f"made ({producer}): {first.differing:,} elements changed in between. Two tensors share memory, or a thread wrote "
+                "where it must not: check the memory plan.",
+                measured=measured,
+                allowed=allowed,
+                where=Where(method=first.method, instruction=first.instruction, module=module),
+            )
+        ]
+    if holes or not total:
+        method, instruction = holes[0] if holes else ("", -1)
+        where = Where(method=method, instruction=instruction, module=alignment[holes[0]].module) if holes else None
+        message = f"{len(holes)} of {total} instructions were not compared, the first is {instruction} of {method}"
+        return [check.error("program", message, measured=measured, allowed=allowed, where=where)]
+    return [
+        check.passed(
+            "program", f"all {total} instructions that compute were compared", measured=measured, allowed=allowed
+        )
+    ]
+
+
+def graph(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every block adds to the residual stream what the model's definition adds, on the program's own input to it."""
+    cases = _with_stream(evidence.subjects)
+    missing = _missing(check, evidence, cases)
+    if missing is not None:
+        return missing
+    assert evidence.layers is not None
+    found: dict[str, list[BlockError]] = {}
+    for error in evidence.layers.blocks:
+        found.setdefault(error.block, []).append(error)
+    return [_graph(check, evidence, case, found.get(case, [])) for case in cases]
+
+
+def _graph(check: Check, evidence: Evidence, case: str, errors: list[BlockError]) -> CheckResult:
+    method = case.partition(".")[0]
+    where = Where(method=method, module=case)
+    if not errors:
+        return check.failed(
+            case,
+            f"{case}: its place in the program was not found: a norm of this block is missing, or reads something else. Export again.",
+            where=where,
+        )
+    worst = min(errors, key=lambda e: e.sqnr_db)
+    hint = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
+    if method == "vision_encoder":
+        what = f"{case}: what its {worst.part} adds, against fp32"
+        return judge(check, evidence, case, [Measure(VISION, worst.sqnr_db, "dB")], what=what, where=where, hint=hint)
+    fields = {"measured": {"sqnr_db": worst.sqnr_db}, "allowed": {"sqnr_db": ALLOWED_BLOCK_DB}, "where": where}
+    if worst.sqnr_db < ALLOWED_BLOCK_DB:
+        message = f"{case}: call {worst.call} departs from the quantized model by {worst.sqnr_db:.1f} dB, allowed at least {ALLOWED_BLOCK_DB:g} dB. {hint}"
+        return check.failed(case, message, **fields)
+    return check.passed(case, f"as the quantized model computes it, {worst.sqnr_db:.0f} dB and more", **fields)
+
+
+def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The error against fp32 behind every block stays in its calibrated band: quantization costs what it should."""
+    cases = _with_profile(evidence.subjects)
+    missing = _missing(check, evidence, cases)
+    if missing is not None:
+        return missing
+    assert evidence.layers is not None
+    worst = worst_by_block(evidence.layers.profile)
+    results = []
+    for case in cases:
+        where = Where(method=case.partition(".")[0], module=case)
+        if case not in worst:
+            results.append(
+                check.failed(case, f"{case}: the stream behind it was not found in the program", where=where)
+            )
+            continue
+        what, hint = (
+            f"{case}: error against fp32 behind it",
+            "Compare recipes: group size, quantizer, calibration images.",
+        )
+        measure = Measure(PROFILE, worst[case], "dB")
+        results.append(judge(check, evidence, case, [measure], what=what, where=where, hint=hint))
+    return results
+
+
+def _with_stream(subjects: Subjects) -> tuple[str, ...]:
+    """Blocks that add to a residual stream."""
+    return tuple(block for block in subjects.blocks if block not in ("token_embedding", "text_decoder.input"))
+
+
+def _with_profile(subjects: Subjects) -> tuple[str, ...]:
+    """Blocks behind which the stream of a whole layer is known."""
+    return tuple(b for b in subjects.blocks if b.startswith("vision_encoder.layers") or b.endswith("feed_forward"))
+
+
+def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
+    """The smallest SQNR of every block over all calls."""
+    worst: dict[str, float] = {}
+    for error in errors:
+        worst[error.block] = min(worst.get(error.block, math.inf), error.sqnr_db)
+    return worst
+
+
+CHECKS = (
+    Check("layers.coverage", "kernel", one_case, coverage),
+    Check("layers.kernel", "kernel", per_block, kernel),
+    Check("layers.constants", "lowering", per_block, constants),
+    Check("layers.graph", "lowering", _with_stream, graph),
+)
+PROFILE_CHECK = Check("layers.profile", "quantization", _with_profile, profile)

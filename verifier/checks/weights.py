@@ -1,0 +1,126 @@
+"""`weights.*`: the bytes of every constant against the checkpoint, without running the file."""
+
+from __future__ import annotations
+
+from verifier.audit.compare import Audited
+from verifier.audit.run import Audit
+from verifier.checks.common import Check, one_case, per_parameter
+from verifier.errors import VerifierError
+from verifier.evidence import Evidence
+from verifier.types import CheckResult, Where
+
+ALLOWED_STEPS = 0.5 + 8 / 256
+"""Rounding to the nearest of 4-bit integers up to 8 leaves half a step; a bf16 scale adds up to 2^-8 of the integer. HQQ
+moves scales to lessen the sum of errors and may clip: it is held to the recipe's own integers alone."""
+
+
+def _audit(check: Check, evidence: Evidence, cases: tuple[str, ...]) -> Audit | list[CheckResult]:
+    if isinstance(evidence.audit, VerifierError):
+        reason = str(evidence.audit).replace("\n  ", "; ")
+        return [check.error(case, f"the constants cannot be audited: {reason}") for case in cases]
+    return evidence.audit
+
+
+def tensors(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Integers and scales of every parameter are exactly those that the recipe makes of the checkpoint."""
+    cases = evidence.subjects.parameters
+    audit = _audit(check, evidence, cases)
+    if not isinstance(audit, Audit):
+        return audit
+    found: dict[str, list[Audited]] = {}
+    for record in audit.constants:
+        found.setdefault(record.name, []).append(record)
+    return [_tensor(check, evidence, case, found.get(case, [])) for case in cases]
+
+
+def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited]) -> CheckResult:
+    method, module = case.partition(".")[0], case.removesuffix(".weight").removesuffix(".bias")
+    if not records:
+        return check.failed(
+            case,
+            f"{module}: no constant of the program holds this tensor. Was it dropped, or replaced by other weights? "
+            "Export the checkpoint again and compare.",
+            where=Where(method=method, module=module),
+        )
+    worst = next((record for record in records if record.reason), records[0])
+    where = Where(method=method, instruction=worst.instruction, module=module, index=worst.index)
+    measured = {"wrong": worst.wrong, "sqnr_db": worst.sqnr_db, "worst_steps": worst.worst_steps}
+    if worst.group is not None:
+        measured["worst_group"] = list(worst.group)  # type: ignore[assignment]
+    bound = ALLOWED_STEPS if _rounded(evidence, worst) else None
+    allowed = {"wrong": 0} | ({"worst_steps": bound} if bound is not None else {})
+    if worst.reason:
+        hint = "The bytes changed after quantization, or came from other weights: compare SHA-256 with the manifest, then export again."
+        return check.failed(case, f"{module}: {worst.reason}. {hint}", measured=measured, allowed=allowed, where=where)
+    if bound is not None and worst.worst_steps is not None and worst.worst_steps > bound:
+        return check.failed(
+            case,
+            f"{module}: element {list(worst.index or ())} is {worst.worst_steps:.3f} steps from the checkpoint, allowed {bound:g}. "
+            "Rounding alone leaves half a step: check the quantizer.",
+            measured=measured,
+            allowed=allowed,
+            where=where,
+        )
+    said = (
+        "as the recipe gives it"
+        if worst.sqnr_db is None
+        else f"as the recipe gives it, {worst.sqnr_db:.1f} dB from the checkpoint"
+    )
+    return check.passed(case, said, measured=measured, allowed=allowed, where=where)
+
+
+def _rounded(evidence: Evidence, record: Audited) -> bool:
+    """Whether the tensor is rounded to the nearest without clipping: linears and convolutions, unless by HQQ."""
+    if record.role == "convolution" or (record.role == "linear" and record.method == "vision_encoder"):
+        return True
+    return record.role == "linear" and evidence.recipe.quantizer == "affine"
+
+
+def derived(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Constants that no tensor holds follow from the configuration: epsilons, RoPE, mean and std, QuickGELU, scales, masks."""
+    audit = _audit(check, evidence, ("program",))
+    if not isinstance(audit, Audit):
+        return audit
+    records = [record for record in audit.constants if record.name not in evidence.subjects.parameters]
+    wrong = [record for record in records if record.reason]
+    measured = {"constants": len(records), "wrong": len(wrong)}
+    if not records:
+        return [check.error("program", "the program has no derived constants: nothing was compared")]
+    if wrong:
+        first = wrong[0]
+        where = Where(method=first.method, instruction=first.instruction, module=first.role, index=first.index)
+        message = f"{first.method}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
+        return [check.failed("program", message, measured=measured, allowed={"wrong": 0}, where=where)]
+    return [
+        check.passed(
+            "program",
+            f"{len(records)} constants follow from the configuration",
+            measured=measured,
+            allowed={"wrong": 0},
+        )
+    ]
+
+
+def placement(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every tensor stands where the computation needs it: layer after layer, stage after stage."""
+    audit = _audit(check, evidence, ("program",))
+    if not isinstance(audit, Audit):
+        return audit
+    if audit.misplaced:
+        first = audit.misplaced[0]
+        where = Where(method=first.method, instruction=first.instruction, module=first.expected)
+        message = (
+            f"{first.expected}: instruction {first.instruction} of {first.method} holds {first.found} instead. "
+            "Two tensors were swapped: check the key map of the export."
+        )
+        return [check.failed("program", message, where=where)]
+    held = sum(parameter is not None for parameter in audit.parameters)
+    message = f"{held} tensors in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
+    return [check.passed("program", message)]
+
+
+CHECKS = (
+    Check("weights.tensors", "lowering", per_parameter, tensors),
+    Check("weights.derived", "lowering", one_case, derived),
+    Check("weights.placement", "lowering", one_case, placement),
+)

@@ -1,0 +1,167 @@
+"""Evidence layer by layer: some golden conversations on the traced runtime, replayed and held against every rung."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from runner.protocol import Bundle, OutputOf, Runner, TraceRequest
+from verifier.align import Aligned, align_program
+from verifier.artifact.plan import TensorValue
+from verifier.artifact.program import Artifact
+from verifier.audit.run import Audit, with_recipe_constants
+from verifier.blocks import BlockError, DecoderBlocks, TracedCall, find_taps, profile, vision_blocks
+from verifier.checkpoint import Checkpoint
+from verifier.driver import Script, converse
+from verifier.errors import VerifierError
+from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
+from verifier.interpret.machine import Machine, MethodState
+from verifier.model.definition import Definition
+from verifier.quantized import build_quantized_decoder
+from verifier.reference import Sample
+from verifier.replay import Replay, Replayer
+from verifier.trace import ALIGNMENT_BYTES, read_trace
+from verifier.types import Recipe
+
+ANSWER_TOKENS = 3
+"""Tokens of an answer that are traced: a prefill in three chunks, and two single-token calls."""
+SLACK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """Everything known layer by layer. `problem` says why there is no replay; `culprit` is `program` if the program is to
+    blame for that and `verifier` if the interpreter lacks something."""
+
+    alignment: dict[tuple[str, int], Aligned]
+    replay: Replay | None
+    blocks: tuple[BlockError, ...] = ()
+    profile: tuple[BlockError, ...] = ()
+    problem: str = ""
+    culprit: str = ""
+
+
+def choose_samples(samples: list[Sample]) -> list[Sample]:
+    """The first sample, and the first whose image is not square: padding is computed inside the program."""
+    first = samples[:1]
+    other = next((s for s in samples if s.image.shape[1] != s.image.shape[2]), None)
+    return first + ([other] if other is not None and other is not samples[0] else [])
+
+
+def gather_layers(  # noqa: PLR0917
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    audit: Audit,
+    definition: Definition,
+    samples: list[Sample],
+    runner: Runner,
+) -> LayerEvidence:
+    """Trace the chosen samples on the runtime, one child each, and compare. Raises `VerifierError` for our own failures."""
+    machine = Machine(artifact)
+    try:
+        alignment = align_program(machine, audit, checkpoint.geometry)
+        return _traced(artifact, checkpoint, recipe, audit, definition, choose_samples(samples), runner, alignment)
+    except UnknownOperationError as error:
+        return LayerEvidence({}, None, problem=str(error), culprit="verifier")
+
+
+def _traced(  # noqa: PLR0917
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    audit: Audit,
+    definition: Definition,
+    samples: list[Sample],
+    runner: Runner,
+    alignment: dict[tuple[str, int], Aligned],
+) -> LayerEvidence:
+    taps = find_taps(artifact, audit)
+    storage = with_recipe_constants(artifact, audit)
+    replayer = Replayer(artifact, recipe=storage, watched=taps.watched())
+    calls: list[TracedCall] = []
+    for number, sample in enumerate(samples):
+        with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
+            made = _run(artifact, sample, number, runner, Path(folder), checkpoint.geometry.vision.patches)
+            if isinstance(made, str):
+                return LayerEvidence(alignment, None, problem=made, culprit="program")
+            traces = read_trace(Path(folder))
+            if len(traces) != len(made):
+                raise VerifierError(
+                    "the runtime's trace has other calls than were made", got=len(traces), expected=len(made)
+                )
+            replayer.restart()
+            for call, trace in zip(made, traces, strict=True):
+                try:
+                    replayer.call(call.method, list(call.inputs), trace)
+                except ProgramFaultError as error:
+                    return LayerEvidence(alignment, None, problem=f"{call.method}: {error}", culprit="program")
+        calls += made
+    replay = replayer.finish()
+    decoder = DecoderBlocks(build_quantized_decoder(checkpoint, recipe), taps, checkpoint.geometry.text.layers)
+    blocks: list[BlockError] = []
+    for number, call in enumerate(calls):
+        if call.method == "text_decoder":
+            blocks += decoder.compare(number, call, replay)
+        elif call.method == "vision_encoder":
+            blocks += vision_blocks(definition, taps, number, call, replay)
+    return LayerEvidence(alignment, replay, tuple(blocks), tuple(profile(definition, taps, calls, replay)))
+
+
+def _run(  # noqa: PLR0917
+    artifact: Artifact, sample: Sample, number: int, runner: Runner, folder: Path, patches: int
+) -> list[TracedCall] | str:
+    """Run one conversation with the event tracer on; what it says if it does not get through."""
+    script = Script()
+    converse(
+        script,
+        image=sample.image.numpy(),
+        prompt=sample.prompt,
+        answer=sample.golden.ids[:ANSWER_TOKENS],
+        patches=patches,
+    )
+    sizes = [_tokens(script, call, patches) for call in range(len(script.calls))]
+    machine = Machine(artifact)
+    buffer_bytes = SLACK_BYTES + sum(
+        traced_bytes(machine.methods[call.method], tokens, artifact.max_seq_len)
+        for call, tokens in zip(script.calls, sizes, strict=True)
+    )
+    kept = tuple(type(call)(call.method, call.inputs, True, call.may_fail) for call in script.calls)
+    result = runner.run(Bundle(artifact.path, kept, trace=TraceRequest(folder, buffer_bytes)), timeout_s=1800.0)
+    if result.outcome != "ok":
+        return f"the traced run ended in {result.outcome}: {result.message}"
+    calls = []
+    for call in kept:
+        inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
+        tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
+        start = int(tensors[1][0]) if call.method == "text_decoder" else 0
+        calls.append(TracedCall(call.method, tensors, number, start))
+    return calls
+
+
+def _tokens(script: Script, number: int, patches: int) -> int:
+    first: Any = script.calls[number].inputs[0]
+    if isinstance(first, OutputOf):
+        source = script.calls[first.call]
+        return patches if source.method == "vision_encoder" else _tokens(script, first.call, patches)
+    return int(first.shape[1]) if first.ndim == 2 else 0
+
+
+def traced_bytes(state: MethodState, tokens: int, max_seq_len: int) -> int:
+    """Upper bound of what the tracer copies in one call of `tokens` tokens: delegates' arguments and kernels' results."""
+    total = 0
+    for step in state.plan.instructions:
+        traced = step.args if step.kind == "delegate" else state.results(step)
+        for index in traced:
+            value = state.plan.values[index]
+            if isinstance(value, TensorValue):
+                bound = value.size_bytes
+                if value.dynamic and tokens and max_seq_len in value.sizes:
+                    bound = bound // max_seq_len * tokens
+                total += bound + 2 * ALIGNMENT_BYTES
+    return total
