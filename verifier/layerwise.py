@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from verifier.types import Recipe
 ANSWER_TOKENS = 3
 """Tokens of an answer that are traced: a prefill in three chunks, and two single-token calls."""
 SLACK_BYTES = 4 << 20
+TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -53,95 +53,72 @@ def choose_samples(samples: list[Sample]) -> list[Sample]:
     return first + ([other] if other is not None and other is not samples[0] else [])
 
 
-def gather_layers(  # noqa: PLR0917
-    artifact: Artifact,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    audit: Audit,
-    definition: Definition,
-    samples: list[Sample],
-    runner: Runner,
-) -> LayerEvidence:
-    """Trace the chosen samples on the runtime, one child each, and compare. Raises `VerifierError` for our own failures."""
+@dataclass(frozen=True)
+class Traced:
+    """Conversations as the runtime ran them with its event tracer on; the trace lies in `folder`. `problem` is what it said
+    if it did not get through."""
+
+    folder: Path
+    calls: tuple[TracedCall, ...] = ()
+    problem: str = ""
+
+
+def run_traced(artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int) -> Traced:
+    """Run the chosen samples one after the other on one loaded program, their traces into `folder`."""
+    script = Script()
+    owners: list[int] = []
+    for number, sample in enumerate(choose_samples(samples)):
+        answer = sample.golden.ids[:ANSWER_TOKENS]
+        converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=answer, patches=patches)
+        owners += [number] * (len(script.calls) - len(owners))
     machine = Machine(artifact)
+    buffer_bytes = SLACK_BYTES + sum(
+        traced_bytes(machine.methods[call.method], _tokens(script, number, patches), artifact.max_seq_len)
+        for number, call in enumerate(script.calls)
+    )
+    kept = tuple(replace(call, keep=True) for call in script.calls)
+    bundle = Bundle(artifact.path, kept, trace=TraceRequest(folder, buffer_bytes))
+    result = runner.run(bundle, timeout_s=TIMEOUT_S)
+    if result.outcome != "ok":
+        return Traced(folder, problem=f"the traced run ended in {result.outcome}: {result.message}")
+    calls = []
+    for call, owner in zip(kept, owners, strict=True):
+        inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
+        tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
+        start = int(tensors[1][0]) if call.method == "text_decoder" else 0
+        calls.append(TracedCall(call.method, tensors, owner, start))
+    return Traced(folder, tuple(calls))
+
+
+def compare_layers(  # noqa: PLR0917
+    artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, audit: Audit, definition: Definition, traced: Traced
+) -> LayerEvidence:
+    """Replay the traces and hold them against every rung. Raises `VerifierError` for our own failures."""
     try:
-        alignment = align_program(machine, audit, checkpoint.geometry)
-        return _traced(artifact, checkpoint, recipe, audit, definition, choose_samples(samples), runner, alignment)
+        alignment = align_program(Machine(artifact), audit, checkpoint.geometry)
+        if traced.problem:
+            return LayerEvidence(alignment, None, problem=traced.problem, culprit="program")
+        taps = find_taps(artifact, audit)
+        replayer = Replayer(artifact, recipe=with_recipe_constants(artifact, audit), watched=taps.watched())
+        traces = read_trace(traced.folder)
+        if len(traces) != len(traced.calls):
+            raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
+        for call, trace in zip(traced.calls, traces, strict=True):
+            replayer.call(call.method, list(call.inputs), trace)
     except UnknownOperationError as error:
         return LayerEvidence({}, None, problem=str(error), culprit="verifier")
-
-
-def _traced(  # noqa: PLR0917
-    artifact: Artifact,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    audit: Audit,
-    definition: Definition,
-    samples: list[Sample],
-    runner: Runner,
-    alignment: dict[tuple[str, int], Aligned],
-) -> LayerEvidence:
-    taps = find_taps(artifact, audit)
-    storage = with_recipe_constants(artifact, audit)
-    replayer = Replayer(artifact, recipe=storage, watched=taps.watched())
-    calls: list[TracedCall] = []
-    for number, sample in enumerate(samples):
-        with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            made = _run(artifact, sample, number, runner, Path(folder), checkpoint.geometry.vision.patches)
-            if isinstance(made, str):
-                return LayerEvidence(alignment, None, problem=made, culprit="program")
-            traces = read_trace(Path(folder))
-            if len(traces) != len(made):
-                raise VerifierError(
-                    "the runtime's trace has other calls than were made", got=len(traces), expected=len(made)
-                )
-            replayer.restart()
-            for call, trace in zip(made, traces, strict=True):
-                try:
-                    replayer.call(call.method, list(call.inputs), trace)
-                except ProgramFaultError as error:
-                    return LayerEvidence(alignment, None, problem=f"{call.method}: {error}", culprit="program")
-        calls += made
+    except ProgramFaultError as error:
+        return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()
     decoder = DecoderBlocks(build_quantized_decoder(checkpoint, recipe), taps, checkpoint.geometry.text.layers)
     blocks: list[BlockError] = []
-    for number, call in enumerate(calls):
+    for number, call in enumerate(traced.calls):
         if call.method == "text_decoder":
             blocks += decoder.compare(number, call, replay)
         elif call.method == "vision_encoder":
             blocks += vision_blocks(definition, taps, number, call, replay)
-    return LayerEvidence(alignment, replay, tuple(blocks), tuple(profile(definition, taps, calls, replay)))
-
-
-def _run(  # noqa: PLR0917
-    artifact: Artifact, sample: Sample, number: int, runner: Runner, folder: Path, patches: int
-) -> list[TracedCall] | str:
-    """Run one conversation with the event tracer on; what it says if it does not get through."""
-    script = Script()
-    converse(
-        script,
-        image=sample.image.numpy(),
-        prompt=sample.prompt,
-        answer=sample.golden.ids[:ANSWER_TOKENS],
-        patches=patches,
-    )
-    sizes = [_tokens(script, call, patches) for call in range(len(script.calls))]
-    machine = Machine(artifact)
-    buffer_bytes = SLACK_BYTES + sum(
-        traced_bytes(machine.methods[call.method], tokens, artifact.max_seq_len)
-        for call, tokens in zip(script.calls, sizes, strict=True)
-    )
-    kept = tuple(type(call)(call.method, call.inputs, True, call.may_fail) for call in script.calls)
-    result = runner.run(Bundle(artifact.path, kept, trace=TraceRequest(folder, buffer_bytes)), timeout_s=1800.0)
-    if result.outcome != "ok":
-        return f"the traced run ended in {result.outcome}: {result.message}"
-    calls = []
-    for call in kept:
-        inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
-        tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
-        start = int(tensors[1][0]) if call.method == "text_decoder" else 0
-        calls.append(TracedCall(call.method, tensors, number, start))
-    return calls
+    found = profile(definition, taps, traced.calls, replay)
+    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found))
 
 
 def _tokens(script: Script, number: int, patches: int) -> int:

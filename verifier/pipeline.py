@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import resource
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from verifier.evidence import (
 )
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
-from verifier.layerwise import LayerEvidence, gather_layers
+from verifier.layerwise import LayerEvidence, Traced, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
@@ -180,16 +182,16 @@ def _audit(opened: Opened) -> Audit | VerifierError:
         return error
 
 
-def _layers(
-    opened: Opened, audit: Audit | VerifierError, definition: Definition, samples: list[Sample]
+def _compare_layers(
+    opened: Opened, audit: Audit | VerifierError, definition: Definition, traced: Traced | None
 ) -> LayerEvidence | None:
     """The comparison layer by layer; None if no check wants it."""
-    if not _wants(opened, "layers."):
+    if traced is None:
         return None
     if isinstance(audit, VerifierError):
         culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
         return LayerEvidence({}, None, problem=str(audit), culprit=culprit)
-    return gather_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, samples, opened.runner)
+    return compare_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, traced)
 
 
 def _tolerances(opened: Opened) -> Tolerances | GoldenError:
@@ -208,42 +210,39 @@ def _probe_cache(opened: Opened) -> CacheEvidence | None:
 
 
 def gather(opened: Opened, progress: Progress) -> Evidence:
-    """Run references and runtime; nothing is judged here."""
-    checkpoint, artifact = opened.checkpoint, opened.artifact
+    """Run references and runtime; nothing is judged here.
+
+    The program runs in children one after the other on one core while the references are computed on the other.
+    """
+    checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
+    geometry = checkpoint.geometry
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
-    golden = opened.golden
-    side_px = checkpoint.geometry.vision.image_px
-    with ThreadPoolExecutor(1) as children, progress.stage("fp32 reference"):
-        # the cache probes are children of their own: they run beside the reference on the other core
+    square = opened.recipe.static_image_shape
+    samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
+        children = stack.enter_context(ThreadPoolExecutor(1))
         probed = children.submit(_probe_cache, opened)
-        samples = [
-            load_sample(image, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
-            for image in golden.images
-        ]
-        longest = max(s.prompt.length(checkpoint.geometry.vision.patches) + len(s.golden.ids) for s in samples)
-        definition = build_definition(
-            checkpoint, max_len=max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
-        )
-        if opened.request.image is not None:
-            samples.append(_user_sample(opened, definition, tokenizer, golden))
-        answers = reference_answers(definition, samples)
-    with (
-        ThreadPoolExecutor(1) as children,
-        progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"),
-    ):
-        made = conversation_bundle(
-            artifact,
-            samples,
-            patches=checkpoint.geometry.vision.patches,
-            vocabulary=checkpoint.geometry.text.vocabulary,
-        )
-        answered = children.submit(run_bundle, opened.runner, made.bundle)
-        mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
-        result = answered.result()
-    with progress.stage("audit of the constants"):
-        audit = _audit(opened)
-    with progress.stage("layer by layer"):
-        layers = _layers(opened, audit, definition, samples[: len(golden.images)])
+        tracing = children.submit(_trace, opened, list(samples), folder)
+        with progress.stage("fp32 reference"):
+            longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
+            max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
+            definition = build_definition(checkpoint, max_len=max_len)
+            if opened.request.image is not None:
+                samples.append(_user_sample(opened, definition, tokenizer, golden))
+            made = conversation_bundle(
+                artifact, samples, patches=geometry.vision.patches, vocabulary=geometry.text.vocabulary
+            )
+            answered = children.submit(run_bundle, opened.runner, made.bundle)
+            answers = reference_answers(definition, samples)
+        with progress.stage("definition against Hugging Face"):
+            mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
+        with progress.stage("audit of the constants"):
+            audit = _audit(opened)
+        with progress.stage("layer by layer"):
+            layers = _compare_layers(opened, audit, definition, tracing.result())
+        with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
+            result = answered.result()
     cases = collect_cases(made, result, samples, answers)
     return Evidence(
         artifact=artifact,
@@ -261,6 +260,14 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         user_case=cases[-1] if opened.request.image is not None else None,
         mapping=mapping,
         runtime=RuntimeEvidence(result, collect_vocabulary(made, result), probed.result()),
+    )
+
+
+def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:
+    if not _wants(opened, "layers."):
+        return None
+    return run_traced(
+        opened.artifact, samples, opened.runner, folder, patches=opened.checkpoint.geometry.vision.patches
     )
 
 
