@@ -119,7 +119,12 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                 arrays[f"{number}_{position}"] = np.ascontiguousarray(value)
                 inputs.append({"array": f"{number}_{position}"})
         calls.append({"method": call.method, "inputs": inputs, "keep": call.keep, "may_fail": call.may_fail})
-    text: dict[str, Any] = {"schema": SCHEMA, "pte": str(bundle.pte.resolve()), "threads": bundle.threads, "calls": calls}
+    text: dict[str, Any] = {
+        "schema": SCHEMA,
+        "pte": str(bundle.pte.resolve()),
+        "threads": bundle.threads,
+        "calls": calls,
+    }
     if bundle.trace is not None:
         text["trace"] = {"directory": str(bundle.trace.directory), "buffer_bytes": bundle.trace.buffer_bytes}
     (directory / "bundle.json").write_text(json.dumps(text))

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from verifier.checkpoint import EMBEDDED
 
+MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")
 EMBEDDED_PTE = EMBEDDED / "llava_tiny.pte"
 
 
-def micro_config() -> dict[str, object]:
+def micro_config(**text_fields: object) -> dict[str, object]:
     """LLaVA-1.5 with two layers of 64 on each side, 56 px images (16 tokens), grouped-query attention."""
     vision = {
         "model_type": "clip_vision_model",
@@ -36,7 +37,7 @@ def micro_config() -> dict[str, object]:
         "vocab_size": 1088,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
-    }
+    } | text_fields
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -51,18 +52,39 @@ def micro_config() -> dict[str, object]:
     }
 
 
-def make_micro_checkpoint(folder: Path, *, seed: int = 0) -> None:
-    """Write a random micro checkpoint with llava_tiny's tokenizer."""
+def make_micro_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) -> None:
+    """Write a random micro checkpoint with llava_tiny's tokenizer; norms and biases are random too."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
-    config = LlavaConfig.from_dict(micro_config())
+    config = LlavaConfig.from_dict(micro_config(**text_fields))
     model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            elif "position_embedding" not in name:
+                parameter.mul_(2.0)
     weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(micro_config()))
+    (folder / "config.json").write_text(json.dumps(micro_config(**text_fields)))
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(EMBEDDED / name, folder / name)
+
+
+def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> None:
+    """A micro checkpoint with golden answers to three images, and its export `model.pte`."""
+    from golden.llava_tiny.make.golden import write_golden
+    from verifier.checkpoint import open_checkpoint
+    from verifier.progress import hushed
+
+    make_micro_checkpoint(folder, seed=seed, **text_fields)
+    (folder / "images").mkdir()
+    images = [EMBEDDED / "images" / name for name in MICRO_IMAGES]
+    paths = [Path(shutil.copy(image, folder / "images")) for image in images]
+    with hushed():
+        write_golden(open_checkpoint(folder), paths, folder)
+    assert export(folder, folder / "model.pte", *arguments) == 0
 
 
 def export(model: Path | None, pte: Path, *arguments: str) -> int:
@@ -78,3 +100,10 @@ def verify(pte: Path | str, *arguments: str) -> int:
     from verifier.test_pte import main
 
     return main([str(pte), "--quiet", *arguments])
+
+
+def wheel_file(name: str) -> Path:
+    """A file of the installed ExecuTorch."""
+    import executorch
+
+    return Path(next(iter(executorch.__path__))) / name

@@ -37,12 +37,14 @@ class Taps:
 
 @dataclass(frozen=True)
 class BlockError:
-    """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ..."""
+    """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
+    `elements` counts the stream's numbers that enter it."""
 
     block: str
     part: str
     call: int
     sqnr_db: float
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def _stream(plan: Plan, arguments: Sequence[int], width: int) -> int | None:
 
 def _added(block: str, part: str, call: int, before: Tensor, actual: Tensor, expected: Tensor) -> BlockError:  # noqa: PLR0917
     a, e = ((x - before).double().numpy() for x in (actual, expected))
-    return BlockError(block, part, call, sqnr_db(actual=a, expected=e) if a.shape == e.shape else -400.0)
+    value = sqnr_db(actual=a, expected=e) if a.shape == e.shape else -400.0
+    return BlockError(block, part, call, value, before.numel() if before.dim() else actual.numel())
 
 
 class DecoderBlocks:

@@ -22,10 +22,9 @@ ALLOWED_OFF = 1e-3
 ALLOWED_LINEAR_DB = 120.0
 """4-bit linears, local. The interpreter repeats XNNPACK's arithmetic exactly, so only the order of fp32 sums is left
 (measured: no difference at all with AVX-512; 133 dB and more in the prototype)."""
-ALLOWED_BLOCK_DB = 50.0
-"""A decoder block against the eager quantized rung. Rounding of the sums before a linear may tip ties of its int8 rows. All
-of int8's rounding costs 37 to 44 dB; ties on 0.1 % of the elements, or 2 of the 256 of a single token, each by a whole step
-instead of 1/12 of its square, cost 10 to 19 dB less: 50 dB and more. Measured: 73 dB and more."""
+ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
+"""A decoder block against the eager quantized rung: rounding before a linear may tip ties of its int8 rows. Rounding every
+activation to int8, an error of 1/12 squared step each, leaves 37 to 44 dB (FACTS); a tie is wrong by a whole step."""
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
 
 
@@ -49,7 +48,7 @@ def _blocks_of(layers: LayerEvidence, records: Iterable[Compared]) -> dict[str, 
     return found
 
 
-def _excess(record: Compared) -> float:
+def excess(record: Compared) -> float:
     """How far a result is over its limit: above 1 is a failure; infinite for what cannot be compared."""
     if record.reason or math.isnan(record.worst):
         return math.inf
@@ -90,13 +89,13 @@ def _judge_records(check: Check, evidence: Evidence, records: tuple[Compared, ..
 def _judge_block(check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str) -> CheckResult:
     if not records:
         return check.error(case, "nothing was compared in this block")
-    broken = [record for record in records if _excess(record) > 1]
-    shown = min(broken, key=lambda r: (r.call, r.instruction)) if broken else max(records, key=_excess)
+    broken = [record for record in records if excess(record) > 1]
+    shown = min(broken, key=lambda r: (r.call, r.instruction)) if broken else max(records, key=excess)
     aligned: Aligned = layers.alignment[shown.method, shown.instruction]
     where = Where(method=shown.method, instruction=shown.instruction, module=aligned.module, index=shown.index or None)
-    excess = _excess(shown)
+    share = excess(shown)
     measured = {
-        "share_of_limit": excess if math.isfinite(excess) else None,
+        "share_of_limit": share if math.isfinite(share) else None,
         "sqnr_db": shown.sqnr_db,
         "compared": len(records),
     }
@@ -104,7 +103,7 @@ def _judge_block(check: Check, layers: LayerEvidence, case: str, records: list[C
     if broken:
         message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {hint}"
         return check.failed(case, message, measured=measured, allowed=allowed, where=where)
-    message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {excess:.2g} of the limit in {aligned.module}"
+    message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
     return check.passed(case, message, measured=measured, allowed=allowed, where=where)
 
 
@@ -164,38 +163,73 @@ def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
     ]
 
 
+def block_limit_db(elements: int) -> float:
+    """SQNR that a block keeps when 3 of its activations and 0.1 % of the rest are tipped: 37 dB less the ties' share of the
+    noise. 40 dB for a single token of 64 numbers, 46 dB for one of 256, 55 dB for a chunk. Measured on llava_tiny: 73 dB."""
+    ties = TIES + TIE_SHARE * elements
+    return ROUNDING_DB - 10 * math.log10(12 * ties / elements)
+
+
+def _by_block(errors: Iterable[BlockError]) -> dict[str, list[BlockError]]:
+    found: dict[str, list[BlockError]] = {}
+    for error in errors:
+        found.setdefault(error.block, []).append(error)
+    return found
+
+
+GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
+
+
 def graph(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Every block adds to the residual stream what the model's definition adds, on the program's own input to it."""
-    cases = _with_stream(evidence.subjects)
+    """Every block of the decoder adds to the residual stream what the eager quantized model adds, on the program's own input."""
+    cases = _decoder_blocks(evidence.subjects)
     missing = _missing(check, evidence, cases)
     if missing is not None:
         return missing
     assert evidence.layers is not None
-    found: dict[str, list[BlockError]] = {}
-    for error in evidence.layers.blocks:
-        found.setdefault(error.block, []).append(error)
-    return [_graph(check, evidence, case, found.get(case, [])) for case in cases]
+    found = _by_block(evidence.layers.blocks)
+    return [_graph(check, case, found.get(case, [])) for case in cases]
 
 
-def _graph(check: Check, evidence: Evidence, case: str, errors: list[BlockError]) -> CheckResult:
-    method = case.partition(".")[0]
-    where = Where(method=method, module=case)
+def _graph(check: Check, case: str, errors: list[BlockError]) -> CheckResult:
+    where = Where(method=case.partition(".")[0], module=case)
     if not errors:
-        return check.failed(
-            case,
-            f"{case}: its place in the program was not found: a norm of this block is missing, or reads something else. Export again.",
-            where=where,
-        )
+        return _not_found(check, case)
+    # the first call in which it departs: later ones inherit a wrong cache
+    broken = [error for error in errors if error.sqnr_db < block_limit_db(error.elements)]
+    shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - block_limit_db(e.elements))
+    limit = block_limit_db(shown.elements)
+    fields = {"measured": {"sqnr_db": shown.sqnr_db}, "allowed": {"sqnr_db": limit}, "where": where}
+    if broken:
+        said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit:.1f} dB"
+        return check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
+    return check.passed(case, f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", **fields)
+
+
+def _not_found(check: Check, case: str) -> CheckResult:
+    where = Where(method=case.partition(".")[0], module=case)
+    message = f"{case}: its place in the program was not found: a norm of it is missing, or reads something else. Export again."
+    return check.failed(case, message, where=where)
+
+
+def vision(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every layer of the vision tower adds what the fp32 definition adds, but for calibrated int8 noise, on its own input."""
+    cases = _vision_blocks(evidence.subjects)
+    missing = _missing(check, evidence, cases)
+    if missing is not None:
+        return missing
+    assert evidence.layers is not None
+    found = _by_block(evidence.layers.blocks)
+    return [_vision(check, evidence, case, found.get(case, [])) for case in cases]
+
+
+def _vision(check: Check, evidence: Evidence, case: str, errors: list[BlockError]) -> CheckResult:
+    if not errors:
+        return _not_found(check, case)
     worst = min(errors, key=lambda e: e.sqnr_db)
-    hint = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
-    if method == "vision_encoder":
-        what = f"{case}: what its {worst.part} adds, against fp32"
-        return judge(check, evidence, case, [Measure(VISION, worst.sqnr_db, "dB")], what=what, where=where, hint=hint)
-    fields = {"measured": {"sqnr_db": worst.sqnr_db}, "allowed": {"sqnr_db": ALLOWED_BLOCK_DB}, "where": where}
-    if worst.sqnr_db < ALLOWED_BLOCK_DB:
-        message = f"{case}: call {worst.call} departs from the quantized model by {worst.sqnr_db:.1f} dB, allowed at least {ALLOWED_BLOCK_DB:g} dB. {hint}"
-        return check.failed(case, message, **fields)
-    return check.passed(case, f"as the quantized model computes it, {worst.sqnr_db:.0f} dB and more", **fields)
+    where = Where(method="vision_encoder", module=case)
+    what = f"{case}: what its {worst.part} adds, against fp32"
+    return judge(check, evidence, case, [Measure(VISION, worst.sqnr_db, "dB")], what=what, where=where, hint=GRAPH_HINT)
 
 
 def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -223,9 +257,12 @@ def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
     return results
 
 
-def _with_stream(subjects: Subjects) -> tuple[str, ...]:
-    """Blocks that add to a residual stream."""
-    return tuple(block for block in subjects.blocks if block not in ("token_embedding", "text_decoder.input"))
+def _decoder_blocks(subjects: Subjects) -> tuple[str, ...]:
+    return tuple(b for b in subjects.blocks if b.startswith("text_decoder") and b != "text_decoder.input")
+
+
+def _vision_blocks(subjects: Subjects) -> tuple[str, ...]:
+    return tuple(block for block in subjects.blocks if block.startswith("vision_encoder"))
 
 
 def _with_profile(subjects: Subjects) -> tuple[str, ...]:
@@ -245,6 +282,7 @@ CHECKS = (
     Check("layers.coverage", "kernel", one_case, coverage),
     Check("layers.kernel", "kernel", per_block, kernel),
     Check("layers.constants", "lowering", per_block, constants),
-    Check("layers.graph", "lowering", _with_stream, graph),
+    Check("layers.graph", "lowering", _decoder_blocks, graph),
+    Check("layers.vision", "lowering", _vision_blocks, vision),
 )
 PROFILE_CHECK = Check("layers.profile", "quantization", _with_profile, profile)
