@@ -23,6 +23,8 @@ from verifier.interpret.machine import Machine, MethodState, Step, constant_tens
 from verifier.metrics import sqnr_db
 from verifier.trace import CallTrace
 
+SHARING = ("executorch_prim::et_view.default",)
+"""Instructions that leave no trace because they only give memory another shape."""
 FLUSHED = 2.0**-126
 """The smallest normal fp32: kernels may flush what is smaller to zero, so no bound is below it."""
 _MOVES = ("XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNConcatenate")
@@ -178,6 +180,7 @@ class _Follower:
         self.replayer, self.state, self.trace = replayer, state, trace
         self.known: dict[int, Any] = dict(inputs)
         self.makers: dict[int, int] = {}
+        self.untraced: set[int] = set()  # EValues whose runtime contents nobody recorded: the interpreter's stand in
 
     def observe(self, step: Step) -> None:
         instruction = step.instruction
@@ -193,9 +196,7 @@ class _Follower:
         }
         if instruction.kind == "delegate":
             count = len(self.state.graph(instruction).inputs)
-            if len(traced) != len(instruction.args):
-                return
-            handed = dict(zip(instruction.args[:count], traced[:count], strict=True))
+            handed = dict(zip(instruction.args[:count], traced[:count], strict=False))
             self._check_handover(instruction, operands, handed)
             operands |= handed
             traced = traced[count:]
@@ -235,7 +236,7 @@ class _Follower:
 
     def _check_handover(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
         for place, (index, tensor) in enumerate(handed.items()):
-            made = operands.get(index)
+            made = operands.get(index) if index not in self.untraced else None
             if not isinstance(made, Tensor) or made.shape != tensor.shape or made.dtype != tensor.dtype:
                 continue
             differing = int((made.view(-1).ne(tensor.view(-1)) & ~(made.isnan() & tensor.isnan()).view(-1)).sum())
@@ -249,11 +250,15 @@ class _Follower:
         instruction, method = step.instruction, self.state.plan.name
         tensors = [index for index in self.state.results(instruction) if isinstance(expected.get(index), Tensor)]
         recorded = dict(zip(tensors, traced, strict=False))
+        shares_memory = instruction.name in SHARING
         for place, index in enumerate(tensors):
             self.makers[index] = instruction.index
             if index not in recorded:
                 self.known[index] = expected[index]
+                if not shares_memory or self.untraced & set(step.inputs):
+                    self.untraced.add(index)
                 continue
+            self.untraced.discard(index)
             self.known[index] = recorded[index]
             bound = bounds.get(index)
             found = self._compare(step, place, index, recorded[index], expected[index], bound)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Bytes, Span, Storage
 from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
@@ -30,7 +31,8 @@ class Misplaced:
 @dataclass(frozen=True)
 class Audit:
     """`constants` by their place in the inventory. `missing`: parameters that no constant holds. `misplaced`: the first
-    constant of each method that is out of order. `unused`: tensors of the checkpoint that LLaVA-1.5 does not use."""
+    constant of each method that is out of order. `unused`: tensors of the checkpoint that LLaVA-1.5 does not use.
+    `dead_bytes`: constants of the file that no instruction reads, such as the mask that custom SDPA made superfluous."""
 
     inventory: tuple[Constant, ...]
     parameters: tuple[Parameter | None, ...]
@@ -38,6 +40,7 @@ class Audit:
     missing: tuple[str, ...]
     misplaced: tuple[Misplaced, ...]
     unused: tuple[str, ...]
+    dead_bytes: int
     source: Source
 
 
@@ -61,6 +64,7 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
         tuple(parameter.name for parameter in assigned.missing),
         tuple(_misplaced(inventory, assigned.parameters)),
         tuple(sorted(keys.unused)),
+        _dead_bytes(artifact, inventory),
         source,
     )
 
@@ -95,6 +99,22 @@ def _scale(constant: Constant) -> float | None:
     return quantization.scale if isinstance(quantization, PerTensor) else None
 
 
+def _dead_bytes(artifact: Artifact, inventory: list[Constant]) -> int:
+    """Bytes of constant EValues that no instruction of any method uses."""
+    used = {constant.value.constant for constant in inventory}
+    declared = {
+        value.constant
+        for plan in artifact.plans.values()
+        for value in plan.values
+        if isinstance(value, TensorValue) and value.constant is not None
+    }
+    return sum(span.size for span in declared - used)
+
+
+def _module(parameter: Parameter) -> str:
+    return parameter.name.removesuffix(".weight").removesuffix(".bias")
+
+
 def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ...]) -> list[Misplaced]:
     """Parameters must be met in the order of the computation; within a stage (wq, wk, wv) any order is right."""
     found = []
@@ -107,6 +127,6 @@ def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ..
         ordered = sorted((parameter for _, parameter in held), key=lambda parameter: parameter.order)
         for (constant, parameter), expected in zip(held, ordered, strict=True):
             if parameter.order != expected.order:
-                found.append(Misplaced(method, constant.instruction, parameter.name, expected.name))
+                found.append(Misplaced(method, constant.instruction, _module(parameter), _module(expected)))
                 break
     return found

@@ -83,12 +83,23 @@ def _judge_records(check: Check, evidence: Evidence, records: tuple[Compared, ..
         return missing
     assert evidence.layers is not None
     found = _blocks_of(evidence.layers, records)
-    return [_judge_block(check, evidence.layers, case, found.get(case, []), hint) for case in cases]
+    judged = [_judge_block(check, evidence.layers, case, found.get(case, []), hint) for case in cases]
+    return _first_first(judged)
 
 
-def _judge_block(check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str) -> CheckResult:
+def _first_first(judged: list[tuple[tuple[int, int], CheckResult]]) -> list[CheckResult]:
+    """Results in the order in which they went wrong, by call and place in it: what came first is to blame."""
+    return [result for _, result in sorted(judged, key=lambda pair: pair[0])]
+
+
+NEVER = (1 << 30, 0)
+
+
+def _judge_block(
+    check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str
+) -> tuple[tuple[int, int], CheckResult]:
     if not records:
-        return check.error(case, "nothing was compared in this block")
+        return NEVER, check.error(case, "nothing was compared in this block")
     broken = [record for record in records if excess(record) > 1]
     shown = min(broken, key=lambda r: (r.call, r.instruction)) if broken else max(records, key=excess)
     aligned: Aligned = layers.alignment[shown.method, shown.instruction]
@@ -102,9 +113,11 @@ def _judge_block(check: Check, layers: LayerEvidence, case: str, records: list[C
     allowed = {"share_of_limit": 1.0}
     if broken:
         message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {hint}"
-        return check.failed(case, message, measured=measured, allowed=allowed, where=where)
+        return (shown.call, shown.instruction), check.failed(
+            case, message, measured=measured, allowed=allowed, where=where
+        )
     message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
-    return check.passed(case, message, measured=measured, allowed=allowed, where=where)
+    return NEVER, check.passed(case, message, measured=measured, allowed=allowed, where=where)
 
 
 def kernel(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -188,13 +201,13 @@ def graph(check: Check, evidence: Evidence) -> list[CheckResult]:
         return missing
     assert evidence.layers is not None
     found = _by_block(evidence.layers.blocks)
-    return [_graph(check, case, found.get(case, [])) for case in cases]
+    return _first_first([_graph(check, case, place, found.get(case, [])) for place, case in enumerate(cases)])
 
 
-def _graph(check: Check, case: str, errors: list[BlockError]) -> CheckResult:
+def _graph(check: Check, case: str, place: int, errors: list[BlockError]) -> tuple[tuple[int, int], CheckResult]:
     where = Where(method=case.partition(".")[0], module=case)
     if not errors:
-        return _not_found(check, case)
+        return (0, place), _not_found(check, case)
     # the first call in which it departs: later ones inherit a wrong cache
     broken = [error for error in errors if error.sqnr_db < block_limit_db(error.elements)]
     shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - block_limit_db(e.elements))
@@ -202,8 +215,8 @@ def _graph(check: Check, case: str, errors: list[BlockError]) -> CheckResult:
     fields = {"measured": {"sqnr_db": shown.sqnr_db}, "allowed": {"sqnr_db": limit}, "where": where}
     if broken:
         said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit:.1f} dB"
-        return check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
-    return check.passed(case, f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", **fields)
+        return (shown.call, place), check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
+    return NEVER, check.passed(case, f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", **fields)
 
 
 def _not_found(check: Check, case: str) -> CheckResult:

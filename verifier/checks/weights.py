@@ -91,14 +91,9 @@ def derived(check: Check, evidence: Evidence) -> list[CheckResult]:
         where = Where(method=first.method, instruction=first.instruction, module=first.role, index=first.index)
         message = f"{first.method}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
         return [check.failed("program", message, measured=measured, allowed={"wrong": 0}, where=where)]
-    return [
-        check.passed(
-            "program",
-            f"{len(records)} constants follow from the configuration",
-            measured=measured,
-            allowed={"wrong": 0},
-        )
-    ]
+    dead = f"; {audit.dead_bytes:,} bytes of constants are read by no instruction" if audit.dead_bytes else ""
+    message = f"{len(records)} constants follow from the configuration{dead}"
+    return [check.passed("program", message, measured=measured, allowed={"wrong": 0})]
 
 
 def placement(check: Check, evidence: Evidence) -> list[CheckResult]:
