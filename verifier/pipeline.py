@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.local import LocalRunner
-from runner.protocol import Runner
+from runner.protocol import Bundle, Result, Runner
 from verifier.align import list_blocks
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
@@ -49,6 +49,8 @@ from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, judge_run
 
 USER_ANSWER_TOKENS = 64
+CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
+"""Families that look at the golden conversations."""
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,8 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             made = conversation_bundle(
                 artifact, samples, patches=geometry.vision.patches, vocabulary=geometry.text.vocabulary
             )
-            answered = children.submit(run_bundle, opened.runner, made.bundle)
-            answers = reference_answers(definition, samples)
+            answered = children.submit(_converse, opened, made.bundle)
+            answers = reference_answers(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):
@@ -243,7 +245,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             layers = _compare_layers(opened, audit, definition, tracing.result())
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
-    cases = collect_cases(made, result, samples, answers)
+    cases = collect_cases(made, result, samples, answers) if answers else ()
     return Evidence(
         artifact=artifact,
         manifest=opened.manifest,
@@ -261,6 +263,13 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         mapping=mapping,
         runtime=RuntimeEvidence(result, collect_vocabulary(made, result), probed.result()),
     )
+
+
+def _converse(opened: Opened, bundle: Bundle) -> Result:
+    """The golden conversations, if a check wants them: the audit of weights alone runs nothing."""
+    if not _wants(opened, *CONVERSING, "structure."):
+        return Result("ok", "no check asked for a conversation")
+    return run_bundle(opened.runner, bundle)
 
 
 def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:

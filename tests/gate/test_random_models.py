@@ -1,0 +1,65 @@
+"""Clean programs of other shapes and recipes give no alarm: random weights, so nothing rests on what a model has learnt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import make_micro_model, verify
+
+UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+SHAPES: dict[str, dict[str, object]] = {
+    "one key head": {"num_key_value_heads": 1},
+    "no sharing": {"num_key_value_heads": 4},
+    "wide": {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "deep": {"num_hidden_layers": 5},
+    "theta": {"rope_theta": 1e6, "rms_norm_eps": 1e-6},
+}
+RECIPES: dict[str, tuple[str, ...]] = {
+    "hqq": ("--quantizer", "hqq"),
+    "groups of 64": ("--group-size", "64"),
+    "plain attention": ("--no-use-sdpa-with-kv-cache",),
+    "square images": ("--static-image-shape",),
+    "4-bit embedding": ("--embedding-bits", "4"),
+    "fp32 embedding": ("--embedding-bits", "32"),
+    "short": ("--max-seq-len", "128", "--max-context-len", "128"),
+    "default": (),
+}
+QUICK = [("one key head", ("plain attention", "hqq")), ("theta", ("4-bit embedding", "short"))]
+MANY = [
+    *((shape, ("default",)) for shape in SHAPES),
+    *(("no sharing", (recipe,)) for recipe in RECIPES if recipe != "default"),
+    ("wide", ("groups of 64", "hqq")),
+    ("wide", ("plain attention", "4-bit embedding")),
+    ("deep", ("hqq", "4-bit embedding")),
+    ("deep", ("plain attention", "square images")),
+    ("theta", ("plain attention", "short")),
+    ("one key head", ("groups of 64", "fp32 embedding")),
+    ("one key head", ("square images", "hqq")),
+    ("wide", ("short", "square images", "hqq", "plain attention")),
+]
+
+
+def _is_clean(shape: str, recipes: tuple[str, ...], folder: Path) -> None:
+    arguments = [argument for recipe in recipes for argument in RECIPES[recipe]]
+    make_micro_model(folder, *arguments, seed=len(shape) + len(arguments), **SHAPES[shape])
+    pte = folder / "model.pte"
+    status = verify(pte, "--model", str(folder), "--checks", UNBANDED, "--report", str(folder))
+    report = json.loads((folder / "report.json").read_text())
+    alarms = [(c["id"], c["case"], c["message"]) for c in report["checks"] if c["verdict"] != "pass"]
+    assert (status, alarms) == (0, [])
+
+
+@pytest.mark.parametrize(("shape", "recipes"), QUICK)
+def test_clean_model_gives_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
+    """Two that differ in nearly everything; the slow test has twenty."""
+    _is_clean(shape, recipes, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "recipes"), MANY)
+def test_twenty_clean_models_give_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
+    """GQA, other widths and depths, groups, HQQ, without custom SDPA, static image shape, embeddings."""
+    _is_clean(shape, recipes, tmp_path)
