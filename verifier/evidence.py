@@ -13,7 +13,7 @@ from verifier.driver import Conversation, Script, converse, vocabulary_calls
 from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
 from verifier.golden import GoldenSet, Tolerances
-from verifier.layerwise import LayerEvidence
+from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Tokenizer
 from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face

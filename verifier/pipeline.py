@@ -14,7 +14,6 @@ from typing import Any
 
 from runner.local import LocalRunner
 from runner.protocol import Bundle, Result, Runner
-from verifier.align import list_blocks
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.audit.run import Audit, audit_weights
@@ -38,7 +37,8 @@ from verifier.evidence import (
 )
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
-from verifier.layerwise import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.align import list_blocks
+from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image

@@ -17,7 +17,6 @@ import torch
 from runner.local import LocalRunner
 from tests.support import make_micro_model, verify
 from tests.surgery import change_bytes, find_instruction, graph_of, program_of, write_scalar
-from verifier.align import list_blocks
 from verifier.artifact.program import open_artifact
 from verifier.artifact.storage import Span
 from verifier.audit.recipe import quantized_linear
@@ -28,11 +27,12 @@ from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
 from verifier.export.manifest import read_manifest
 from verifier.golden import load_golden
-from verifier.layerwise import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.align import list_blocks
+from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.trace import CallTrace, read_trace
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
 from verifier.reference import load_sample
-from verifier.trace import CallTrace, read_trace
 from verifier.types import CheckResult, Recipe
 
 UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
@@ -304,7 +304,7 @@ def _kernel_failures(
     clean = _compare(pte, micro_model, micro, traced)
     traces = read_trace(traced.folder)
     fault(traces, clean)
-    monkeypatch.setattr("verifier.layerwise.read_trace", lambda _folder: traces)
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
     spoilt = _compare(pte, micro_model, micro, traced)
     check = next(c for c in CHECKS if c.id == "layers.kernel")
     subjects = Subjects((), (), list_blocks(micro.geometry))
@@ -390,7 +390,7 @@ def test_memory_shared_where_it_must_not_be(
     x = traces[2][at][0].array()
     x[0, 3, :5] += 1
     traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
-    monkeypatch.setattr("verifier.layerwise.read_trace", lambda _folder: traces)
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
     spoilt = _compare(pte, micro_model, micro, clean_trace)
     assert spoilt.replay is not None
     assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
@@ -406,7 +406,7 @@ def test_trace_with_a_hole_is_never_a_pass(
     for call, trace in zip(clean_trace.calls, traces, strict=True):
         if call.method == "text_decoder":
             trace.pop(at)
-    monkeypatch.setattr("verifier.layerwise.read_trace", lambda _folder: traces)
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
     holed = _compare(micro_model / "model.pte", micro_model, micro, clean_trace)
     check = next(c for c in CHECKS if c.id == "layers.coverage")
     result = check.run(check, SimpleNamespace(layers=holed, subjects=Subjects((), (), ())))[0]  # type: ignore[arg-type]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from verifier.align import Aligned
-from verifier.blocks import BlockError
 from verifier.checks.common import Check, Measure, judge, one_case, per_block
 from verifier.evidence import Evidence, Subjects
-from verifier.layerwise import LayerEvidence
-from verifier.replay import Compared
+from verifier.ladder.align import Aligned
+from verifier.ladder.blocks import BlockError
+from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.replay import Compared
 from verifier.types import CheckResult, Where
 
 ALLOWED_SHARE = 1.0

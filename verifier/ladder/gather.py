@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from runner.protocol import Bundle, OutputOf, Runner, TraceRequest
-from verifier.align import Aligned, align_program
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
-from verifier.blocks import BlockError, DecoderBlocks, TracedCall, find_taps, profile, vision_blocks
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Script, converse
 from verifier.errors import VerifierError
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
+from verifier.ladder.align import Aligned, align_program
+from verifier.ladder.blocks import BlockError, DecoderBlocks, TracedCall, find_taps, profile, vision_blocks
+from verifier.ladder.quantized import build_quantized_decoder
+from verifier.ladder.replay import Replay, Replayer
+from verifier.ladder.trace import ALIGNMENT_BYTES, read_trace
 from verifier.model.definition import Definition
-from verifier.quantized import build_quantized_decoder
 from verifier.reference import Sample
-from verifier.replay import Replay, Replayer
-from verifier.trace import ALIGNMENT_BYTES, read_trace
 from verifier.types import Recipe
 
 ANSWER_TOKENS = 3

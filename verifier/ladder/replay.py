@@ -20,8 +20,8 @@ from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
+from verifier.ladder.trace import CallTrace
 from verifier.metrics import sqnr_db
-from verifier.trace import CallTrace
 
 SHARING = ("executorch_prim::et_view.default",)
 """Instructions that leave no trace because they only give memory another shape."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
+from verifier.ladder.replay import Replay
 from verifier.metrics import sqnr_db
 from verifier.model.definition import Definition
-from verifier.replay import Replay
 
 
 @dataclass(frozen=True)
