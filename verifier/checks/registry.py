@@ -11,6 +11,7 @@ from verifier.checks import (
     layers,
     logits,
     mapping,
+    memory,
     preprocess,
     splice,
     structure,
@@ -22,6 +23,7 @@ from verifier.errors import UsageError
 
 CHECKS: tuple[Check, ...] = (
     *structure.CHECKS,
+    *memory.CHECKS,
     *mapping.CHECKS,
     *preprocess.CHECKS,
     *splice.CHECKS,
