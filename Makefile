@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint test-slow bench fuzz embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -33,6 +33,9 @@ $(READY): pyproject.toml
 bench: $(READY)  ## ratios measured side by side
 	$(BIN)/python -m tests.bench.export
 
+fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
+	$(BIN)/python -m tests.bench.fuzz_reader
+
 train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 	$(BIN)/python -m golden.llava_tiny.make.train --work build/train
 
@@ -49,7 +52,7 @@ calibration: $(READY)  ## measure the embedded program and two exports with half
 	cp $(TINY)/calibration/scene_0[89].png $(TINY)/calibration/scene_1?.png build/half_b
 	$(BIN)/python -m verifier.export_llava --pte-name build/a.pte --calibration build/half_a
 	$(BIN)/python -m verifier.export_llava --pte-name build/b.pte --calibration build/half_b
-	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --variant build/a.pte --variant build/b.pte --reason "$(or $(REASON),embedded model)"
+	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --repeats 2 --variant build/a.pte --variant build/b.pte --reason "$(or $(REASON),embedded model)"
 
 evaluate: $(READY)  ## score the embedded model on 256 unseen scenes, in fp32 and by the program
 	$(BIN)/python -m golden.llava_tiny.make.evaluate --pte $(TINY)/llava_tiny.pte

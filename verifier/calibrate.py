@@ -1,7 +1,9 @@
 """`python -m verifier.calibrate PTE --variant PTE ...`: measure a clean export and write the bands that it must stay in.
 
-Only comparisons of 4-bit with fp32 need this. A band is what the clean file measured, case by case, and a margin: four
-times the spread between equally clean exports that differ in nothing but the images their int8 ranges come from.
+Only comparisons of 4-bit with fp32 need this. A band is what the clean file measured, case by case, and a margin of several
+times the spread between equally clean exports that differ in nothing but the images their int8 ranges come from. Runs of
+one file are repeated with `--repeats`; they have not differed yet. `layers.kernel`, `layers.constants` and `layers.graph`
+need no calibration: their limits are derived.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
@@ -29,7 +32,9 @@ from verifier.golden import TOLERANCE_SCHEMA
 from verifier.pipeline import Opened, Request, gather, open_request
 from verifier.progress import Progress, hushed
 
-SPREADS = 4.0
+SPREADS, UPPER_SPREADS = 4.0, 3.0
+"""A margin in spreads: 4 where there are too few deviations to bootstrap, else 3 of the upper end of the 95 % interval."""
+BOOTSTRAP_LEAST, RESAMPLES = 8, 4000
 FLOOR = 0.05
 """A margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing."""
 DIRECTION = {"_db": 1, "agreement": 1}
@@ -79,23 +84,59 @@ def measure(evidence: Evidence) -> Measured:
     return Measured(values)
 
 
-def bands(first: Measured, variants: Sequence[Measured]) -> dict[str, Any]:
-    """The band of every metric as JSON: direction, measured, margin, and the spread that it comes from."""
+def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:
+    return [other.values[metric][case] - value for other in others for case, value in first.values[metric].items()]
+
+
+def _rms(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if len(values) else 0.0
+
+
+def spread_interval(deviations: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the rms of deviations (Efron 1987, percentile), resampling images, prompts and files.
+
+    Too few deviations for that give the rms itself, twice.
+    """
+    values, rms = np.asarray(deviations), _rms(deviations)
+    if len(values) < BOOTSTRAP_LEAST or rms == 0.0:
+        return rms, rms
+    found = stats.bootstrap(
+        (values,),
+        lambda sample, axis: np.sqrt(np.mean(np.square(sample), axis=axis)),
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def bands(first: Measured, variants: Sequence[Measured], repeats: Sequence[Measured] = ()) -> dict[str, Any]:
+    """The band of every metric as JSON: direction, measured, margin, and the spread that it comes from.
+
+    `repeats` are runs of the first file itself: what they differ by is added to the margin, not averaged into it.
+    """
     made = {}
     for metric, cases in first.values.items():
-        deviations = [variant.values[metric][case] - value for variant in variants for case, value in cases.items()]
-        spread = float(np.sqrt(np.mean(np.square(deviations))))
+        deviations = _deviations(metric, first, variants)
+        repeat_rms = _rms(_deviations(metric, first, repeats))
+        low, high = spread_interval(deviations)
+        factor = SPREADS if len(deviations) < BOOTSTRAP_LEAST else UPPER_SPREADS
         floor = FLOOR * abs(float(np.median(list(cases.values()))))
         made[metric] = {
             "direction": next((d for suffix, d in DIRECTION.items() if metric.endswith(suffix)), -1),
-            "margin": max(SPREADS * spread, floor),
-            "spread_rms": spread,
+            "margin": max(factor * float(np.hypot(high, repeat_rms)), floor),
+            "spread_rms": _rms(deviations),
+            "repeat_rms": repeat_rms,
+            "spread_ci95": [low, high],
+            "deviations": len(deviations),
             "measured": {case: float(f"{value:.6g}") for case, value in cases.items()},
         }
     return made
 
 
-def write_tolerances(opened: Opened, first: Measured, variants: Sequence[Measured], reason: str) -> Path:
+def write_tolerances(
+    opened: Opened, first: Measured, variants: Sequence[Measured], repeats: Sequence[Measured], reason: str
+) -> Path:
     """Add or replace the recipe's bands in `tolerances.json` beside the checkpoint."""
     path = golden_folder(opened.checkpoint) / "tolerances.json"
     text: dict[str, Any] = {"schema": TOLERANCE_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "recipes": {}}
@@ -108,13 +149,17 @@ def write_tolerances(opened: Opened, first: Measured, variants: Sequence[Measure
             "reason": reason,
             "pte_sha256": opened.artifact.sha256,
             "variants": len(variants),
+            "repeats": 1 + len(repeats),
             "samples": len(opened.golden.images),
-            "rule": f"margin = max({SPREADS:g} x rms deviation of variants, {FLOOR:g} x median)",
+            "rule": (
+                f"margin = max({UPPER_SPREADS:g} x upper 95 % bootstrap bound of the rms deviation over files and images, "
+                f"{SPREADS:g} x rms where there are fewer than {BOOTSTRAP_LEAST} deviations, {FLOOR:g} x median)"
+            ),
             "versions": package_versions(),
             "cpu": cpu_kind(),
         },
         "census": opened.artifact.census(),
-        "bands": bands(first, variants),
+        "bands": bands(first, variants, repeats),
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
@@ -130,10 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--variant", type=Path, action="append", default=[], metavar="PTE", help="an equally clean export; at least two"
     )
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="runs of PTE itself (default 1)")
     parser.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
     parser.add_argument("--reason", default="first calibration", help="why; it is written down")
     options = parser.parse_args(arguments)
     try:
+        if not 1 <= options.repeats <= 100:
+            raise UsageError("the number of repeats is not usable", got=options.repeats, expected="1 to 100")
         if len(options.variant) < 2:
             raise UsageError(
                 "too few variants to know a spread",
@@ -142,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 fix="export with other --calibration images",
             )
         progress = Progress()
-        requests = [Request(path, options.model) for path in (options.pte, *options.variant)]
+        files = [options.pte] * options.repeats + options.variant
+        requests = [Request(path, options.model) for path in files]
         opened = [open_request(request) for request in requests]
         names = {one.recipe.name for one in opened}
         if len(names) > 1:
@@ -152,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with hushed() as stream:
             progress.stream = stream
             measured = [measure(gather(one, progress)) for one in opened]
-        path = write_tolerances(opened[0], measured[0], measured[1:], options.reason)
+        repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
+        path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
     except VerifierError as error:
         print(error, file=sys.stderr)
         return 2

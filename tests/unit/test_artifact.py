@@ -200,3 +200,10 @@ def test_noise_in_the_program_is_read_or_refused(noise: bytes, at: int, tmp_path
     finally:
         with path.open("r+b") as file:
             file.write(original)
+
+
+def test_too_many_tables_are_refused() -> None:
+    """A quarter of a million EValues in a large buffer stay within the byte budget, and are still too many."""
+    data = _program_of(260_000, 3) + bytes(20_000_000)
+    with pytest.raises(ArtifactError, match="more than 250,000 tables"):
+        read_flatbuffer(memoryview(data), program_schema(), "Program", what="the program")

@@ -15,8 +15,11 @@ from verifier.artifact.schema import SCALARS, Field, Schema
 from verifier.errors import ArtifactError
 
 BUDGET_FACTOR = 8
-"""Whole files of the exporter need 0.9 to 1.6 times their bytes: shared vtables and strings are charged each time."""
+"""Whole programs of the exporter need 0.96 times their bytes: shared vtables and strings are charged each time."""
 DEPTH_LIMIT = 32
+RECORD_LIMIT = 250_000
+"""Tables in one buffer: the embedded program has 2,927, one of 32 layers about 25,000. Each costs a Python object, so this
+bounds time (seconds) and memory (a few hundred megabytes) where the byte budget of a large buffer would not."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class _Reader:
     def __init__(self, data: memoryview, schema: Schema, what: str) -> None:
         self.data, self.schema, self.what = data, schema, what
         self.budget = BUDGET_FACTOR * len(data) + 4096
+        self.records = 0
 
     def fail(self, reason: str) -> ArtifactError:
         return ArtifactError(
@@ -61,8 +65,9 @@ class _Reader:
             raise self.fail("its parts are nested into one another: more content than bytes")
 
     def table(self, kind: str, at: int, depth: int) -> Record:
-        if depth > DEPTH_LIMIT:
-            raise self.fail(f"tables nested deeper than {DEPTH_LIMIT}")
+        self.records += 1
+        if depth > DEPTH_LIMIT or self.records > RECORD_LIMIT:
+            raise self.fail(f"more than {RECORD_LIMIT:,} tables, or nested deeper than {DEPTH_LIMIT}")
         vtable = at - self.scalar("i", at)
         size = self.scalar("H", vtable)
         if size < 4 or vtable + size > len(self.data):

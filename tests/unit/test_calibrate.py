@@ -1,0 +1,40 @@
+"""Bands from spreads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from verifier.calibrate import Measured, bands, main, spread_interval
+
+
+def test_interval_covers_the_true_spread() -> None:
+    """95 % intervals of 60 normal deviations hold the true rms of 1 nearly always."""
+    rng = np.random.default_rng(1)
+    intervals = [spread_interval(rng.standard_normal(60).tolist()) for _ in range(40)]
+    assert sum(low <= 1.0 <= high for low, high in intervals) >= 34
+    assert all(low < high for low, high in intervals)
+
+
+def test_margin_is_three_upper_spreads() -> None:
+    """Many deviations: the upper end of the interval counts. Larger is better for dB, so the limit lies below."""
+    cases = {f"image {i}": 30.0 for i in range(20)}
+    rng = np.random.default_rng(2)
+    variants = [Measured({"x.sqnr_db": {c: v + rng.normal(scale=0.8) for c, v in cases.items()}}) for _ in range(2)]
+    band = bands(Measured({"x.sqnr_db": cases}), variants)["x.sqnr_db"]
+    assert band["margin"] == pytest.approx(max(3 * band["spread_ci95"][1], 0.05 * 30))
+    assert (band["direction"], band["deviations"]) == (1, 40)
+
+
+def test_few_deviations_keep_four_spreads() -> None:
+    """Two files and one number each: nothing to bootstrap."""
+    made = bands(
+        Measured({"kl": {"program": 0.1}}), [Measured({"kl": {"program": 0.13}}), Measured({"kl": {"program": 0.1}})]
+    )
+    assert made["kl"]["margin"] == pytest.approx(4 * np.sqrt(0.03**2 / 2))
+
+
+def test_repeats_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, and why."""
+    assert main(["a.pte", "--repeats", "0", "--variant", "b.pte", "--variant", "c.pte"]) == 2
+    assert "1 to 100" in capsys.readouterr().err
