@@ -88,12 +88,22 @@ def derived(check: Check, evidence: Evidence) -> list[CheckResult]:
         return [check.error("program", "the program has no derived constants: nothing was compared")]
     if wrong:
         first = wrong[0]
-        where = Where(method=first.method, instruction=first.instruction, module=first.role, index=first.index)
-        message = f"{first.method}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
+        module = _owner(audit, first)
+        where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index)
+        message = f"{module}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
         return [check.failed("program", message, measured=measured, allowed={"wrong": 0}, where=where)]
     dead = f"; {audit.dead_bytes:,} bytes of constants are read by no instruction" if audit.dead_bytes else ""
     message = f"{len(records)} constants follow from the configuration{dead}"
     return [check.passed("program", message, measured=measured, allowed={"wrong": 0})]
+
+
+def _owner(audit: Audit, record: Audited) -> str:
+    """The module whose instruction uses a derived constant; the method and the constant's role if no weight tells."""
+    for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
+        same = (constant.method, constant.instruction) == (record.method, record.instruction)
+        if same and parameter is not None:
+            return parameter.name.removesuffix(".weight").removesuffix(".bias")
+    return f"{record.method}.{record.role.replace(' ', '_')}"
 
 
 def placement(check: Check, evidence: Evidence) -> list[CheckResult]:
