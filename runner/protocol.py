@@ -116,7 +116,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                     )
                 inputs.append(asdict(value))
             else:
-                arrays[f"{number}_{position}"] = np.ascontiguousarray(value)
+                arrays[f"{number}_{position}"] = np.array(value, order="C")
                 inputs.append({"array": f"{number}_{position}"})
         calls.append({"method": call.method, "inputs": inputs, "keep": call.keep, "may_fail": call.may_fail})
     text: dict[str, Any] = {

@@ -193,7 +193,7 @@ def _compare_layers(
     if isinstance(audit, VerifierError):
         culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
         return LayerEvidence({}, None, problem=str(audit), culprit=culprit)
-    return compare_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, traced)
+    return compare_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, traced, opened.runner)
 
 
 def _tolerances(opened: Opened) -> Tolerances | GoldenError:

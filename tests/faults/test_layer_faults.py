@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,21 +15,26 @@ import pytest
 import torch
 
 from runner.local import LocalRunner
+from runner.protocol import Bundle, Result
 from tests.support import EMBEDDED_PTE, export, make_micro_model, verify
 from tests.surgery import change_bytes, find_instruction, graph_of, program_of, write_scalar
-from verifier.artifact.program import open_artifact
+from verifier.artifact.header import read_header
+from verifier.artifact.program import open_artifact, read_program
 from verifier.artifact.storage import Span
+from verifier.artifact.xnnpack import read_graph
 from verifier.audit.inventory import take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from verifier.checks.layers import excess
 from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
 from verifier.export.manifest import read_manifest
 from verifier.golden import load_golden
+from verifier.interpret.machine import Machine
 from verifier.ladder.align import list_blocks
+from verifier.ladder.descend import descend
 from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.limits import excess
 from verifier.ladder.trace import CallTrace, read_trace
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
@@ -278,7 +283,9 @@ def _run_traced(pte: Path, micro_model: Path, micro: Checkpoint, folder: Path) -
 def _compare(pte: Path, micro_model: Path, micro: Checkpoint, traced: Traced) -> LayerEvidence:
     artifact, recipe = open_artifact(pte), _recipe(micro_model)
     definition = build_definition(micro, max_len=768)
-    layers = compare_layers(artifact, micro, recipe, audit_weights(artifact, micro, recipe), definition, traced)
+    layers = compare_layers(
+        artifact, micro, recipe, audit_weights(artifact, micro, recipe), definition, traced, LocalRunner()
+    )
     assert layers.replay is not None
     return layers
 
@@ -448,3 +455,35 @@ def test_trace_with_a_hole_is_never_a_pass(
     check = next(c for c in CHECKS if c.id == "layers.coverage")
     result = check.run(check, SimpleNamespace(layers=holed, subjects=Subjects((), (), ())))[0]  # type: ignore[arg-type]
     assert (result.verdict, result.measured["compared"]) == ("error", result.measured["instructions"] - 1)
+
+
+@dataclass(frozen=True)
+class _FaultyRunner:
+    """A runtime whose batched matrix product and all that follows it in a delegate is off by a hundredth."""
+
+    name: str = "faulty"
+
+    def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
+        """Run the cut for real, and spoil what a faulty kernel would have spoilt."""
+        result = LocalRunner().run(bundle, timeout_s=timeout_s)
+        storage, plans = read_program(bundle.pte, read_header(bundle.pte))
+        nodes = read_graph(plans["forward"].delegates[0].payload, storage, where="cut").nodes
+        wrong = any(node.kind == "XNNBatchMatrixMultiply" for node in nodes)
+        outputs = {k: v * np.float32(1.01) if wrong else v for k, v in result.outputs.items()}
+        return replace(result, outputs=outputs)
+
+
+def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Checkpoint, clean_trace: Traced) -> None:
+    """Nine nodes, the seventh is at fault; on a sound runtime every cut agrees."""
+    artifact = open_artifact(micro_model / "model.pte")
+    state = Machine(artifact).methods["vision_encoder"]
+    steps = [s for s in state.plan.instructions if s.kind == "delegate"]
+    step = next(s for s in steps if any(n.kind == "XNNSoftmax" for n in state.graph(s).nodes))
+    traces = read_trace(clean_trace.folder)
+    count = len(state.graph(step).inputs)
+    inputs = [torch.from_numpy(t.array()) for t in traces[0][step.index][:count]]
+    sound = list(descend(state, step.index, inputs, LocalRunner()))
+    assert len(sound) == len(state.graph(step).nodes)
+    assert all(excess(error.compared) <= 1 for error in sound)
+    faulty = [error for error in descend(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1]
+    assert faulty[0].kind == "XNNBatchMatrixMultiply"

@@ -10,18 +10,10 @@ from verifier.evidence import Evidence, Subjects
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.limits import excess
 from verifier.ladder.replay import Compared
 from verifier.types import CheckResult, Where
 
-ALLOWED_SHARE = 1.0
-"""Of the interpreter's running error bound, which is derived and not fitted (verifier/interpret/bounds.py). Measured on
-llava_tiny with AVX-512: at most 0.63."""
-ALLOWED_STEPS = 1.0
-ALLOWED_OFF = 1e-3
-"""int8: another order of a sum may tip a tie, by one step, on at most 0.1 % of elements (measured: 5.5e-5)."""
-ALLOWED_LINEAR_DB = 120.0
-"""4-bit linears, local. The interpreter repeats XNNPACK's arithmetic exactly, so only the order of fp32 sums is left
-(measured: no difference at all with AVX-512; 133 dB and more in the prototype)."""
 ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
 """A decoder block against the eager quantized rung: rounding before a linear may tip ties of its int8 rows. Rounding every
 activation to int8, an error of 1/12 squared step each, leaves 37 to 44 dB (FACTS); a tie is wrong by a whole step."""
@@ -46,22 +38,6 @@ def _blocks_of(layers: LayerEvidence, records: Iterable[Compared]) -> dict[str, 
     for record in records:
         found.setdefault(layers.alignment[record.method, record.instruction].block, []).append(record)
     return found
-
-
-def excess(record: Compared) -> float:
-    """How far a result is over its limit: above 1 is a failure; infinite for what cannot be compared."""
-    if record.reason or math.isnan(record.worst):
-        return math.inf
-    if "FullyConnected" in record.operator and record.kind == "bound":
-        return 10 ** ((ALLOWED_LINEAR_DB - record.sqnr_db) / 20) if record.worst > ALLOWED_SHARE else record.worst
-    if record.kind == "step":
-        return max(
-            record.worst / ALLOWED_STEPS if record.worst > ALLOWED_STEPS * 1.001 else 0.0,
-            record.share_off / ALLOWED_OFF,
-        )
-    if record.kind == "equal":
-        return math.inf if record.worst else 0.0
-    return record.worst / ALLOWED_SHARE
 
 
 def _difference(record: Compared) -> str:
@@ -112,7 +88,9 @@ def _judge_block(
     }
     allowed = {"share_of_limit": 1.0}
     if broken:
-        message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {hint}"
+        found = layers.descents.get((shown.method, shown.instruction))
+        inside = f"{found}. " if found else ""
+        message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {inside}{hint}"
         return (shown.call, shown.instruction), check.failed(
             case, message, measured=measured, allowed=allowed, where=where
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.align import Aligned, align_program
 from verifier.ladder.blocks import BlockError, DecoderBlocks, TracedCall, find_taps, profile, vision_blocks
+from verifier.ladder.descend import descend
+from verifier.ladder.limits import excess
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.ladder.replay import Replay, Replayer
-from verifier.ladder.trace import ALIGNMENT_BYTES, read_trace
+from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.model.definition import Definition
 from verifier.reference import Sample
 from verifier.types import Recipe
@@ -36,7 +38,8 @@ TIMEOUT_S = 3600.0
 @dataclass(frozen=True)
 class LayerEvidence:
     """Everything known layer by layer. `problem` says why there is no replay; `culprit` is `program` if the program is to
-    blame for that and `verifier` if the interpreter lacks something."""
+    blame for that and `verifier` if the interpreter lacks something. `descents` say of a delegate that the runtime computes
+    wrongly which of its nodes is the first."""
 
     alignment: dict[tuple[str, int], Aligned]
     replay: Replay | None
@@ -44,6 +47,7 @@ class LayerEvidence:
     profile: tuple[BlockError, ...] = ()
     problem: str = ""
     culprit: str = ""
+    descents: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
 def choose_samples(samples: list[Sample]) -> list[Sample]:
@@ -91,7 +95,13 @@ def run_traced(artifact: Artifact, samples: list[Sample], runner: Runner, folder
 
 
 def compare_layers(  # noqa: PLR0917
-    artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, audit: Audit, definition: Definition, traced: Traced
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    audit: Audit,
+    definition: Definition,
+    traced: Traced,
+    runner: Runner,
 ) -> LayerEvidence:
     """Replay the traces and hold them against every rung. Raises `VerifierError` for our own failures."""
     try:
@@ -118,7 +128,28 @@ def compare_layers(  # noqa: PLR0917
         elif call.method == "vision_encoder":
             blocks += vision_blocks(definition, taps, number, call, replay)
     found = profile(definition, taps, traced.calls, replay)
-    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found))
+    descents = _descend(replayer.shadow, replay, traces, runner)
+    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found), descents=descents)
+
+
+def _descend(machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner) -> dict[tuple[str, int], str]:
+    """Look into the first delegate that the runtime computes wrongly, if it has several nodes."""
+    broken = [record for record in replay.compared if excess(record) > 1 and "+" in record.operator]
+    if not broken:
+        return {}
+    first = min(broken, key=lambda record: (record.call, record.instruction))
+    place, state = (first.method, first.instruction), machine.methods[first.method]
+    count = len(state.graph(state.plan.instructions[first.instruction]).inputs)
+    inputs = [torch.from_numpy(t.array()) for t in traces[first.call][first.instruction][:count]]
+    try:
+        wrong = next((e for e in descend(state, first.instruction, inputs, runner) if excess(e.compared) > 1), None)
+    except VerifierError as error:
+        return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
+    if wrong is None:
+        return {
+            place: "Cut out and run node by node it computes rightly: look at threads, memory and the order of calls"
+        }
+    return {place: f"Its first wrong node is number {wrong.node}, {wrong.kind}"}
 
 
 def _tokens(script: Script, number: int, patches: int) -> int:

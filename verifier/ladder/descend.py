@@ -1,0 +1,236 @@
+"""Into a delegate: which of its nodes is the first that the runtime computes wrongly.
+
+A runtime shows a delegate's inputs and outputs, nothing in between. So the delegate is taken out of the file and cut behind
+one node after the other; each cut becomes a program of one instruction, with the very constants of the file, and runs on the
+inputs that were recorded. Nodes are cut in order; the first whose value departs from the interpreter's is named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.protocol import Bundle, Call, Runner
+from verifier.artifact.storage import Span, Storage
+from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
+from verifier.errors import VerifierError
+from verifier.interpret.arithmetic import QuantizedRows
+from verifier.interpret.delegate import run_graph
+from verifier.interpret.machine import MethodState
+from verifier.ladder.replay import Compared, compare_tensors, output_step
+
+EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
+TIMEOUT_S = 300.0
+_DTYPES = {"fp32": "FLOAT", "qint8": "CHAR"}
+
+
+@dataclass(frozen=True)
+class NodeError:
+    """A node of a delegate, cut out and run: how its value compares with the interpreter's."""
+
+    node: int
+    kind: str
+    compared: Compared
+
+
+def cut_program(state: MethodState, instruction: int, node: int, inputs: list[Tensor]) -> bytes:
+    """A `.pte` with one method `forward`: the delegate of an instruction up to and with a node, whose value it returns.
+
+    Raises `VerifierError` if ExecuTorch's serializer does not take it.
+    """
+    from executorch.exir import schema
+    from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
+    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
+    from executorch.exir._serialize.data_serializer import DataEntry
+
+    step = state.plan.instructions[instruction]
+    graph = state.graph(step)
+    out = graph.values[graph.nodes[node].output]
+    assert step.delegate is not None
+    payload, keys = _cut_payload(state.plan.delegates[step.delegate].payload, state.storage, graph, node)
+    facts = [(_scalar(x.dtype), tuple(x.shape)) for x in inputs]
+    facts.append((_DTYPES[out.dtype], _shape_of(graph, state.storage, node, inputs)))
+    values = [schema.EValue(val=_tensor(dtype, shape)) for dtype, shape in facts]
+    numbers = list(range(len(values)))
+    plan = schema.ExecutionPlan(
+        name="forward",
+        container_meta_type=schema.ContainerMetadata("", ""),
+        values=values,
+        inputs=numbers[:-1],
+        outputs=numbers[-1:],
+        chains=[schema.Chain([], [], [schema.Instruction(schema.DelegateCall(0, numbers))], None)],
+        operators=[],
+        delegates=[
+            schema.BackendDelegate(
+                "XnnpackBackend", schema.BackendDelegateDataReference(schema.DataLocation.INLINE, 0), []
+            )
+        ],
+        non_const_buffer_sizes=[0, math.prod(facts[-1][1]) * 4 + 64],
+    )
+    place = schema.AllocationDetails(memory_id=1, memory_offset_low=0, memory_offset_high=0)
+    values[-1].val.allocation_info = place
+    program = schema.Program(
+        version=0,
+        execution_plan=[plan],
+        constant_buffer=[schema.Buffer(storage=b"")],
+        backend_delegate_data=[schema.BackendDelegateInlineData(data=payload)],
+        segments=[],
+        constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
+    )
+    buffers = [bytes(state.storage.read(span)) for span in keys.values()]
+    named = NamedDataStoreOutput(
+        buffers=buffers,
+        pte_data={key: DataEntry(number, 16, None) for number, key in enumerate(keys)},
+        external_data={},
+    )
+    made: Any = serialize_pte_binary(PTEFile(program, named_data=named), extract_delegate_segments=True)
+    return bytes(made)
+
+
+def _scalar(dtype: torch.dtype) -> str:
+    return {torch.float32: "FLOAT", torch.int8: "CHAR"}[dtype]
+
+
+def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
+    from executorch.exir import schema
+
+    return schema.Tensor(
+        scalar_type=schema.ScalarType[dtype],
+        storage_offset=0,
+        sizes=list(shape),
+        dim_order=list(range(len(shape))),
+        requires_grad=False,
+        layout=0,
+        data_buffer_idx=0,
+        allocation_info=None,
+        shape_dynamism=schema.TensorShapeDynamism.STATIC,
+    )
+
+
+def _cut_payload(payload: Span, storage: Storage, graph: Graph, node: int) -> tuple[bytes, dict[str, Span]]:
+    """The delegate's payload cut behind a node, and the named data it uses: ExecuTorch's flatc takes it apart and together."""
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
+    from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
+
+    raw = bytes(storage.read(payload))
+    offset, size, inline_offset, inline_size = struct.unpack_from("<IIIQ", raw, 10)
+    with tempfile.TemporaryDirectory() as folder:
+        schema, binary = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
+        schema.write_bytes(_get_schema_bytes())
+        binary.write_bytes(raw[offset : offset + size])
+        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
+        text = json.loads(binary.with_suffix(".json").read_text())
+        keys = {
+            c["named_key"]: storage.named[c["named_key"]] for c in text.get("constant_data", []) if c.get("named_key")
+        }
+        _cut(text, graph, node)
+        binary.with_suffix(".json").write_text(json.dumps(text))
+        _flatc_compile(folder, str(schema), str(binary.with_suffix(".json")))
+        made = binary.read_bytes()
+    padded = made + bytes(-len(made) % 16)
+    start = 32
+    head = struct.pack("<4x4sHIIIQ", b"XH00", 30, start, len(made), start + len(padded), inline_size)
+    return head.ljust(start, b"\0") + padded + raw[inline_offset : inline_offset + inline_size], keys
+
+
+def _cut(text: dict[str, Any], graph: Graph, node: int) -> None:
+    """Leave out the nodes that follow, and make the node's value the only output."""
+    target = graph.nodes[node].output
+    text["xnodes"] = text["xnodes"][: node + 1]
+    for entry, known in zip(text["xnodes"], graph.nodes, strict=False):
+        if known.clamp is not None:
+            entry["output_min_max"] = {"output_min": known.clamp[0], "output_max": known.clamp[1]}
+    text["output_ids"] = [target]
+    text["num_externs"] = len(graph.inputs) + 1
+    for value in text["xvalues"]:
+        union = value["xvalue_union"]
+        tensor = union.get("tensor_value", union)
+        number = tensor.get("id_out", 0)
+        _restore_scales(union, graph.values[number].quantization)
+        if number == target:
+            tensor["external_id"], tensor["flags"] = len(graph.inputs), EXTERNAL_OUTPUT
+        elif number in graph.outputs:
+            tensor["external_id"], tensor["flags"] = INVALID_ID, 0
+        elif number in graph.inputs:
+            tensor["external_id"], tensor["flags"] = graph.inputs.index(number), EXTERNAL_INPUT
+
+
+def _restore_scales(union: dict[str, Any], quantization: Quantization) -> None:
+    """flatc writes floats with six digits, which moves the rounding of int8; the exact ones take their place."""
+    if isinstance(quantization, PerTensor):
+        union["quant_params"]["scale"] = quantization.scale
+    elif isinstance(quantization, PerChannel) and isinstance(quantization.scales, tuple):
+        union["quant_params"]["scale"] = list(quantization.scales)
+
+
+def _shape_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -> tuple[int, ...]:
+    found: list[tuple[int, ...]] = []
+
+    def observe(index: int, value: object) -> None:
+        if index == node and isinstance(value, Tensor):
+            found.append(tuple(value.shape))
+
+    run_graph(graph, storage, inputs, observe=observe)
+    return found[0]
+
+
+def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> Iterator[NodeError]:
+    """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
+
+    Raises `VerifierError` if a cut cannot be made or run.
+    """
+    step = state.plan.instructions[instruction]
+    graph = state.graph(step)
+    values: dict[int, Tensor] = {}
+    bounds: dict[int, Tensor] = {}
+
+    def observe(index: int, value: object) -> None:
+        if isinstance(value, Tensor):
+            values[index] = value.clone()
+
+    run_graph(graph, state.storage, inputs, observe=observe, bounds=bounds)
+    for node in graph.nodes:
+        expected = values.get(node.index)
+        fact = graph.values[node.output]
+        if expected is None or isinstance(expected, QuantizedRows) or fact.dtype not in _DTYPES:
+            continue
+        actual = _run_cut(cut_program(state, instruction, node.index, inputs), inputs, runner)
+        quantum = output_step(graph, node.output)
+        record = Compared(
+            0, state.plan.name, instruction, node.kind, 0, "step" if quantum else "bound", expected.numel()
+        )
+        bound = bounds_of(graph, state.storage, node.index, inputs)
+        compared = compare_tensors(record, actual, expected, quantum=quantum, bound=bound, propagated=expected)
+        yield NodeError(node.index, node.kind, compared)
+
+
+def bounds_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -> Tensor | None:
+    """The running error bound of one node's value; None if it is of integers."""
+    from dataclasses import replace
+
+    nodes = graph.nodes[: node + 1]
+    cut = replace(graph, nodes=nodes, outputs=(graph.nodes[node].output,))
+    bounds: dict[int, Tensor] = {}
+    run_graph(cut, storage, inputs, bounds=bounds)
+    return bounds.get(graph.nodes[node].output)
+
+
+def _run_cut(program: bytes, inputs: list[Tensor], runner: Runner) -> Tensor:
+    with tempfile.TemporaryDirectory(prefix="verifier-cut-") as folder:
+        path = Path(folder) / "cut.pte"
+        path.write_bytes(program)
+        call = Call("forward", tuple(np.array(x.numpy(), order="C") for x in inputs))
+        result = runner.run(Bundle(path, (call,)), timeout_s=TIMEOUT_S)
+    if result.outcome != "ok":
+        raise VerifierError("a cut delegate does not run", got=f"{result.outcome}: {result.message}")
+    return torch.from_numpy(np.array(result.outputs[0]))
