@@ -63,30 +63,29 @@ def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool 
     )
 
 
-def share_of_tolerance(result: CheckResult) -> float | None:
-    """How much of its tolerance a result used, from its first numeric measure: 1 is the limit. None if it has none."""
+EXACT = ("compared", "wrong", "overlaps", "handovers_broken")
+"""Measures that are met or not: they have no share."""
+
+
+def share_of_tolerance(result: CheckResult) -> tuple[float, str] | None:
+    """How much of its tolerance a result used, and by which measure: 1 is the limit. None if it has no numeric one."""
+    shares = []
     for key, bound in result.allowed.items():
         value = result.measured.get(key)
-        if (
-            isinstance(value, (int, float))
-            and isinstance(bound, (int, float))
-            and not isinstance(value, bool)
-            and value
-            and bound
-        ):
+        numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) and x for x in (value, bound))
+        if numeric and value is not None and key not in EXACT:
             larger_is_better = key.endswith("_db") or key in ("logits.top1_agreement", "planned_bytes")
-            return float(bound / value if larger_is_better else value / bound)
-    return None
+            shares.append((float(bound / value if larger_is_better else value / bound), key))
+    return max(shares) if shares else None
 
 
 def _rung(step: Step, results: list[CheckResult]) -> Rung:
     mine = [r for r in results if r.step == step]
     done = [r for r in mine if r.verdict in ("pass", "fail")]
-    shares = [(share, r) for r in done if (share := share_of_tolerance(r)) is not None]
+    shares = [(*share, r) for r in done if (share := share_of_tolerance(r)) is not None]
     worst = None
     if shares:
-        share, result = max(shares, key=lambda pair: pair[0])
-        metric = next(iter(result.allowed))
+        _, metric, result = max(shares, key=lambda found: found[0])
         worst = {
             "metric": metric,
             "value": result.measured.get(metric),

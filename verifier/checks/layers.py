@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from verifier.checks.common import Check, Measure, judge, one_case, per_block
 from verifier.evidence import Evidence, Subjects
@@ -244,7 +245,10 @@ def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
             "Compare recipes: group size, quantizer, calibration images.",
         )
         measure = Measure(PROFILE, worst[case], "dB")
-        results.append(judge(check, evidence, case, [measure], what=what, where=where, hint=hint))
+        result = judge(check, evidence, case, [measure], what=what, where=where, hint=hint)
+        share = evidence.layers.error_shares.get(case)
+        known = {} if share is None else {"share_of_logit_error": share}
+        results.append(replace(result, measured=result.measured | known))
     return results
 
 

@@ -234,3 +234,27 @@ def _text_profile(  # noqa: PLR0917
                 behind = expected[:, -actual.shape[1] :]
                 found.append(_added(block, "profile", number, torch.zeros(()), actual, behind))
     return found
+
+
+def error_shares(definition: Definition, quantized: Any, embeddings: Tensor) -> dict[str, float]:
+    """How much each decoder layer's quantization contributes to the error of the last logits: shares that add up to 1.
+
+    `embeddings` [1, S, D] run through the fp32 decoder with one layer at a time replaced by its quantized counterpart. Errors
+    of layers are nearly independent, so their powers add up.
+    """
+    layers = definition.decoder.layers
+    position = torch.tensor([0])
+    powers: dict[str, float] = {}
+    with torch.no_grad():
+        cos, sin = definition.decoder.rope.get_freqs(position, embeddings.shape[1])
+        reference = definition.last_logits(embeddings).double()
+        before = embeddings
+        for number, layer in enumerate(layers):
+            x, _ = quantized.layers[number](before, cos, sin, {"input_pos": position})
+            for following in layers[number + 1 :]:
+                x, _ = following(x, cos, sin, {"input_pos": position})
+            logits = definition.decoder.output(definition.decoder.norm(x)[0, -1]).double()
+            powers[f"text_decoder.layers.{number}.feed_forward"] = float((logits - reference).square().sum())
+            before, _ = layer(before, cos, sin, {"input_pos": position})
+    total = sum(powers.values())
+    return {block: power / total for block, power in powers.items()} if total else {}

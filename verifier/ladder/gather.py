@@ -19,7 +19,15 @@ from verifier.errors import VerifierError
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.align import Aligned, align_program
-from verifier.ladder.blocks import BlockError, DecoderBlocks, TracedCall, find_taps, profile, vision_blocks
+from verifier.ladder.blocks import (
+    BlockError,
+    DecoderBlocks,
+    TracedCall,
+    error_shares,
+    find_taps,
+    profile,
+    vision_blocks,
+)
 from verifier.ladder.descend import descend
 from verifier.ladder.limits import excess
 from verifier.ladder.quantized import build_quantized_decoder
@@ -39,7 +47,7 @@ TIMEOUT_S = 3600.0
 class LayerEvidence:
     """Everything known layer by layer. `problem` says why there is no replay; `culprit` is `program` if the program is to
     blame for that and `verifier` if the interpreter lacks something. `descents` say of a delegate that the runtime computes
-    wrongly which of its nodes is the first."""
+    wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits."""
 
     alignment: dict[tuple[str, int], Aligned]
     replay: Replay | None
@@ -48,6 +56,7 @@ class LayerEvidence:
     problem: str = ""
     culprit: str = ""
     descents: dict[tuple[str, int], str] = field(default_factory=dict)
+    error_shares: dict[str, float] = field(default_factory=dict)
 
 
 def choose_samples(samples: list[Sample]) -> list[Sample]:
@@ -120,7 +129,8 @@ def compare_layers(  # noqa: PLR0917
     except ProgramFaultError as error:
         return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()
-    decoder = DecoderBlocks(build_quantized_decoder(checkpoint, recipe), taps, checkpoint.geometry.text.layers)
+    quantized = build_quantized_decoder(checkpoint, recipe)
+    decoder = DecoderBlocks(quantized, taps, checkpoint.geometry.text.layers)
     blocks: list[BlockError] = []
     for number, call in enumerate(traced.calls):
         if call.method == "text_decoder":
@@ -129,7 +139,9 @@ def compare_layers(  # noqa: PLR0917
             blocks += vision_blocks(definition, taps, number, call, replay)
     found = profile(definition, taps, traced.calls, replay)
     descents = _descend(replayer.shadow, replay, traces, runner)
-    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found), descents=descents)
+    prompts = [call.inputs[0] for call in traced.calls if call.method == "token_embedding" and call.sample == 0]
+    shares = error_shares(definition, quantized, torch.cat([definition.embed(ids) for ids in prompts], dim=1))
+    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found), descents=descents, error_shares=shares)
 
 
 def _descend(machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner) -> dict[tuple[str, int], str]:

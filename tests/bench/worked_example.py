@@ -1,0 +1,59 @@
+"""The figures of docs/worked-example.md: one flipped nibble, seen by three tools (`python -m tests.bench.worked_example`)."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from runner.local import LocalRunner
+from runner.protocol import Bundle
+from tests.support import EMBEDDED_PTE
+from tests.surgery import change_bytes, find_instruction
+from verifier.artifact.storage import Span
+from verifier.checkpoint import open_checkpoint
+from verifier.driver import Script, converse
+from verifier.evidence import run_bundle
+from verifier.golden import load_golden
+from verifier.metrics import sqnr_db
+from verifier.model.definition import build_definition
+from verifier.model.prompt import Tokenizer
+from verifier.pipeline import Request, verify
+from verifier.progress import hushed
+from verifier.reference import answer_sample, load_sample
+
+
+def main() -> None:
+    """Flip a nibble in `layers.2.feed_forward.w1`, then ask an fp32 comparison, the caption, and the gate."""
+    checkpoint = open_checkpoint()
+    golden = load_golden(checkpoint.directory, checkpoint.sha256)
+    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    wanted = next(image for image in golden.images if image.name == "square_0")
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        broken = Path(shutil.copy(EMBEDDED_PTE, Path(folder) / "flipped.pte"))
+        _, constant = find_instruction(broken, "text_decoder", "layers.2.feed_forward.w1.weight", checkpoint)
+        change_bytes(broken, Span(constant.value.constant.offset + 1000, 1), lambda byte: byte ^ np.uint8(4))
+        sample = load_sample(wanted, tokenizer, side_px=336)
+        expected = answer_sample(build_definition(checkpoint, max_len=768), sample).logits
+        lines = []
+        for name, pte in (("clean", EMBEDDED_PTE), ("flipped", broken)):
+            script = Script()
+            talk = converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=wanted.ids, patches=576)
+            result = run_bundle(LocalRunner(), Bundle(pte, tuple(script.calls)))
+            logits = np.concatenate([result.outputs[call].reshape(1, -1) for call in talk.logits])
+            cosine = float((logits * expected).sum() / np.linalg.norm(logits) / np.linalg.norm(expected))
+            text = tokenizer.decode([int(i) for i in logits.argmax(-1)])
+            lines.append(
+                f"{name}: logits against fp32 {sqnr_db(actual=logits, expected=expected):.2f} dB, cosine {cosine:.5f}, {text!r}"
+            )
+        run = verify(Request(broken, checks=("weights.*", "layers.*")))
+    print(*lines, sep="\n")
+    for result in run.results:
+        if result.verdict == "fail":
+            print(f"{result.id} [{result.case}]: {result.message}")
+
+
+if __name__ == "__main__":
+    main()
