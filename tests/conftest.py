@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+# before torch is imported: with several workers and their children on two cores, threads of OpenMP wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.support import EMBEDDED_PTE, make_micro_checkpoint
 

@@ -6,11 +6,14 @@ import platform
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from runner.local import LocalRunner
 from runner.protocol import Bundle, Result, Runner
@@ -222,6 +225,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
     square = opened.recipe.static_image_shape
     samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
     with ExitStack() as stack:
+        stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
         children = stack.enter_context(ThreadPoolExecutor(1))
         probed = children.submit(_probe_cache, opened)
@@ -263,6 +267,17 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         mapping=mapping,
         runtime=RuntimeEvidence(result, collect_vocabulary(made, result), probed.result()),
     )
+
+
+@contextmanager
+def _one_core_for_children() -> Iterator[None]:
+    """Leave a core to the program under test: OpenMP's threads wait for each other, and lose more than they win (a tenth)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _converse(opened: Opened, bundle: Bundle) -> Result:
