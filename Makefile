@@ -32,6 +32,7 @@ $(READY): pyproject.toml
 
 bench: $(READY)  ## ratios measured side by side
 	$(BIN)/python -m tests.bench.export
+	$(BIN)/python -m tests.bench.layers
 
 fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 	$(BIN)/python -m tests.bench.fuzz_reader

@@ -43,7 +43,6 @@ from verifier.types import CheckResult, Recipe
 
 UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
 Once = Callable[[str, Callable[[Path], None]], Path]
-pytestmark = pytest.mark.xdist_group("layer-faults")
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +99,7 @@ def test_25_zero_point_0_for_8(victim: Path, micro_model: Path, micro: Checkpoin
     """4-bit weights of one linear stored without their zero point."""
     _, constant = find_instruction(victim, "text_decoder", "layers.1.feed_forward.w1.weight", micro)
     change_bytes(victim, constant.value.constant, lambda packed: packed ^ 0x88)
-    step, module, message = blamed(victim, micro_model)
+    step, module, message = blamed(victim, micro_model, "weights.*")
     assert (step, module) == ("lowering", "text_decoder.layers.1.feed_forward.w1")
     assert "layers.1.feed_forward.w1" in message
 
@@ -128,7 +127,7 @@ def test_43_weights_cast_before_quantizing(victim: Path, micro_model: Path, micr
     nibbles = (made.integers.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
     packed = (nibbles[:, 0] | (nibbles[:, 1] << 4)).numpy()
     change_bytes(victim, constant.value.constant, lambda _old: packed)
-    step, module, _ = blamed(victim, micro_model)
+    step, module, _ = blamed(victim, micro_model, "weights.*")
     assert (step, module) == ("lowering", "text_decoder.layers.0.attention.wv")
 
 
@@ -143,7 +142,7 @@ def test_swapped_layers(victim: Path, micro_model: Path, micro: Checkpoint) -> N
         one, other = (np.fromfile(victim, np.uint8, s.size, offset=s.offset) for s in (a, b))
         change_bytes(victim, a, lambda _old, new=other: new)
         change_bytes(victim, b, lambda _old, new=one: new)
-    step, module, message = blamed(victim, micro_model)
+    step, module, message = blamed(victim, micro_model, "weights.*")
     assert (step, module) == ("lowering", "text_decoder.layers.0.attention.wo")
     assert "swapped" in message
 
@@ -152,7 +151,7 @@ def test_epsilon_of_one_norm(victim: Path, micro_model: Path) -> None:
     """A change that no output shows."""
     epsilons = [c for c in take_inventory(open_artifact(victim)) if c.role == "epsilon"]
     change_bytes(victim, epsilons[1].value.constant, lambda _old: np.array([1e-6], np.float32))
-    step, module, message = blamed(victim, micro_model)
+    step, module, message = blamed(victim, micro_model, "weights.*")
     assert (step, module) == ("lowering", "text_decoder.layers.0.attention_norm")  # one constant serves all norms
     assert "1e-06" in message
 
@@ -165,7 +164,7 @@ def test_one_rope_row(victim: Path, micro_model: Path) -> None:
     )
     row_bytes = table.sizes[1] * 4
     change_bytes(victim, Span(table.constant.offset + 700 * row_bytes, row_bytes), lambda old: np.roll(old, 4))
-    step, module, message = blamed(victim, micro_model)
+    step, module, message = blamed(victim, micro_model, "weights.*")
     assert (step, module) == ("lowering", "text_decoder.rope")
     assert "[700," in message
 
@@ -305,8 +304,8 @@ def _find_by_layers(flip: Flip, victim: Path, micro_model: Path, micro: Checkpoi
 def test_nibble_flips_are_found_by_the_layers_alone(
     victim: Path, flips: list[Flip], micro: Checkpoint, micro_model: Path
 ) -> None:
-    """Two of the 64; the slow test takes all."""
-    for flip in flips[:2]:
+    """One of the 64; the slow test takes all."""
+    for flip in flips[:1]:
         _find_by_layers(flip, victim, micro_model, micro)
 
 
@@ -467,9 +466,13 @@ class _FaultyRunner:
         """Run the cut for real, and spoil what a faulty kernel would have spoilt."""
         result = LocalRunner().run(bundle, timeout_s=timeout_s)
         storage, plans = read_program(bundle.pte, read_header(bundle.pte))
-        nodes = read_graph(plans["forward"].delegates[0].payload, storage, where="cut").nodes
-        wrong = any(node.kind == "XNNBatchMatrixMultiply" for node in nodes)
-        outputs = {k: v * np.float32(1.01) if wrong else v for k, v in result.outputs.items()}
+
+        def wrong(method: str) -> bool:
+            nodes = read_graph(plans[method].delegates[0].payload, storage, where="cut").nodes
+            return any(node.kind == "XNNBatchMatrixMultiply" for node in nodes)
+
+        methods = {number: call.method for number, call in enumerate(bundle.calls)}
+        outputs = {n: v * np.float32(1.01) if wrong(methods[n]) else v for n, v in result.outputs.items()}
         return replace(result, outputs=outputs)
 
 

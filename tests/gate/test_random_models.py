@@ -27,7 +27,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "short": ("--max-seq-len", "128", "--max-context-len", "128"),
     "default": (),
 }
-QUICK = [("one key head", ("plain attention", "hqq")), ("theta", ("4-bit embedding", "short"))]
+QUICK = [("one key head", ("plain attention", "hqq", "4-bit embedding", "short"))]
 MANY = [
     *((shape, ("default",)) for shape in SHAPES),
     *(("no sharing", (recipe,)) for recipe in RECIPES if recipe != "default"),
@@ -54,7 +54,7 @@ def _is_clean(shape: str, recipes: tuple[str, ...], folder: Path) -> None:
 
 @pytest.mark.parametrize(("shape", "recipes"), QUICK)
 def test_clean_model_gives_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
-    """Two that differ in nearly everything; the slow test has twenty."""
+    """One that differs in nearly everything; the slow test has twenty."""
     _is_clean(shape, recipes, tmp_path)
 
 

@@ -1,8 +1,8 @@
 """Into a delegate: which of its nodes is the first that the runtime computes wrongly.
 
 A runtime shows a delegate's inputs and outputs, nothing in between. So the delegate is taken out of the file and cut behind
-one node after the other; each cut becomes a program of one instruction, with the very constants of the file, and runs on the
-inputs that were recorded. Nodes are cut in order; the first whose value departs from the interpreter's is named.
+one node after the other; each cut becomes a method of one instruction, with the very constants of the file, and runs on the inputs
+that were recorded. Nodes are cut in order; the first whose value departs from the interpreter's is named.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import json
 import math
 import struct
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from runner.protocol import Bundle, Call, Runner
 from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
 from verifier.errors import VerifierError
-from verifier.interpret.arithmetic import QuantizedRows
 from verifier.interpret.delegate import run_graph
 from verifier.interpret.machine import MethodState
 from verifier.ladder.replay import Compared, compare_tensors, output_step
@@ -43,8 +41,9 @@ class NodeError:
     compared: Compared
 
 
-def cut_program(state: MethodState, instruction: int, node: int, inputs: list[Tensor]) -> bytes:
-    """A `.pte` with one method `forward`: the delegate of an instruction up to and with a node, whose value it returns.
+def cut_program(state: MethodState, instruction: int, inputs: list[Tensor]) -> tuple[bytes, tuple[int, ...]]:
+    """A `.pte` with one method `node_K` for every node K that can be an output: the delegate of an instruction up to and with
+    that node, whose value it returns; and those nodes.
 
     Raises `VerifierError` if ExecuTorch's serializer does not take it.
     """
@@ -55,46 +54,53 @@ def cut_program(state: MethodState, instruction: int, node: int, inputs: list[Te
 
     step = state.plan.instructions[instruction]
     graph = state.graph(step)
-    out = graph.values[graph.nodes[node].output]
     assert step.delegate is not None
-    payload, keys = _cut_payload(state.plan.delegates[step.delegate].payload, state.storage, graph, node)
-    facts = [(_scalar(x.dtype), tuple(x.shape)) for x in inputs]
-    facts.append((_DTYPES[out.dtype], _shape_of(graph, state.storage, node, inputs)))
-    values = [schema.EValue(val=_tensor(dtype, shape)) for dtype, shape in facts]
-    numbers = list(range(len(values)))
-    plan = schema.ExecutionPlan(
-        name="forward",
-        container_meta_type=schema.ContainerMetadata("", ""),
-        values=values,
-        inputs=numbers[:-1],
-        outputs=numbers[-1:],
-        chains=[schema.Chain([], [], [schema.Instruction(schema.DelegateCall(0, numbers))], None)],
-        operators=[],
-        delegates=[
-            schema.BackendDelegate(
-                "XnnpackBackend", schema.BackendDelegateDataReference(schema.DataLocation.INLINE, 0), []
-            )
-        ],
-        non_const_buffer_sizes=[0, math.prod(facts[-1][1]) * 4 + 64],
-    )
-    place = schema.AllocationDetails(memory_id=1, memory_offset_low=0, memory_offset_high=0)
-    values[-1].val.allocation_info = place
+    payload = state.plan.delegates[step.delegate].payload
+    shapes = _shapes(graph, state.storage, inputs)
+    nodes = tuple(node.index for node in graph.nodes if graph.values[node.output].dtype in _DTYPES)
+    cuts = [_cut_payload(payload, state.storage, graph, node) for node in nodes]
+    given = [(_scalar(x.dtype), tuple(x.shape)) for x in inputs]
+    plans = [
+        _plan(number, node, [*given, (_DTYPES[graph.values[graph.nodes[node].output].dtype], shapes[node])])
+        for number, node in enumerate(nodes)
+    ]
     program = schema.Program(
         version=0,
-        execution_plan=[plan],
+        execution_plan=plans,
         constant_buffer=[schema.Buffer(storage=b"")],
-        backend_delegate_data=[schema.BackendDelegateInlineData(data=payload)],
+        backend_delegate_data=[schema.BackendDelegateInlineData(data=made) for made, _ in cuts],
         segments=[],
         constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
     )
-    buffers = [bytes(state.storage.read(span)) for span in keys.values()]
+    keys = {key: span for _, used in cuts for key, span in used.items()}
     named = NamedDataStoreOutput(
-        buffers=buffers,
+        buffers=[bytes(state.storage.read(span)) for span in keys.values()],
         pte_data={key: DataEntry(number, 16, None) for number, key in enumerate(keys)},
         external_data={},
     )
     made: Any = serialize_pte_binary(PTEFile(program, named_data=named), extract_delegate_segments=True)
-    return bytes(made)
+    return bytes(made), nodes
+
+
+def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
+    """A method that calls one delegate: its inputs from the caller, its one output in an arena of its own."""
+    from executorch.exir import schema
+
+    tensors = [_tensor(dtype, shape) for dtype, shape in facts]
+    tensors[-1].allocation_info = schema.AllocationDetails(memory_id=1, memory_offset_low=0, memory_offset_high=0)
+    numbers = list(range(len(tensors)))
+    place = schema.BackendDelegateDataReference(schema.DataLocation.INLINE, number)
+    return schema.ExecutionPlan(
+        name=f"node_{node}",
+        container_meta_type=schema.ContainerMetadata("", ""),
+        values=[schema.EValue(val=tensor) for tensor in tensors],
+        inputs=numbers[:-1],
+        outputs=numbers[-1:],
+        chains=[schema.Chain([], [], [schema.Instruction(schema.DelegateCall(0, numbers))], None)],
+        operators=[],
+        delegates=[schema.BackendDelegate("XnnpackBackend", place, [])],
+        non_const_buffer_sizes=[0, math.prod(facts[-1][1]) * 4 + 64],
+    )
 
 
 def _scalar(dtype: torch.dtype) -> str:
@@ -173,51 +179,47 @@ def _restore_scales(union: dict[str, Any], quantization: Quantization) -> None:
         union["quant_params"]["scale"] = list(quantization.scales)
 
 
-def _shape_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -> tuple[int, ...]:
-    found: list[tuple[int, ...]] = []
+def _shapes(graph: Graph, storage: Storage, inputs: list[Tensor]) -> dict[int, tuple[int, ...]]:
+    found: dict[int, tuple[int, ...]] = {}
 
     def observe(index: int, value: object) -> None:
-        if index == node and isinstance(value, Tensor):
-            found.append(tuple(value.shape))
+        if isinstance(value, Tensor):
+            found[index] = tuple(value.shape)
 
     run_graph(graph, storage, inputs, observe=observe)
-    return found[0]
+    return found
 
 
-def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> Iterator[NodeError]:
+def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
     """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
 
-    Raises `VerifierError` if a cut cannot be made or run.
+    Raises `VerifierError` if the cuts cannot be made or run.
     """
-    step = state.plan.instructions[instruction]
-    graph = state.graph(step)
+    graph = state.graph(state.plan.instructions[instruction])
     values: dict[int, Tensor] = {}
-    bounds: dict[int, Tensor] = {}
 
     def observe(index: int, value: object) -> None:
         if isinstance(value, Tensor):
             values[index] = value.clone()
 
-    run_graph(graph, state.storage, inputs, observe=observe, bounds=bounds)
-    for node in graph.nodes:
-        expected = values.get(node.index)
-        fact = graph.values[node.output]
-        if expected is None or isinstance(expected, QuantizedRows) or fact.dtype not in _DTYPES:
-            continue
-        actual = _run_cut(cut_program(state, instruction, node.index, inputs), inputs, runner)
+    run_graph(graph, state.storage, inputs, observe=observe)
+    program, nodes = cut_program(state, instruction, inputs)
+    outputs = _run_cuts(program, nodes, inputs, runner)
+    found = []
+    for index in nodes:
+        node, expected = graph.nodes[index], values[index]
         quantum = output_step(graph, node.output)
         record = Compared(
             0, state.plan.name, instruction, node.kind, 0, "step" if quantum else "bound", expected.numel()
         )
-        bound = bounds_of(graph, state.storage, node.index, inputs)
-        compared = compare_tensors(record, actual, expected, quantum=quantum, bound=bound, propagated=expected)
-        yield NodeError(node.index, node.kind, compared)
+        bound = bounds_of(graph, state.storage, index, inputs)
+        compared = compare_tensors(record, outputs[index], expected, quantum=quantum, bound=bound, propagated=expected)
+        found.append(NodeError(index, node.kind, compared))
+    return found
 
 
 def bounds_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -> Tensor | None:
     """The running error bound of one node's value; None if it is of integers."""
-    from dataclasses import replace
-
     nodes = graph.nodes[: node + 1]
     cut = replace(graph, nodes=nodes, outputs=(graph.nodes[node].output,))
     bounds: dict[int, Tensor] = {}
@@ -225,12 +227,13 @@ def bounds_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -
     return bounds.get(graph.nodes[node].output)
 
 
-def _run_cut(program: bytes, inputs: list[Tensor], runner: Runner) -> Tensor:
+def _run_cuts(program: bytes, nodes: tuple[int, ...], inputs: list[Tensor], runner: Runner) -> dict[int, Tensor]:
+    given = tuple(np.array(x.numpy(), order="C") for x in inputs)
     with tempfile.TemporaryDirectory(prefix="verifier-cut-") as folder:
         path = Path(folder) / "cut.pte"
         path.write_bytes(program)
-        call = Call("forward", tuple(np.array(x.numpy(), order="C") for x in inputs))
-        result = runner.run(Bundle(path, (call,)), timeout_s=TIMEOUT_S)
+        calls = tuple(Call(f"node_{node}", given) for node in nodes)
+        result = runner.run(Bundle(path, calls), timeout_s=TIMEOUT_S)
     if result.outcome != "ok":
         raise VerifierError("a cut delegate does not run", got=f"{result.outcome}: {result.message}")
-    return torch.from_numpy(np.array(result.outputs[0]))
+    return {node: torch.from_numpy(np.array(result.outputs[call])) for call, node in enumerate(nodes)}
