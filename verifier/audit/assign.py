@@ -147,7 +147,13 @@ def _pair(
     distance = np.abs(np.arange(len(constants))[:, None] - np.arange(len(ordered))[None])
     rows, columns = linear_sum_assignment(likeness - 1e-6 * distance, maximize=True)
     flat = np.abs(wanted).max(1) == 0  # a tensor of one value, such as untrained norms: nothing to be like
-    return [(int(r), ordered[c]) for r, c in zip(rows, columns, strict=True) if likeness[r, c] > ALIKE or flat[c]]
+    # as many constants as parameters: one that is unlike its parameter was damaged, and the comparison will say where
+    complete = len(constants) == len(ordered)
+    return [
+        (int(r), ordered[c])
+        for r, c in zip(rows, columns, strict=True)
+        if complete or likeness[r, c] > ALIKE or flat[c]
+    ]
 
 
 def _as_stored(tensor: Tensor, constant: Constant) -> NDArray[np.float32]:
