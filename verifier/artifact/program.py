@@ -8,14 +8,15 @@ two against each other.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import Header, read_header
-from verifier.artifact.plan import ListValue, Plan, TensorValue, Value, read_plan
+from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue, Value, read_plan
 from verifier.artifact.schema import program_schema
-from verifier.artifact.storage import Storage, locate
+from verifier.artifact.storage import Span, Storage, locate
+from verifier.artifact.xnnpack import Graph, read_graph
 from verifier.checkpoint import sha256_of_file
 from verifier.errors import ArtifactError
 
@@ -63,6 +64,15 @@ class Artifact:
     methods: dict[str, MethodFacts]
     storage: Storage
     plans: dict[str, Plan]
+    _graphs: dict[Span, Graph] = field(default_factory=dict, repr=False, compare=False)
+
+    def graph(self, plan: Plan, step: Instruction) -> Graph:
+        """The graph of the XNNPACK delegate that an instruction calls; decoded once. Raises `ArtifactError`."""
+        assert step.delegate is not None
+        payload = plan.delegates[step.delegate].payload
+        if payload not in self._graphs:
+            self._graphs[payload] = read_graph(payload, self.storage, where=f"{plan.name}, instruction {step.index}")
+        return self._graphs[payload]
 
     @property
     def name(self) -> str:

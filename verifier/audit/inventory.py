@@ -9,7 +9,7 @@ from typing import Literal
 
 from verifier.artifact.plan import Instruction, Plan, TensorValue
 from verifier.artifact.program import METHODS, Artifact
-from verifier.artifact.xnnpack import Graph, GraphValue, Node, Quantization, read_graph
+from verifier.artifact.xnnpack import Graph, GraphValue, Node, Quantization
 
 Role = Literal[
     "linear",
@@ -62,11 +62,8 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
     for name in METHODS:
         plan = artifact.plans[name]
         for step in plan.instructions:
-            if step.kind == "delegate" and step.name == "XnnpackBackend" and step.delegate is not None:
-                where = f"{name}, instruction {step.index}"
-                graph = read_graph(plan.delegates[step.delegate].payload, artifact.storage, where=where)
-                for constant in _of_delegate(plan, step, graph, len(found)):
-                    found.append(constant)
+            if step.kind == "delegate" and step.name == "XnnpackBackend":
+                found.extend(_of_delegate(plan, step, artifact.graph(plan, step), len(found)))
             elif step.kind == "kernel":
                 found += _of_kernel(plan, step, len(found))
     counts: Counter[tuple[str, str]] = Counter()

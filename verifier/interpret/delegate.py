@@ -14,7 +14,7 @@ from verifier.interpret.bounds import node_bound
 from verifier.interpret.errors import UnknownOperationError
 from verifier.interpret.nodes import NODES, Context, Operand
 
-NodeObserver = Callable[[int, Operand], None]
+NodeObserver = Callable[[int, Operand, Tensor | None], None]
 
 
 def run_graph(
@@ -25,7 +25,8 @@ def run_graph(
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Outputs for the inputs of one call, both in the order of its arguments. `observe` sees the result of every node.
+    """Outputs for the inputs of one call, both in the order of its arguments. `observe` sees the result of every node, and its
+    error bound if there is one.
 
     `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.bounds`).
 
@@ -49,7 +50,7 @@ def run_graph(
                 bounds[node.output] = bound
         contents[node.output] = _clamped(result, node.clamp, graph.values[node.output].quantization)
         if observe is not None:
-            observe(node.index, contents[node.output])
+            observe(node.index, contents[node.output], None if bounds is None else bounds.get(node.output))
         for id in {id for id in node.inputs if id is not None and last_use[id] == node.index} - set(graph.outputs):
             contents.pop(id, None)
             if bounds is not None:

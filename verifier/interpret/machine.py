@@ -13,7 +13,7 @@ from torch import Tensor
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import Graph, read_graph
+from verifier.artifact.xnnpack import Graph
 from verifier.interpret.bounds import kernel_bounds
 from verifier.interpret.delegate import NodeObserver, run_graph
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
@@ -42,51 +42,35 @@ def constant_tensor(value: TensorValue, storage: Storage) -> Tensor:
     return torch.from_numpy(np.array(storage.read(value.constant)).view(_NUMPY[value.dtype]).reshape(value.sizes))
 
 
-def written_values(plan: Plan) -> set[int]:
-    """Numbers of EValues that some instruction computes."""
-    return {index for step in plan.instructions for index in result_arguments(plan, step)}
-
-
-def result_arguments(plan: Plan, step: Instruction) -> tuple[int, ...]:
-    """The arguments that hold an instruction's results, in order, without the repeated return value."""
-    if step.kind == "delegate":
-        raise UnknownOperationError("results of a delegate depend on its graph", got=step)
-    if step.kind == "move":
-        return (step.args[1],)
-    if step.kind != "kernel":
-        return ()
-    last = plan.values[step.args[-1]]
-    if isinstance(last, ListValue):
-        return tuple(last.items)
-    return (step.args[-1],)
-
-
 @dataclass
 class MethodState:
     """A method, its decoded delegates, and the EValues that outlive a call: its caches."""
 
+    artifact: Artifact
     plan: Plan
-    storage: Storage
     state: dict[int, Tensor] = field(default_factory=dict)
-    _graphs: dict[int, Graph] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> Storage:
+        """Where constants are read from."""
+        return self.artifact.storage
 
     def graph(self, step: Instruction) -> Graph:
         """The delegate that an instruction calls."""
-        assert step.delegate is not None
         if step.name != "XnnpackBackend":
             raise UnknownOperationError("a delegate without semantics", got=step.name, expected="XnnpackBackend")
-        if step.delegate not in self._graphs:
-            where = f"{self.plan.name}, instruction {step.index}"
-            self._graphs[step.delegate] = read_graph(
-                self.plan.delegates[step.delegate].payload, self.storage, where=where
-            )
-        return self._graphs[step.delegate]
+        return self.artifact.graph(self.plan, step)
 
     def results(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction computes, in order."""
         if step.kind == "delegate":
             return step.args[len(self.graph(step).inputs) :]
-        return result_arguments(self.plan, step)
+        if step.kind == "move":
+            return (step.args[1],)
+        if step.kind != "kernel":
+            return ()
+        last = self.plan.values[step.args[-1]]  # the return value, which repeats the output or lists the outputs
+        return tuple(last.items) if isinstance(last, ListValue) else (step.args[-1],)
 
     def operands(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction reads, lists included by their items."""
@@ -112,7 +96,7 @@ class Machine:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.methods = {name: MethodState(plan, artifact.storage) for name, plan in artifact.plans.items()}
+        self.methods = {name: MethodState(artifact, plan) for name, plan in artifact.plans.items()}
 
     def call(self, method: str, inputs: Sequence[Tensor], *, observe: Observer | None = None) -> list[Any]:
         """Run a method. `observe` sees every instruction. Raises `UnknownOperationError`, `ProgramFaultError`."""
@@ -120,16 +104,15 @@ class Machine:
         plan = state.plan
         values: dict[int, Any] = dict(zip(plan.inputs, inputs, strict=True)) | dict(state.state)
         last_use = {index: step.index for step in plan.instructions for index in state.operands(step)}
-        kept = set(plan.outputs) | set(state.state)
         for step in plan.instructions:
             operands = {index: self.fetch(state, values, index) for index in state.operands(step)}
-            values |= operands if step.name.startswith(("llama::update_cache", "aten::copy_")) else {}
             outputs = evaluate(state, step, operands)
             values |= outputs
             if observe is not None:
                 observe(Step(step, operands, outputs))
-            for index in [i for i in operands if last_use[i] == step.index and i not in kept | set(state.state)]:
-                values.pop(index, None)
+            for index in operands.keys() - state.state.keys() - set(plan.outputs):
+                if last_use[index] == step.index:
+                    values.pop(index, None)
         return [self.fetch(state, values, index) for index in plan.outputs]
 
     def fetch(self, state: MethodState, values: dict[int, Any], index: int) -> Any:

@@ -39,7 +39,6 @@ from verifier.interpret.arithmetic import (
 from verifier.interpret.errors import UnknownOperationError
 
 Operand = Tensor | QuantizedRows
-TRANSPOSE_WEIGHTS = 1  # XNN_FLAG_TRANSPOSE_WEIGHTS
 _NUMPY = {"fp32": np.float32, "qint8": np.int8, "qcint8": np.int8, "qint32": np.int32, "qcint32": np.int32}
 
 

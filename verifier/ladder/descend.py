@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, 
 from verifier.errors import VerifierError
 from verifier.interpret.delegate import run_graph
 from verifier.interpret.machine import MethodState
+from verifier.interpret.nodes import Operand
 from verifier.ladder.replay import Compared, compare_tensors, output_step
 
 EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
 TIMEOUT_S = 300.0
-_DTYPES = {"fp32": "FLOAT", "qint8": "CHAR"}
+_DTYPES = {torch.float32: "FLOAT", torch.int8: "CHAR"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class NodeError:
     compared: Compared
 
 
-def cut_program(state: MethodState, instruction: int, inputs: list[Tensor]) -> tuple[bytes, tuple[int, ...]]:
-    """A `.pte` with one method `node_K` for every node K that can be an output: the delegate of an instruction up to and with
-    that node, whose value it returns; and those nodes.
+def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outputs: dict[int, Tensor]) -> bytes:
+    """A `.pte` with one method `node_K` for every node K of `outputs`, which gives the shape of its value: the delegate of an
+    instruction up to and with that node, whose value it returns.
 
     Raises `VerifierError` if ExecuTorch's serializer does not take it.
     """
@@ -56,14 +57,9 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor]) -> t
     graph = state.graph(step)
     assert step.delegate is not None
     payload = state.plan.delegates[step.delegate].payload
-    shapes = _shapes(graph, state.storage, inputs)
-    nodes = tuple(node.index for node in graph.nodes if graph.values[node.output].dtype in _DTYPES)
-    cuts = [_cut_payload(payload, state.storage, graph, node) for node in nodes]
-    given = [(_scalar(x.dtype), tuple(x.shape)) for x in inputs]
-    plans = [
-        _plan(number, node, [*given, (_DTYPES[graph.values[graph.nodes[node].output].dtype], shapes[node])])
-        for number, node in enumerate(nodes)
-    ]
+    cuts = [_cut_payload(payload, state.storage, graph, node) for node in outputs]
+    given = [_fact(x) for x in inputs]
+    plans = [_plan(number, node, [*given, _fact(x)]) for number, (node, x) in enumerate(outputs.items())]
     program = schema.Program(
         version=0,
         execution_plan=plans,
@@ -79,7 +75,7 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor]) -> t
         external_data={},
     )
     made: Any = serialize_pte_binary(PTEFile(program, named_data=named), extract_delegate_segments=True)
-    return bytes(made), nodes
+    return bytes(made)
 
 
 def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
@@ -103,8 +99,9 @@ def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> A
     )
 
 
-def _scalar(dtype: torch.dtype) -> str:
-    return {torch.float32: "FLOAT", torch.int8: "CHAR"}[dtype]
+def _fact(x: Tensor) -> tuple[str, tuple[int, ...]]:
+    """dtype as ExecuTorch spells it, and sizes."""
+    return _DTYPES[x.dtype], tuple(x.shape)
 
 
 def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
@@ -179,52 +176,30 @@ def _restore_scales(union: dict[str, Any], quantization: Quantization) -> None:
         union["quant_params"]["scale"] = list(quantization.scales)
 
 
-def _shapes(graph: Graph, storage: Storage, inputs: list[Tensor]) -> dict[int, tuple[int, ...]]:
-    found: dict[int, tuple[int, ...]] = {}
-
-    def observe(index: int, value: object) -> None:
-        if isinstance(value, Tensor):
-            found[index] = tuple(value.shape)
-
-    run_graph(graph, storage, inputs, observe=observe)
-    return found
-
-
 def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
     """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
 
     Raises `VerifierError` if the cuts cannot be made or run.
     """
     graph = state.graph(state.plan.instructions[instruction])
-    values: dict[int, Tensor] = {}
+    expected: dict[int, Tensor] = {}
+    limits: dict[int, Tensor | None] = {}
 
-    def observe(index: int, value: object) -> None:
+    def observe(index: int, value: Operand, bound: Tensor | None) -> None:
         if isinstance(value, Tensor):
-            values[index] = value.clone()
+            expected[index], limits[index] = value, bound
 
-    run_graph(graph, state.storage, inputs, observe=observe)
-    program, nodes = cut_program(state, instruction, inputs)
-    outputs = _run_cuts(program, nodes, inputs, runner)
+    run_graph(graph, state.storage, inputs, observe=observe, bounds={})
+    actual = _run_cuts(cut_program(state, instruction, inputs, expected), tuple(expected), inputs, runner)
     found = []
-    for index in nodes:
-        node, expected = graph.nodes[index], values[index]
+    for index, value in expected.items():
+        node = graph.nodes[index]
         quantum = output_step(graph, node.output)
-        record = Compared(
-            0, state.plan.name, instruction, node.kind, 0, "step" if quantum else "bound", expected.numel()
-        )
-        bound = bounds_of(graph, state.storage, index, inputs)
-        compared = compare_tensors(record, outputs[index], expected, quantum=quantum, bound=bound, propagated=expected)
+        kind = "step" if quantum else "bound"
+        record = Compared(0, state.plan.name, instruction, node.kind, 0, kind, value.numel())
+        compared = compare_tensors(record, actual[index], value, quantum=quantum, bound=limits[index], propagated=value)
         found.append(NodeError(index, node.kind, compared))
     return found
-
-
-def bounds_of(graph: Graph, storage: Storage, node: int, inputs: list[Tensor]) -> Tensor | None:
-    """The running error bound of one node's value; None if it is of integers."""
-    nodes = graph.nodes[: node + 1]
-    cut = replace(graph, nodes=nodes, outputs=(graph.nodes[node].output,))
-    bounds: dict[int, Tensor] = {}
-    run_graph(cut, storage, inputs, bounds=bounds)
-    return bounds.get(graph.nodes[node].output)
 
 
 def _run_cuts(program: bytes, nodes: tuple[int, ...], inputs: list[Tensor], runner: Runner) -> dict[int, Tensor]:

@@ -73,8 +73,9 @@ class Handover:
 @dataclass(frozen=True)
 class Replay:
     """Everything compared in some calls. `constants` repeats the instructions that use a constant, with the recipe's constant
-    in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the instructions that compute a tensor, by method, and `covered`
-    those of them that were compared or, for one that only shares memory, whose result was compared where it is used."""
+    in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the
+    instructions that compute a tensor, by method, and `covered` those of them that were compared; a cache that was written is
+    compared where it is read."""
 
     compared: tuple[Compared, ...]
     constants: tuple[Compared, ...]
@@ -136,12 +137,6 @@ class Replayer:
         self.machine.call(method, [x.clone() for x in inputs], observe=follower.observe)
         self.calls += 1
 
-    def restart(self) -> None:
-        """Another loading of the program: caches begin as zeros again."""
-        for machine in (self.machine, self.shadow):
-            for state in machine.methods.values():
-                state.state.clear()
-
     def finish(self) -> Replay:
         """What was found so far."""
         computing = {
@@ -155,14 +150,10 @@ class Replayer:
         )
 
 
-def _is_constant(value: object) -> bool:
-    return isinstance(value, TensorValue) and value.constant is not None
-
-
 def _uses_constants(state: MethodState, step: Instruction) -> bool:
-    if any(_is_constant(state.plan.values[index]) for index in state.operands(step)):
-        return True
-    return step.kind == "delegate" and any(v.constant is not None for v in state.graph(step).values.values())
+    values: list[Any] = [state.plan.values[index] for index in state.operands(step)]
+    values += state.graph(step).values.values() if step.kind == "delegate" else []
+    return any(getattr(value, "constant", None) is not None for value in values)
 
 
 def _computes(state: MethodState, step: Instruction) -> bool:
@@ -219,12 +210,11 @@ class _Follower:
         assert self.replayer.recipe is not None
         recipe = self.replayer.recipe.methods[self.state.plan.name]
         bounds: dict[int, Tensor] = {}
-        plan = self.state.plan
-        given = dict(operands)
-        for index in operands:
-            value = plan.values[index]
-            if isinstance(value, TensorValue) and value.constant is not None:
-                given[index] = constant_tensor(value, recipe.storage)
+        given = operands | {
+            index: constant_tensor(value, recipe.storage)
+            for index in operands
+            if isinstance(value := self.state.plan.values[index], TensorValue) and value.constant is not None
+        }
         expected = evaluate(recipe, step.instruction, given, bounds=bounds)
         tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
