@@ -12,7 +12,8 @@ from filelock import FileLock
 # before torch is imported: with several workers and their children on two cores, threads of OpenMP wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.support import EMBEDDED_PTE, make_micro_checkpoint
+from tests.support import EMBEDDED_PTE, make_micro_checkpoint, make_micro_model
+from verifier.checkpoint import Checkpoint, open_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,15 @@ def once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
 def micro_checkpoint(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """A random LLaVA of two small layers on each side, in Hugging Face layout."""
     return once("micro", make_micro_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def micro_model(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A folder with a micro checkpoint, its golden answers and its export."""
+    return once("micro-model", make_micro_model)
+
+
+@pytest.fixture(scope="session")
+def micro(micro_model: Path) -> Checkpoint:
+    """The micro checkpoint."""
+    return open_checkpoint(micro_model)

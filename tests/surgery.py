@@ -94,7 +94,7 @@ def find_instruction(path: Path, method: str, parameter: str, checkpoint: Any) -
     inventory = take_inventory(artifact)
     keys = map_keys(checkpoint.keys, checkpoint.geometry)
     assigned = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=8)
-    for constant, held in zip(inventory, assigned.parameters, strict=True):
+    for constant, held in zip(inventory, assigned, strict=True):
         if held is not None and held.name == f"{method}.{parameter}":
             return constant.instruction, constant
     raise AssertionError(f"no constant holds {method}.{parameter}")

@@ -14,6 +14,9 @@ from verifier.artifact.program import open_artifact
 from verifier.checkpoint import open_checkpoint, sha256_of_file
 from verifier.export.manifest import cpu_kind, read_manifest
 
+CPU_ROUNDING = 1e-5
+"""Relative. Two AVX-512 machines of different models measured 2.8e-7 between their activation scales, and no integer
+differed; a sum of 256 products in fp32 may be off by 256 ulps, 1.5e-5, in another order."""
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -34,8 +37,8 @@ def micro_export(once: Once, micro_checkpoint: Path) -> Path:
 
 @pytest.mark.export
 def test_committed_program_is_what_the_exporter_makes(once: Once) -> None:
-    """The rebuilt program equals the committed one: byte for byte on the CPU kind of its manifest; elsewhere every
-    constant within one quantization step. Two exports of one model, so this is determinism too."""
+    """The rebuilt program equals the committed one: byte for byte on the CPU kind of its manifest; elsewhere stored integers
+    within one step, scales and fp32 constants within `CPU_ROUNDING`. Two exports of one model, so this is determinism too."""
     rebuilt = once("rebuilt", _export_embedded) / "llava_tiny.pte"
     manifest = read_manifest(EMBEDDED_PTE)
     assert manifest is not None
@@ -44,6 +47,7 @@ def test_committed_program_is_what_the_exporter_makes(once: Once) -> None:
     difference = compare_programs(rebuilt, EMBEDDED_PTE)
     assert difference.structure == []
     assert difference.worst_step <= 1, difference
+    assert difference.worst_float <= CPU_ROUNDING, difference
 
 
 def _export_embedded(folder: Path) -> None:

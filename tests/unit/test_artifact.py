@@ -7,19 +7,23 @@ import shutil
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bench.fuzz_reader import mutate, read_everything, small_program
 from tests.support import EMBEDDED_PTE
+from tests.surgery import change_bytes, graph_of, write_scalar
+from verifier.artifact.difference import ProgramDifference, compare_programs
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import read_header
+from verifier.artifact.nibbles import pack_nibbles, unpack_nibbles
 from verifier.artifact.plan import ListValue, TensorValue
 from verifier.artifact.program import open_artifact, read_program
 from verifier.artifact.schema import parse_schema, program_schema, xnnpack_schema
 from verifier.artifact.storage import Span
-from verifier.artifact.xnnpack import PerGroup, read_graph, unpack_int4
+from verifier.artifact.xnnpack import PerGroup, read_graph
 from verifier.errors import ArtifactError
 
 
@@ -91,11 +95,38 @@ def test_delegate_agrees_with_flatc(tmp_path: Path) -> None:
     assert found["quant_params"]["group_size"] == weights.quantization.group_size
 
 
+def test_difference_of_two_programs_is_measured(tmp_path: Path) -> None:
+    """None against itself; a weight by its steps; a scale relative to itself; another graph as structure."""
+    assert compare_programs(EMBEDDED_PTE, EMBEDDED_PTE) == ProgramDifference()
+    artifact = open_artifact(EMBEDDED_PTE)
+    plan = artifact.plans["vision_encoder"]
+    graphs = [(s, artifact.graph(plan, s)) for s in plan.instructions if s.kind == "delegate"]
+    step, weight = next((s, v) for s, g in graphs for v in g.values.values() if v.constant and v.dtype == "qint8")
+    flat = graph_of(artifact, "vision_encoder", step.index)
+    quantized = [v.xvalue_union for v in flat.root.xvalues if v.xvalue_union.kind == "XNNQuantizedTensorValue"]
+    given = quantized[0].quant_params
+    assert weight.constant is not None
+
+    def wounded(name: str) -> Path:
+        return Path(shutil.copy(EMBEDDED_PTE, tmp_path / name))
+
+    change_bytes(wounded("weight"), Span(weight.constant.offset + 7, 1), lambda byte: byte ^ 4)
+    assert compare_programs(tmp_path / "weight", EMBEDDED_PTE) == ProgramDifference(worst_step=4)
+    write_scalar(wounded("scale"), flat.field(given, "PerTensorQuant", "scale"), given.scale * 1.01)
+    assert compare_programs(tmp_path / "scale", EMBEDDED_PTE).worst_float == pytest.approx(0.01 / 1.01, rel=1e-4)
+    sizes = flat.items(quantized[0].tensor_value, "XNNTensorValue", "dims")
+    write_scalar(wounded("graph"), (sizes, "I"), quantized[0].tensor_value.dims[0] + 1)
+    assert compare_programs(tmp_path / "graph", EMBEDDED_PTE).structure
+
+
 def test_int4_is_low_nibble_first_with_zero_point_8() -> None:
     """FACTS: two a byte, low nibble first, stored plus 8."""
-    import numpy as np
 
-    assert unpack_int4(np.array([0x80, 0xF7], np.uint8), (2, 2)).tolist() == [[-8, 0], [-1, 7]]
+    packed = np.array([[0x80], [0xF7]], np.uint8)
+    for low_first, expected in ((True, [[-8, 0], [-1, 7]]), (False, [[0, -8], [7, -1]])):
+        integers = unpack_nibbles(packed, low_first=low_first)
+        assert integers.tolist() == expected
+        assert pack_nibbles(integers, low_first=low_first).tolist() == packed.tolist()
 
 
 def test_opening_reads_no_constants(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""Two exports side by side: the same structure, and constants within a quantization step."""
+"""Two exports of one model side by side: the same structure, and how far their stored numbers are apart.
+
+Calibration runs in fp32 with the kernels of the exporting machine, so activation ranges differ by rounding from one CPU to
+another, and with them scales and the integers stored in those scales. Everything else is the same everywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +12,122 @@ from typing import Any
 
 import numpy as np
 
-from verifier.artifact.header import read_header
-from verifier.artifact.program import open_artifact, read_program
+from verifier.artifact.plan import Plan, TensorValue
+from verifier.artifact.program import Artifact, open_artifact
+from verifier.artifact.storage import Span
+from verifier.artifact.xnnpack import Graph, GraphValue, PerChannel, PerGroup, PerTensor
+
+_STORED = {
+    "FLOAT": np.float32,
+    "CHAR": np.int8,
+    "BYTE": np.uint8,
+    "LONG": np.int64,
+    "INT": np.int32,
+    "BOOL": np.uint8,
+    "fp32": np.float32,
+    "qint8": np.int8,
+    "qint32": np.int32,
+}
+"""How constants are stored, by dtype; others are compared byte by byte."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProgramDifference:
-    """`structure` lists what cannot be compared; `constants` maps a segment to how many bytes differ; `worst_step` is the
-    largest difference of two bytes read as int8 weights."""
+    """`structure` lists what cannot be compared; `worst_step` is the largest difference of two stored integers, `worst_float`
+    that of two stored scales or fp32 constants, relative to the larger one."""
 
     structure: list[str] = field(default_factory=list)
-    constants: dict[str, int] = field(default_factory=dict)
     worst_step: int = 0
+    worst_float: float = 0.0
 
+    def same(self, what: str, actual: object, expected: object) -> bool:
+        """Record a structural difference; whether there is none."""
+        if actual != expected:
+            self.structure.append(f"{what}: {str(actual)[:80]} for {str(expected)[:80]}")
+        return actual == expected
 
-def _segments(path: Path) -> list[tuple[str, Any]]:
-    storage, _ = read_program(path, read_header(path))
-    names = {span: key for key, span in storage.named.items()}
-    return [(names.get(span, f"segment {i}"), storage.read(span)) for i, span in enumerate(storage.segments)]
+    def numbers(self, actual: Any, expected: Any) -> None:
+        """Record how far two arrays are apart."""
+        a, e = (np.asarray(x) for x in (actual, expected))
+        if np.issubdtype(a.dtype, np.floating):
+            off = (a != e) & ~(np.isnan(a) & np.isnan(e))
+            a, e = a[off].astype(np.float64), e[off].astype(np.float64)
+            apart = np.abs(a - e) / np.maximum(np.abs(a), np.abs(e))
+            apart[~np.isfinite(apart)] = np.inf  # only one of them is infinite or no number
+            self.worst_float = max(self.worst_float, float(apart.max(initial=0.0)))
+        else:
+            self.worst_step = max(self.worst_step, int(np.abs(a.astype(np.int64) - e.astype(np.int64)).max(initial=0)))
 
 
 def compare_programs(actual: Path, expected: Path) -> ProgramDifference:
-    """Compare instruction census and every segment of two programs. Raises `ArtifactError`."""
-    structure = [] if open_artifact(actual).census() == open_artifact(expected).census() else ["instruction census"]
-    ours, theirs = _segments(actual), _segments(expected)
-    if [len(d) for _, d in ours] != [len(d) for _, d in theirs]:
-        return ProgramDifference([*structure, "sizes of the segments"])
-    constants: dict[str, int] = {}
-    worst = 0
-    for (name, a), (_, b) in zip(ours, theirs, strict=True):
-        differing = int((a != b).sum())
-        if differing:
-            constants[name] = differing
-            step = np.abs(a.view(np.int8).astype(np.int16) - b.view(np.int8)).max()
-            worst = max(worst, int(step))
-    return ProgramDifference(structure, constants, worst)
+    """Compare every instruction, EValue, delegate and constant of two programs. Raises `ArtifactError`."""
+    ours, theirs = open_artifact(actual), open_artifact(expected)
+    found = ProgramDifference()
+    if found.same("methods", list(ours.plans), list(theirs.plans)):
+        for name, plan in ours.plans.items():
+            _compare_plans(found, ours, theirs, plan, theirs.plans[name])
+    return found
+
+
+def _compare_plans(found: ProgramDifference, ours: Artifact, theirs: Artifact, a: Plan, b: Plan) -> None:
+    where = a.name
+    steps = [[(s.kind, s.name, s.args) for s in plan.instructions] for plan in (a, b)]
+    alike = found.same(f"instructions of {where}", *steps)
+    alike &= found.same(f"memory of {where}", a.arenas_bytes, b.arenas_bytes)
+    if not found.same(f"EValues of {where}", len(a.values), len(b.values)) or not alike:
+        return
+    for number, (x, y) in enumerate(zip(a.values, b.values, strict=True)):
+        if isinstance(x, float) and isinstance(y, float):
+            found.numbers(x, y)
+        elif isinstance(x, TensorValue) and isinstance(y, TensorValue):
+            facts = [(v.dtype, v.sizes, v.dim_order, v.dynamic, v.place, v.constant is None) for v in (x, y)]
+            if found.same(f"EValue {number} of {where}", *facts):
+                _compare_bytes(found, ours, theirs, x.dtype, x.constant, y.constant)
+        else:
+            found.same(f"EValue {number} of {where}", x, y)
+    for one, other in zip(a.instructions, b.instructions, strict=True):
+        if one.kind == "delegate":
+            at = f"{where}, instruction {one.index}"
+            _compare_graphs(found, ours, theirs, at, ours.graph(a, one), theirs.graph(b, other))
+
+
+def _compare_graphs(  # noqa: PLR0917
+    found: ProgramDifference, ours: Artifact, theirs: Artifact, where: str, a: Graph, b: Graph
+) -> None:
+    nodes = [[(n.kind, n.inputs, n.output, n.attributes, n.clamp) for n in graph.nodes] for graph in (a, b)]
+    if not found.same(f"nodes of {where}", *nodes) or not found.same(
+        f"values of {where}", list(a.values), list(b.values)
+    ):
+        return
+    for number, x in a.values.items():
+        y = b.values[number]
+        facts = [(v.dtype, v.dims, v.external, type(v.quantization), v.constant is None) for v in (x, y)]
+        if found.same(f"value {number} of {where}", *facts):
+            _compare_quantization(found, ours, theirs, x, y)
+            _compare_bytes(found, ours, theirs, x.dtype, x.constant, y.constant)
+
+
+def _compare_quantization(
+    found: ProgramDifference, ours: Artifact, theirs: Artifact, x: GraphValue, y: GraphValue
+) -> None:
+    p, q = x.quantization, y.quantization
+    if isinstance(p, PerTensor) and isinstance(q, PerTensor):
+        found.numbers(p.scale, q.scale)
+        found.numbers(p.zero_point, q.zero_point)
+    elif isinstance(p, PerGroup) and isinstance(q, PerGroup):
+        _compare_bytes(found, ours, theirs, "bf16", p.scales, q.scales)
+    elif isinstance(p, PerChannel) and isinstance(q, PerChannel):
+        found.numbers(_scales(ours, p), _scales(theirs, q))
+
+
+def _scales(artifact: Artifact, quantization: PerChannel) -> Any:
+    held = quantization.scales
+    return artifact.storage.read(held).view(np.float32) if isinstance(held, Span) else np.asarray(held, np.float32)
+
+
+def _compare_bytes(  # noqa: PLR0917
+    found: ProgramDifference, ours: Artifact, theirs: Artifact, dtype: str, a: Span | None, b: Span | None
+) -> None:
+    if a is not None and b is not None and found.same("bytes of a constant", a.size, b.size):
+        stored = [np.array(artifact.storage.read(span)) for artifact, span in ((ours, a), (theirs, b))]
+        found.numbers(*(raw.view(_STORED.get(dtype, np.uint8)) for raw in stored))

@@ -257,13 +257,6 @@ def _node(number: int, entry: Record, values: dict[int, GraphValue], where: str)
     )
 
 
-def unpack_int4(packed: Bytes, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int8]]:
-    """4-bit weights stored two a byte, low nibble first, with zero point 8: int8 in [-8, 7] of the given shape."""
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[: math.prod(shape)]
-    out: np.ndarray[Any, np.dtype[np.int8]] = pairs.astype(np.int8).reshape(shape) - np.int8(8)
-    return out
-
-
 def bfloat16_to_float32(raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
     """bf16 bytes as fp32."""
     return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Span, Storage
-from verifier.artifact.xnnpack import unpack_int4
 from verifier.audit.inventory import Constant
 from verifier.checkpoint import Checkpoint
-from verifier.model.keymap import KeyMap
+from verifier.model.keymap import KeyMap, module_of
 
 ROWS, COLUMNS = 48, 96
 ALIKE = 0.5
@@ -43,13 +43,10 @@ class Parameter:
     key: str
     order: tuple[int, int]
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """Parameter of each constant by its place in the inventory, None where nothing fits; parameters without a constant."""
-
-    parameters: tuple[Parameter | None, ...]
-    missing: tuple[Parameter, ...]
+    @property
+    def module(self) -> str:
+        """The module that owns it."""
+        return module_of(self.name)
 
 
 def list_parameters(keys: KeyMap) -> list[Parameter]:
@@ -72,8 +69,7 @@ def _order(name: str) -> tuple[int, int]:
     first = {"tower.patch_embedding": (-2, 0), "tower.class_embedding": (-2, 0), "tower.position_embedding": (-2, 0)}
     last = {"tower.pre_norm": (-1, 0), "norm": (1 << 20, 0), "output": (1 << 20, 1)}
     last |= {"projector.linear_1": (1 << 20, 0), "projector.linear_2": (1 << 20, 1)}
-    stem = name.removesuffix(".weight").removesuffix(".bias")
-    return (first | last)[stem]
+    return (first | last)[module_of(name)]
 
 
 def _fits(stage: str, name: str) -> bool:
@@ -107,8 +103,8 @@ def _stored_shape(constant: Constant, bits: int) -> tuple[int, ...]:
 
 def assign_constants(
     inventory: list[Constant], keys: KeyMap, checkpoint: Checkpoint, storage: Storage, *, embedding_bits: int
-) -> Assignment:
-    """Pair constants and parameters. Reads a sample of every constant and every tensor; works through one at a time."""
+) -> tuple[Parameter | None, ...]:
+    """The parameter of each constant by its place in the inventory, None where nothing fits. Reads a sample of every constant and every tensor; works through one at a time."""
     parameters = list_parameters(keys)
     groups: dict[tuple[str, str, tuple[int, ...]], list[Parameter]] = {}
     for parameter in parameters:
@@ -130,9 +126,8 @@ def assign_constants(
     for place, constant in enumerate(inventory):
         weight = chosen[constant.partner] if constant.partner is not None else None
         if weight is not None:
-            chosen[place] = by_name.get(weight.name.removesuffix(".weight") + ".bias")
-    held = {parameter.name for parameter in chosen if parameter is not None}
-    return Assignment(tuple(chosen), tuple(p for p in parameters if p.name not in held))
+            chosen[place] = by_name.get(weight.module + ".bias")
+    return tuple(chosen)
 
 
 def _pair(
@@ -191,10 +186,8 @@ def _sample(constant: Constant, storage: Storage, bits: int) -> NDArray[np.float
     lines = []
     for row in _picked(rows, ROWS):
         raw = storage.read(Span(value.constant.offset + int(row) * row_bytes, row_bytes))
-        if dtype == "qbint4":
-            lines.append(unpack_int4(raw, (width,)).astype(np.float32))
-        elif item_bits == 4:
-            lines.append((np.stack([raw >> 4, raw & 15], -1).reshape(-1).astype(np.float32)) - 8)
+        if item_bits == 4:
+            lines.append(unpack_nibbles(raw, low_first=dtype == "qbint4").astype(np.float32))
         else:
             lines.append(raw.view(np.float32 if item_bits == 32 else np.int8).astype(np.float32))
     sampled = np.stack(lines)

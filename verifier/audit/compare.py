@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter
-from verifier.audit.expected import QUICK_GELU, Expected, Source, expected_contents
+from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
 from verifier.interpret.machine import constant_tensor
 from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.metrics import sqnr_db
+from verifier.model.vision import QUICK_GELU
 
 SCALE_TOLERANCE = 1e-6
 """Relative. Scales of static int8 are computed in fp32 by the exporter and stored as fp32: a few ulps of 6e-8 at most."""
@@ -90,7 +92,7 @@ def _stored(constant: Constant, storage: Storage, source: Source) -> Tensor:
         return constant_weights(constant.value, storage)
     stored = constant_tensor(constant.value, storage)
     if constant.role == "embedding" and source.recipe.embedding_bits == 4:
-        return torch.stack([stored >> 4, stored & 15], -1).reshape(len(stored), -1).to(torch.int8) - 8
+        return torch.from_numpy(unpack_nibbles(stored.numpy(), low_first=False))
     return stored
 
 

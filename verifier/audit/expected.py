@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.artifact.nibbles import pack_nibbles
 from verifier.artifact.storage import Bytes, Span
 from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter
@@ -21,10 +22,8 @@ from verifier.audit.recipe import (
 )
 from verifier.model.geometry import Geometry
 from verifier.model.text import rope_tables
-from verifier.model.vision import CLIP_MEAN, CLIP_STD, RESCALE
+from verifier.model.vision import CLIP_MEAN, CLIP_STD, QUICK_GELU, RESCALE
 from verifier.types import Recipe
-
-QUICK_GELU = 1.702
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,11 @@ def stored_bytes(constant: Constant, expected: Expected, recipe: Recipe) -> dict
     """An expectation packed as the file packs it, by the span that it belongs to."""
     value, values = constant.value, expected.values
     assert value.constant is not None
-    packed: Tensor = values.contiguous()
-    if isinstance(value, GraphValue) and value.dtype == "qbint4":
-        nibbles = (values.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
-        packed = nibbles[:, 0] | (nibbles[:, 1] << 4)
-    elif constant.role == "embedding" and recipe.embedding_bits == 4:
-        nibbles = (values.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
-        packed = (nibbles[:, 0] << 4) | nibbles[:, 1]
-    made = {value.constant: _raw(packed)}
+    delegated = isinstance(value, GraphValue) and value.dtype == "qbint4"
+    if delegated or (constant.role == "embedding" and recipe.embedding_bits == 4):
+        made = {value.constant: pack_nibbles(values.to(torch.int8).numpy(), low_first=delegated).reshape(-1)}
+    else:
+        made = {value.constant: _raw(values)}
     quantization = value.quantization if isinstance(value, GraphValue) else None
     if isinstance(quantization, PerGroup) and expected.scales is not None:
         made[quantization.scales] = _raw(expected.scales.to(torch.bfloat16))

@@ -30,14 +30,13 @@ class Misplaced:
 
 @dataclass(frozen=True)
 class Audit:
-    """`constants` by their place in the inventory. `missing`: parameters that no constant holds. `misplaced`: the first
+    """`constants` and `parameters` by their place in the inventory. `misplaced`: the first
     constant of each method that is out of order. `unused`: tensors of the checkpoint that LLaVA-1.5 does not use.
     `dead_bytes`: constants of the file that no instruction reads, such as the mask that custom SDPA made superfluous."""
 
     inventory: tuple[Constant, ...]
     parameters: tuple[Parameter | None, ...]
     constants: tuple[Audited, ...]
-    missing: tuple[str, ...]
     misplaced: tuple[Misplaced, ...]
     unused: tuple[str, ...]
     dead_bytes: int
@@ -49,9 +48,9 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
     keys = map_keys(checkpoint.keys, checkpoint.geometry)
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
-    assigned = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=bits)
+    parameters = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=bits)
     source = Source(checkpoint.geometry, recipe, checkpoint.tensor, keys.embedding)
-    pairs = zip(inventory, assigned.parameters, strict=True)
+    pairs = zip(inventory, parameters, strict=True)
     scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
     constants = [
         compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale)
@@ -59,10 +58,9 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
     ]
     return Audit(
         tuple(inventory),
-        assigned.parameters,
+        parameters,
         tuple(constants),
-        tuple(parameter.name for parameter in assigned.missing),
-        tuple(_misplaced(inventory, assigned.parameters)),
+        tuple(_misplaced(inventory, parameters)),
         tuple(sorted(keys.unused)),
         _dead_bytes(artifact, inventory),
         source,
@@ -111,10 +109,6 @@ def _dead_bytes(artifact: Artifact, inventory: list[Constant]) -> int:
     return sum(span.size for span in declared - used)
 
 
-def _module(parameter: Parameter) -> str:
-    return parameter.name.removesuffix(".weight").removesuffix(".bias")
-
-
 def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ...]) -> list[Misplaced]:
     """Parameters must be met in the order of the computation; within a stage (wq, wk, wv) any order is right."""
     found = []
@@ -127,6 +121,6 @@ def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ..
         ordered = sorted((parameter for _, parameter in held), key=lambda parameter: parameter.order)
         for (constant, parameter), expected in zip(held, ordered, strict=True):
             if parameter.order != expected.order:
-                found.append(Misplaced(method, constant.instruction, _module(parameter), _module(expected)))
+                found.append(Misplaced(method, constant.instruction, parameter.module, expected.module))
                 break
     return found

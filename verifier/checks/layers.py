@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from verifier.checks.common import Check, Measure, judge, one_case, per_block
 from verifier.evidence import Evidence, Subjects
@@ -12,17 +13,20 @@ from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Compared
+from verifier.ladder.replay import Compared, Replay
 from verifier.types import CheckResult, Where
 
 ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
 """A decoder block against the eager quantized rung: rounding before a linear may tip ties of its int8 rows. Rounding every
 activation to int8, an error of 1/12 squared step each, leaves 37 to 44 dB (FACTS); a tie is wrong by a whole step."""
+Record = TypeVar("Record", Compared, BlockError)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
 
 
-def _missing(check: Check, evidence: Evidence, cases: Iterable[str]) -> list[CheckResult] | None:
-    """Results if there is no replay: the program's fault is a failure, a gap of the interpreter is an error."""
+def _compared(
+    check: Check, evidence: Evidence, cases: Iterable[str]
+) -> tuple[LayerEvidence, Replay] | list[CheckResult]:
+    """The comparison, or the results if there is none: the program's fault is a failure, a gap of the interpreter an error."""
     layers = evidence.layers
     if layers is None:
         return [check.error(case, "the program was not traced") for case in cases]
@@ -31,13 +35,13 @@ def _missing(check: Check, evidence: Evidence, cases: Iterable[str]) -> list[Che
         return [
             give(case, f"nothing could be compared: {layers.problem.replace(chr(10) + '  ', '; ')}") for case in cases
         ]
-    return None
+    return layers, layers.replay
 
 
-def _blocks_of(layers: LayerEvidence, records: Iterable[Compared]) -> dict[str, list[Compared]]:
-    found: dict[str, list[Compared]] = {}
+def _by_block(records: Iterable[Record], block: Callable[[Record], str]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(layers.alignment[record.method, record.instruction].block, []).append(record)
+        found.setdefault(block(record), []).append(record)
     return found
 
 
@@ -52,15 +56,17 @@ def _difference(record: Compared) -> str:
     return f"{record.sqnr_db:.1f} dB, {record.worst:.3g} times the rounding bound; {at}"
 
 
-def _judge_records(check: Check, evidence: Evidence, records: tuple[Compared, ...], hint: str) -> list[CheckResult]:
+def _judge_records(
+    check: Check, evidence: Evidence, choose: Callable[[Replay], tuple[Compared, ...]], hint: str
+) -> list[CheckResult]:
     """One result for each block: the first instruction in program order that is over its limit is named."""
     cases = evidence.subjects.blocks
-    missing = _missing(check, evidence, cases)
-    if missing is not None:
-        return missing
-    assert evidence.layers is not None
-    found = _blocks_of(evidence.layers, records)
-    judged = [_judge_block(check, evidence.layers, case, found.get(case, []), hint) for case in cases]
+    ready = _compared(check, evidence, cases)
+    if isinstance(ready, list):
+        return ready
+    layers, replay = ready
+    found = _by_block(choose(replay), lambda record: layers.alignment[record.method, record.instruction].block)
+    judged = [_judge_block(check, layers, case, found.get(case, []), hint) for case in cases]
     return _first_first(judged)
 
 
@@ -85,6 +91,7 @@ def _judge_block(
     measured = {
         "share_of_limit": share if math.isfinite(share) else None,
         "sqnr_db": shown.sqnr_db,
+        "propagated_db": shown.propagated_db,
         "compared": len(records),
     }
     allowed = {"share_of_limit": 1.0}
@@ -101,25 +108,23 @@ def _judge_block(
 
 def kernel(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The runtime computes every instruction as the program's bytes say, on its own inputs."""
-    replay = evidence.layers.replay if evidence.layers else None
     hint = "The file says otherwise: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
-    return _judge_records(check, evidence, replay.compared if replay else (), hint)
+    return _judge_records(check, evidence, lambda replay: replay.compared, hint)
 
 
 def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Instructions that use constants give the same with the constants that the recipe makes of the checkpoint."""
-    replay = evidence.layers.replay if evidence.layers else None
     hint = "With the checkpoint's own weights it gives something else: see weights.tensors for the bytes."
-    return _judge_records(check, evidence, replay.constants if replay else (), hint)
+    return _judge_records(check, evidence, lambda replay: replay.constants, hint)
 
 
 def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Every instruction that computes a tensor was compared, in all three methods, and every operand was what its producer made."""
-    missing = _missing(check, evidence, ("program",))
-    if missing is not None:
-        return missing
-    assert evidence.layers is not None and evidence.layers.replay is not None
-    replay, alignment = evidence.layers.replay, evidence.layers.alignment
+    ready = _compared(check, evidence, ("program",))
+    if isinstance(ready, list):
+        return ready
+    layers, replay = ready
+    alignment = layers.alignment
     total = sum(len(found) for found in replay.computing.values())
     holes = [
         (method, i)
@@ -162,24 +167,16 @@ def block_limit_db(elements: int) -> float:
     return ROUNDING_DB - 10 * math.log10(12 * ties / elements)
 
 
-def _by_block(errors: Iterable[BlockError]) -> dict[str, list[BlockError]]:
-    found: dict[str, list[BlockError]] = {}
-    for error in errors:
-        found.setdefault(error.block, []).append(error)
-    return found
-
-
 GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
 
 
 def graph(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Every block of the decoder adds to the residual stream what the eager quantized model adds, on the program's own input."""
     cases = _decoder_blocks(evidence.subjects)
-    missing = _missing(check, evidence, cases)
-    if missing is not None:
-        return missing
-    assert evidence.layers is not None
-    found = _by_block(evidence.layers.blocks)
+    ready = _compared(check, evidence, cases)
+    if isinstance(ready, list):
+        return ready
+    found = _by_block(ready[0].blocks, lambda error: error.block)
     return _first_first([_graph(check, case, place, found.get(case, [])) for place, case in enumerate(cases)])
 
 
@@ -207,11 +204,10 @@ def _not_found(check: Check, case: str) -> CheckResult:
 def vision(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Every layer of the vision tower adds what the fp32 definition adds, but for calibrated int8 noise, on its own input."""
     cases = _vision_blocks(evidence.subjects)
-    missing = _missing(check, evidence, cases)
-    if missing is not None:
-        return missing
-    assert evidence.layers is not None
-    found = _by_block(evidence.layers.blocks)
+    ready = _compared(check, evidence, cases)
+    if isinstance(ready, list):
+        return ready
+    found = _by_block(ready[0].blocks, lambda error: error.block)
     return [_vision(check, evidence, case, found.get(case, [])) for case in cases]
 
 
@@ -227,11 +223,11 @@ def _vision(check: Check, evidence: Evidence, case: str, errors: list[BlockError
 def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The error against fp32 behind every block stays in its calibrated band: quantization costs what it should."""
     cases = _with_profile(evidence.subjects)
-    missing = _missing(check, evidence, cases)
-    if missing is not None:
-        return missing
-    assert evidence.layers is not None
-    worst = worst_by_block(evidence.layers.profile)
+    ready = _compared(check, evidence, cases)
+    if isinstance(ready, list):
+        return ready
+    layers, _ = ready
+    worst = worst_by_block(layers.profile)
     results = []
     for case in cases:
         where = Where(method=case.partition(".")[0], module=case)
@@ -246,7 +242,7 @@ def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
         )
         measure = Measure(PROFILE, worst[case], "dB")
         result = judge(check, evidence, case, [measure], what=what, where=where, hint=hint)
-        share = evidence.layers.error_shares.get(case)
+        share = layers.error_shares.get(case)
         known = {} if share is None else {"share_of_logit_error": share}
         results.append(replace(result, measured=result.measured | known))
     return results

@@ -7,6 +7,7 @@ from verifier.audit.run import Audit
 from verifier.checks.common import Check, one_case, per_parameter
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
+from verifier.model.keymap import module_of
 from verifier.types import CheckResult, Where
 
 ALLOWED_STEPS = 0.5 + 8 / 256
@@ -34,7 +35,7 @@ def tensors(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited]) -> CheckResult:
-    method, module = case.partition(".")[0], case.removesuffix(".weight").removesuffix(".bias")
+    method, module = case.partition(".")[0], module_of(case)
     if not records:
         return check.failed(
             case,
@@ -102,7 +103,7 @@ def _owner(audit: Audit, record: Audited) -> str:
     for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
         same = (constant.method, constant.instruction) == (record.method, record.instruction)
         if same and parameter is not None:
-            return parameter.name.removesuffix(".weight").removesuffix(".bias")
+            return parameter.module
     return f"{record.method}.{record.role.replace(' ', '_')}"
 
 

@@ -43,10 +43,26 @@ def package_versions() -> dict[str, str]:
 
 
 def cpu_kind() -> dict[str, str]:
-    """Architecture and the vector extension that PyTorch uses here: calibration may round differently on another kind."""
+    """Architecture, model, and the vector extension that PyTorch uses here: calibration rounds differently on another kind.
+
+    The extension alone does not tell: two AVX-512 machines of different models measured activation ranges that differ in
+    the last bits (their matrix libraries choose by model).
+    """
     import torch
 
-    return {"machine": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability()}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"machine": platform.machine(), "capability": capability, "model": _cpu_model()}
+
+
+def _cpu_model() -> str:
+    """What the kernel says of the first core: vendor, family, model, stepping; on Arm implementer, part, revision."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    said = dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in said.items()}
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
+    return " ".join(facts[key] for key in wanted if key in facts)
 
 
 def write_manifest(manifest: Manifest, pte: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.plan import TensorValue
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 
@@ -193,7 +194,7 @@ def _embedding(args: Sequence[Any], nibbles: bool) -> tuple[Any, ...]:
         raise ProgramFaultError(f"token id outside the table of {len(table)} rows: {int(ids.min())}..{int(ids.max())}")
     rows = table[ids.reshape(-1)]
     if nibbles:
-        rows = torch.stack([(rows >> 4).to(torch.int16), (rows & 15).to(torch.int16)], -1).reshape(len(rows), -1) - 8
+        rows = torch.from_numpy(unpack_nibbles(rows.numpy(), low_first=False))
     return (_grouped_rows(rows, scales[ids.reshape(-1)]).view(*ids.shape, -1),)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import (
     Graph,
@@ -25,7 +26,6 @@ from verifier.artifact.xnnpack import (
     PerTensor,
     PerToken,
     bfloat16_to_float32,
-    unpack_int4,
 )
 from verifier.interpret.arithmetic import (
     QuantizedRows,
@@ -89,10 +89,14 @@ def constant_weights(value: GraphValue, storage: Storage) -> Tensor:
     assert value.constant is not None
     raw = storage.read(value.constant)[: value.size_bytes]
     if value.dtype in ("qbint4", "qcint4"):
-        return torch.from_numpy(unpack_int4(raw, value.dims))
+        return torch.from_numpy(
+            unpack_nibbles(raw, low_first=True).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
+        )
     if value.dtype not in _NUMPY:
         raise UnknownOperationError("a constant of this dtype", got=value.dtype, expected=", ".join(_NUMPY))
-    return torch.from_numpy(np.array(raw.view(_NUMPY[value.dtype])).reshape(value.dims))
+    return torch.from_numpy(
+        np.array(raw.view(_NUMPY[value.dtype])).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
+    )
 
 
 def channel_scales(value: GraphValue, storage: Storage) -> Tensor:

@@ -16,6 +16,7 @@ from verifier.artifact.program import METHODS
 from verifier.audit.run import Audit
 from verifier.interpret.machine import Machine, MethodState
 from verifier.model.geometry import Geometry
+from verifier.model.keymap import module_of
 
 _SUFFIX = {"llama::update_cache.out": "kv_cache", "llama::custom_sdpa.out": "sdpa", "aten::copy_": "kv_cache"}
 
@@ -112,5 +113,5 @@ def _label(
 
 def _module(parameters: Iterable[str]) -> str:
     """The module of the weights of one instruction: theirs if it is one, else from the first to the last."""
-    modules = list(dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in parameters))
+    modules = list(dict.fromkeys(module_of(name) for name in parameters))
     return modules[0] if len(modules) == 1 else f"{modules[0]} to {modules[-1].partition('.')[2]}"

@@ -34,6 +34,15 @@ class Taps:
         found = {(name.partition(".")[0], index) for name, index in self.reads.items()}
         return frozenset(found | set(self.results.items()))
 
+    def read_by(self, norm: str, replay: Replay, call: int) -> Tensor | None:
+        """The stream as the runtime had it when a norm read it; None if it was not tapped."""
+        index = self.reads.get(norm)
+        return None if index is None else replay.taps.get((call, index))
+
+    def result(self, method: str, replay: Replay, call: int) -> Tensor | None:
+        """The method's output as the runtime gave it; None if it was not tapped."""
+        return replay.taps.get((call, self.results[method]))
+
 
 @dataclass(frozen=True)
 class BlockError:
@@ -66,7 +75,7 @@ def find_taps(artifact: Artifact, audit: Audit) -> Taps:
         plan = artifact.plans[constant.method]
         index = _stream(plan, plan.instructions[constant.instruction].args, constant.shape[-1])
         if index is not None:
-            reads[parameter.name.removesuffix(".weight")] = index
+            reads[parameter.module] = index
     results = {method: artifact.plans[method].outputs[0] for method in ("vision_encoder", "text_decoder")}
     return Taps(reads, results)
 
@@ -105,7 +114,7 @@ class DecoderBlocks:
             for number_of_layer, layer in enumerate(self.decoder.layers):
                 name = f"text_decoder.layers.{number_of_layer}"
                 before, middle = (
-                    self._tap(replay, number, f"{name}.{norm}") for norm in ("attention_norm", "ffn_norm")
+                    self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
                 )
                 after = self._after(replay, number, number_of_layer)
                 if before is None or middle is None or after is None:
@@ -115,23 +124,19 @@ class DecoderBlocks:
                 made = middle + layer.feed_forward(layer.ffn_norm(middle))
                 middle, made = (x[:, -after.shape[1] :] for x in (middle, made))
                 found.append(_added(f"{name}.feed_forward", "feed_forward", number, middle, after, made))
-            last = self._tap(replay, number, "text_decoder.norm")
-            logits = replay.taps.get((number, self.taps.results["text_decoder"]))
+            last = self.taps.read_by("text_decoder.norm", replay, number)
+            logits = self.taps.result("text_decoder", replay, number)
             if last is not None and logits is not None:
                 expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
                 zero = torch.zeros(())
                 found.append(_added("text_decoder.output", "output", number, zero, logits.view(1, -1), expected))
         return found
 
-    def _tap(self, replay: Replay, number: int, name: str) -> Tensor | None:
-        index = self.taps.reads.get(name)
-        return None if index is None else replay.taps.get((number, index))
-
     def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
         """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
         if layer + 1 < self.layers:
-            return self._tap(replay, number, f"text_decoder.layers.{layer + 1}.attention_norm")
-        last = self._tap(replay, number, "text_decoder.norm")
+            return self.taps.read_by(f"text_decoder.layers.{layer + 1}.attention_norm", replay, number)
+        last = self.taps.read_by("text_decoder.norm", replay, number)
         return None if last is None else last.reshape(1, -1, last.shape[-1])
 
 
@@ -143,16 +148,13 @@ def vision_blocks(
     found: list[BlockError] = []
 
     def tap(name: str) -> Tensor | None:
-        index = taps.reads.get(f"vision_encoder.tower.{name}")
-        return None if index is None else replay.taps.get((number, index))
+        return taps.read_by(f"vision_encoder.tower.{name}", replay, number)
 
-    tokens = replay.taps.get((number, taps.results["vision_encoder"]))
+    tokens = taps.result("vision_encoder", replay, number)
     with torch.no_grad():
         embedded = tap("pre_norm")
         if embedded is not None:
-            patches = tower.patch_embedding(definition.vision.normalize(call.inputs[0])).flatten(2).transpose(1, 2)
-            first = tower.class_embedding.expand(1, 1, -1)
-            made = torch.cat([first, patches], dim=1) + tower.position_embedding
+            made = tower.tokens(definition.vision.normalize(call.inputs[0]))
             found.append(_added("vision_encoder.input", "embedding", number, torch.zeros(()), embedded, made))
         for index, layer in enumerate(tower.layers):
             name = f"layers.{index}"
@@ -162,8 +164,7 @@ def vision_blocks(
             block = f"vision_encoder.{name}"
             mixed = before + layer.attention(layer.norm1(before))
             found.append(_added(block, "attention", number, before, middle, mixed))
-            hidden = layer.fc1(layer.norm2(middle))
-            made = middle + layer.fc2(hidden * torch.sigmoid(1.702 * hidden))
+            made = middle + layer.feed_forward(layer.norm2(middle))
             if after is not None:
                 found.append(_added(block, "feed_forward", number, middle, after, made))
             elif tokens is not None:
@@ -193,14 +194,10 @@ def _vision_profile(
         x = tower.embed(definition.vision.normalize(call.inputs[0]))
         for index, layer in enumerate(tower.layers):
             x = layer(x)
-            at = taps.reads.get(f"vision_encoder.tower.layers.{index + 1}.norm1")
-            actual = replay.taps.get((number, at)) if at is not None else None
-            expected = x
+            expected, actual = x, taps.read_by(f"vision_encoder.tower.layers.{index + 1}.norm1", replay, number)
             if index + 1 == len(tower.layers):
-                expected, actual = (
-                    definition.vision.projector(x[:, 1:]),
-                    replay.taps.get((number, taps.results["vision_encoder"])),
-                )
+                expected = definition.vision.projector(x[:, 1:])
+                actual = taps.result("vision_encoder", replay, number)
             if actual is not None:
                 block = f"vision_encoder.layers.{index}"
                 found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
@@ -226,8 +223,7 @@ def _text_profile(  # noqa: PLR0917
         _, states = definition.hidden(embedded, start=call.start)
         for index, expected in enumerate(states):
             name = f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
-            at = taps.reads.get(f"text_decoder.{name}")
-            actual = replay.taps.get((number, at)) if at is not None else None
+            actual = taps.read_by(f"text_decoder.{name}", replay, number)
             if actual is not None:
                 actual = actual.reshape(1, -1, actual.shape[-1])
                 block = f"text_decoder.layers.{index}.feed_forward"

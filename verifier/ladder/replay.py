@@ -37,7 +37,8 @@ class Compared:
 
     `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
     `equal`. `worst` is the largest local error in that unit, at `index`, where the runtime has `actual` and the interpreter
-    `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end.
+    `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end
+    (None against the recipe's constants, which are compared locally only).
     `reason` is what made a comparison impossible.
     """
 
@@ -54,7 +55,7 @@ class Compared:
     actual: float = 0.0
     expected: float = 0.0
     sqnr_db: float = 400.0
-    propagated_db: float = 400.0
+    propagated_db: float | None = None
     reason: str = ""
 
 
@@ -219,7 +220,7 @@ class _Follower:
         tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
             found = self._compare(step, place, index, actual, expected[index], bounds.get(index))
-            self.replayer.constants.append(replace(found, propagated_db=400.0))
+            self.replayer.constants.append(replace(found, propagated_db=None))
 
     def _is_state(self, index: int, value: Any) -> bool:
         plan = self.state.plan

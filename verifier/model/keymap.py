@@ -26,6 +26,11 @@ _TEXT_LAYER = {
 }
 
 
+def module_of(parameter: str) -> str:
+    """The module that owns a parameter: its name without `.weight` or `.bias`."""
+    return parameter.removesuffix(".weight").removesuffix(".bias")
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """Definition parameter -> checkpoint key, by part; `unused` are tensors that LLaVA-1.5 carries and does not use."""

@@ -17,6 +17,7 @@ from verifier.model.geometry import Geometry, VisionGeometry
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RESCALE = 1 / 255
+QUICK_GELU = 1.702
 
 
 class VisionAttention(nn.Module):
@@ -54,8 +55,12 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, P+1, D] -> [B, P+1, D]."""
         x = x + self.attention(self.norm1(x))
-        hidden = self.fc1(self.norm2(x))
-        out: Tensor = x + self.fc2(hidden * torch.sigmoid(1.702 * hidden))
+        return x + self.feed_forward(self.norm2(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[B, P+1, D] -> [B, P+1, D], without norm and residual."""
+        hidden = self.fc1(x)
+        out: Tensor = self.fc2(hidden * torch.sigmoid(QUICK_GELU * hidden))
         return out
 
 
@@ -72,11 +77,15 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList(VisionLayer(geometry) for _ in range(geometry.layers_used))
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Class token first, then patches row by row, plus positions, normalized: [B, P+1, D]."""
+        """The tokens, normalized: [B, P+1, D]."""
+        out: Tensor = self.pre_norm(self.tokens(pixels))
+        return out
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Class token first, then patches row by row, plus positions: [B, P+1, D]."""
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(pixels.shape[0], 1, -1)
-        out: Tensor = self.pre_norm(torch.cat([first, patches], dim=1) + self.position_embedding)
-        return out
+        return torch.cat([first, patches], dim=1) + self.position_embedding
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run the layers that are used and drop the class token."""

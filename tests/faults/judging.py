@@ -1,0 +1,68 @@
+"""Ways to judge a faulty artifact: by the public command, and by one trace of the runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from runner.local import LocalRunner
+from tests.support import verify
+from verifier.artifact.program import open_artifact
+from verifier.audit.run import audit_weights
+from verifier.checkpoint import Checkpoint
+from verifier.export.manifest import read_manifest
+from verifier.golden import load_golden
+from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.model.definition import build_definition
+from verifier.model.prompt import Tokenizer
+from verifier.reference import load_sample
+from verifier.types import Recipe
+
+UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+
+
+def judged(pte: Path, model: Path, checks: str = UNBANDED) -> dict[str, object]:
+    """`report.json` of a run of the public command."""
+    report = pte.parent / "report"
+    status = verify(pte, "--model", str(model), "--checks", checks, "--report", str(report))
+    text: dict[str, object] = json.loads((report / "report.json").read_text())
+    assert status == {"pass": 0, "fail": 1, "error": 2}[str(text["verdict"])]
+    return text
+
+
+def blamed(pte: Path, model: Path, checks: str = UNBANDED) -> tuple[str, str, str]:
+    """Step, module and first line of the message that a faulty file is blamed with."""
+    text = judged(pte, model, checks)
+    assert text["verdict"] == "fail"
+    blame = text["blame"]
+    assert isinstance(blame, dict)
+    return blame["step"], blame["module"], blame["message"].splitlines()[0]
+
+
+def recipe_of(micro_model: Path) -> Recipe:
+    """The recipe that a micro model was exported with."""
+    manifest = read_manifest(micro_model / "model.pte")
+    assert manifest is not None
+    return manifest.recipe
+
+
+def trace_conversation(pte: Path, micro_model: Path, micro: Checkpoint, folder: Path) -> Traced:
+    """A short conversation on the traced runtime."""
+    golden = load_golden(micro_model, micro.sha256)
+    tokenizer = Tokenizer(micro_model / "tokenizer.model")
+    sample = load_sample(golden.images[0], tokenizer, side_px=56)
+    folder.mkdir(exist_ok=True)
+    made = run_traced(open_artifact(pte), [sample], LocalRunner(), folder, patches=16)
+    assert not made.problem
+    return made
+
+
+def compare_with_trace(pte: Path, micro_model: Path, micro: Checkpoint, traced: Traced) -> LayerEvidence:
+    """The evidence layer by layer, from a trace."""
+    artifact, recipe = open_artifact(pte), recipe_of(micro_model)
+    definition = build_definition(micro, max_len=768)
+    layers = compare_layers(
+        artifact, micro, recipe, audit_weights(artifact, micro, recipe), definition, traced, LocalRunner()
+    )
+    assert layers.replay is not None
+    return layers

@@ -1,0 +1,230 @@
+"""Faults of the runtime, put into its trace: `layers.kernel` and the handovers must see them (numbers are rows of FAULTS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from runner.local import LocalRunner
+from runner.protocol import Bundle, Result
+from tests.faults.judging import compare_with_trace, recipe_of, trace_conversation
+from verifier.artifact.header import read_header
+from verifier.artifact.program import open_artifact, read_program
+from verifier.artifact.xnnpack import read_graph
+from verifier.audit.recipe import quantized_linear
+from verifier.checkpoint import Checkpoint
+from verifier.checks.registry import CHECKS
+from verifier.evidence import Subjects
+from verifier.interpret.machine import Machine
+from verifier.ladder.align import list_blocks
+from verifier.ladder.descend import descend
+from verifier.ladder.gather import LayerEvidence, Traced
+from verifier.ladder.limits import excess
+from verifier.ladder.trace import CallTrace, read_trace
+from verifier.types import CheckResult
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """A traced tensor as a faulty kernel would have left it."""
+
+    contents: np.ndarray
+
+    def array(self) -> np.ndarray:
+        """Its contents."""
+        return self.contents
+
+
+@pytest.fixture(scope="module")
+def clean_trace(micro_model: Path, micro: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    """A short conversation on the clean micro program."""
+    return trace_conversation(micro_model / "model.pte", micro_model, micro, tmp_path_factory.mktemp("trace"))
+
+
+@pytest.fixture(scope="module")
+def clean_layers(micro_model: Path, micro: Checkpoint, clean_trace: Traced) -> LayerEvidence:
+    """What the clean trace shows."""
+    return compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
+
+
+def _kernel_failures(
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    traced: Traced,
+    clean: LayerEvidence,
+    fault: Callable[[list[CallTrace], LayerEvidence], None],
+) -> list[CheckResult]:
+    """Results of `layers.kernel` that fail when the runtime's trace is spoilt in place by `fault`."""
+    pte = micro_model / "model.pte"
+    traces = read_trace(traced.folder)
+    fault(traces, clean)
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
+    spoilt = compare_with_trace(pte, micro_model, micro, traced)
+    check = next(c for c in CHECKS if c.id == "layers.kernel")
+    subjects = Subjects((), (), list_blocks(micro.geometry))
+    evidence = SimpleNamespace(layers=spoilt, subjects=subjects)
+    return [r for r in check.run(check, evidence) if r.verdict == "fail"]  # type: ignore[arg-type]
+
+
+def _instruction(layers: LayerEvidence, module: str) -> int:
+    return next(i for (_, i), aligned in layers.alignment.items() if aligned.module == module)
+
+
+def test_33_mask_of_the_last_query_row_unset(
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    clean_trace: Traced,
+    clean_layers: LayerEvidence,
+) -> None:
+    """Attention's last row of a chunk sees what it must not: here, the mean of all values."""
+
+    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
+        at = _instruction(layers, "text_decoder.layers.1.attention.sdpa")
+        out = traces[2][at][0].array()
+        out[:, -1] = out.mean(1)
+        traces[2][at] = (Spoilt(out),)  # type: ignore[assignment]
+
+    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    assert failed[0].step == "kernel"
+    assert failed[0].message.startswith("text_decoder.layers.1.attention.sdpa")
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "per tensor", "stride"])
+def test_41_42_51_linear_computed_otherwise(
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    clean_trace: Traced,
+    clean_layers: LayerEvidence,
+) -> None:
+    """Activations quantized symmetrically (41), with one scale for all rows (42); packed weights read with a wrong stride (51)."""
+
+    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
+        at = _instruction(layers, "text_decoder.layers.0.feed_forward.w1")
+        x = torch.from_numpy(traces[2][at][0].array()).double()
+        weight = micro.tensor("model.language_model.layers.0.mlp.gate_proj.weight")
+        made = quantized_linear(weight, recipe_of(micro_model))
+        scales = made.scales.reshape(len(weight), -1, 1).double()
+        w = (made.integers.double().view(len(weight), scales.shape[1], -1) * scales).view(weight.shape)
+        if kind == "stride":
+            w, rows = w.roll(1, 0), x
+        else:
+            peak = x.abs().amax(-1, keepdim=True) if kind == "symmetric" else x.abs().max()
+            rows = (x / (peak / 127)).round() * (peak / 127)
+        made_out = (rows @ w.T).float().numpy()
+        traces[2][at] = (*traces[2][at][:-1], Spoilt(made_out))  # type: ignore[assignment]
+
+    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    assert failed[0].step == "kernel"
+    assert failed[0].message.startswith("text_decoder.layers.0.feed_forward.w1")
+
+
+@pytest.mark.parametrize("kind", ["alpha ignored", "clamp dropped"])
+def test_47_48_one_elementwise_operation_wrong(
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    clean_trace: Traced,
+    clean_layers: LayerEvidence,
+) -> None:
+    """A residual added once too often (as an ignored alpha of 0 would, 47); a result that a clamp should have limited (48)."""
+
+    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
+        plan = open_artifact(micro_model / "model.pte").plans["text_decoder"]
+        first = _instruction(layers, "text_decoder.layers.0.feed_forward.w2") + 1
+        assert plan.instructions[first].kind == "delegate"
+        tensors = list(traces[2][first])
+        out = tensors[-2].array()
+        tensors[-2] = Spoilt(out + tensors[0].array() if kind == "alpha ignored" else out * np.float32(1.5))  # type: ignore[call-overload]
+        traces[2][first] = tuple(tensors)
+
+    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    assert failed[0].step == "kernel"
+    assert failed[0].message.startswith("text_decoder.layers.0.feed_forward")
+
+
+def test_memory_shared_where_it_must_not_be(
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    clean_trace: Traced,
+    clean_layers: LayerEvidence,
+) -> None:
+    """36, 54: what a linear is handed is not what the norm made. Its own arithmetic is right, so only the handover shows it."""
+    pte = micro_model / "model.pte"
+    assert clean_layers.replay is not None and not clean_layers.replay.handovers
+    traces = read_trace(clean_trace.folder)
+    at = _instruction(clean_layers, "text_decoder.layers.1.attention.wv")
+    x = traces[2][at][0].array()
+    x[0, 3, :5] += 1
+    traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
+    spoilt = compare_with_trace(pte, micro_model, micro, clean_trace)
+    assert spoilt.replay is not None
+    assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
+
+
+def test_trace_with_a_hole_is_never_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+    micro_model: Path,
+    micro: Checkpoint,
+    clean_trace: Traced,
+    clean_layers: LayerEvidence,
+) -> None:
+    """An instruction that left no trace in any call is an error of coverage."""
+    traces = read_trace(clean_trace.folder)
+    at = _instruction(clean_layers, "text_decoder.layers.0.attention.wo")
+    for call, trace in zip(clean_trace.calls, traces, strict=True):
+        if call.method == "text_decoder":
+            trace.pop(at)
+    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
+    holed = compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
+    check = next(c for c in CHECKS if c.id == "layers.coverage")
+    result = check.run(check, SimpleNamespace(layers=holed, subjects=Subjects((), (), ())))[0]  # type: ignore[arg-type]
+    assert (result.verdict, result.measured["compared"]) == ("error", result.measured["instructions"] - 1)
+
+
+@dataclass(frozen=True)
+class _FaultyRunner:
+    """A runtime whose batched matrix product and all that follows it in a delegate is off by a hundredth."""
+
+    name: str = "faulty"
+
+    def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
+        """Run the cut for real, and spoil what a faulty kernel would have spoilt."""
+        result = LocalRunner().run(bundle, timeout_s=timeout_s)
+        storage, plans = read_program(bundle.pte, read_header(bundle.pte))
+
+        def wrong(method: str) -> bool:
+            nodes = read_graph(plans[method].delegates[0].payload, storage, where="cut").nodes
+            return any(node.kind == "XNNBatchMatrixMultiply" for node in nodes)
+
+        methods = {number: call.method for number, call in enumerate(bundle.calls)}
+        outputs = {n: v * np.float32(1.01) if wrong(methods[n]) else v for n, v in result.outputs.items()}
+        return replace(result, outputs=outputs)
+
+
+def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Checkpoint, clean_trace: Traced) -> None:
+    """Nine nodes, the seventh is at fault; on a sound runtime every cut agrees."""
+    artifact = open_artifact(micro_model / "model.pte")
+    state = Machine(artifact).methods["vision_encoder"]
+    steps = [s for s in state.plan.instructions if s.kind == "delegate"]
+    step = next(s for s in steps if any(n.kind == "XNNSoftmax" for n in state.graph(s).nodes))
+    traces = read_trace(clean_trace.folder)
+    count = len(state.graph(step).inputs)
+    inputs = [torch.from_numpy(t.array()) for t in traces[0][step.index][:count]]
+    sound = list(descend(state, step.index, inputs, LocalRunner()))
+    assert len(sound) == len(state.graph(step).nodes)
+    assert all(excess(error.compared) <= 1 for error in sound)
+    faulty = [error for error in descend(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1]
+    assert faulty[0].kind == "XNNBatchMatrixMultiply"
