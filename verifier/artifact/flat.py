@@ -18,7 +18,7 @@ BUDGET_FACTOR = 8
 """Whole programs of the exporter need 0.96 times their bytes: shared vtables and strings are charged each time."""
 DEPTH_LIMIT = 32
 RECORD_LIMIT = 250_000
-"""Tables in one buffer: the embedded program has 2,927, one of 32 layers about 25,000. Each costs a Python object, so this
+"""Tables in one buffer: the embedded program has 2,927, and their number grows with that of the layers. Each costs a Python object, so this
 bounds time (seconds) and memory (a few hundred megabytes) where the byte budget of a large buffer would not."""
 
 

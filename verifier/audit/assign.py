@@ -22,8 +22,9 @@ from verifier.model.keymap import KeyMap, module_of
 
 ROWS, COLUMNS = 48, 96
 ALIKE = 0.5
-"""Correlation below which a constant is no copy of a parameter. 4-bit copies of Gaussian weights measure 0.98 and more,
-two independent tensors of 4,608 samples stay below 0.08."""
+"""Correlation below which a constant is no copy of a parameter, where a program has more or fewer constants than parameters.
+Measured on llava_tiny: of 77 copies the class embedding is at 0.87, the embedding table at 0.95, all others at 0.968 and more.
+Different tensors may be as much alike, up to 0.963: only the pairing with the most likeness over all tells those apart."""
 _TEXT_STAGES = (
     "attention_norm",
     "attention.w[qkv]",

@@ -162,7 +162,7 @@ def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 def block_limit_db(elements: int) -> float:
     """SQNR that a block keeps when 3 of its activations and 0.1 % of the rest are tipped: 37 dB less the ties' share of the
-    noise. 40 dB for a single token of 64 numbers, 46 dB for one of 256, 55 dB for a chunk. Measured on llava_tiny: 73 dB."""
+    noise. 39 dB for a single token of 64 numbers, 45 dB for one of 256, 55 dB for a chunk. Measured on llava_tiny: 73 dB."""
     ties = TIES + TIE_SHARE * elements
     return ROUNDING_DB - 10 * math.log10(12 * ties / elements)
 
