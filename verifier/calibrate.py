@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from verifier.audit.run import Audit
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
@@ -29,6 +31,8 @@ from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.files import replacing
 from verifier.golden import TOLERANCE_SCHEMA
+from verifier.ladder.blocks import BlockError
+from verifier.ladder.gather import against_fp32, run_traced
 from verifier.pipeline import Opened, Request, gather, open_request
 from verifier.progress import Progress, hushed
 
@@ -47,8 +51,8 @@ class Measured:
     values: dict[str, dict[str, float]]
 
 
-def measure(evidence: Evidence) -> Measured:
-    """All calibrated metrics of a run. Raises `GoldenError` if the program did not answer everything."""
+def measure(evidence: Evidence, opened: Opened) -> Measured:
+    """All calibrated metrics of a run; what is traced, on every golden image. Raises `GoldenError` if the program did not answer everything."""
     if any(case.vision is None or case.logits is None for case in evidence.cases):
         raise GoldenError(
             "the program did not answer every golden image",
@@ -72,16 +76,24 @@ def measure(evidence: Evidence) -> Measured:
         values[one.metric] = {"program": one.value}
     values["vision.channel_gain_change"] = {"program": vision.gain_change}
     values["vision.channel_offset_change"] = {"program": vision.offset_change}
-    if evidence.layers is None or evidence.layers.replay is None:
-        reason = evidence.layers.problem if evidence.layers else "it was not traced"
-        raise GoldenError(
-            "the program could not be compared layer by layer", got=reason, fix="calibrate with a clean export"
-        )
-    values[PROFILE] = worst_by_block(evidence.layers.profile)
-    vision_blocks = [error for error in evidence.layers.blocks if error.block.startswith("vision_encoder")]
-    values[VISION] = worst_by_block(vision_blocks)
+    values[VISION], values[PROFILE] = _layers(evidence, opened)
     values[NOISE] = {"program": margin_noise(actual, expected)}
     return Measured(values)
+
+
+def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[str, float]]:
+    """SQNR of the vision tower's layers and of the profile, by block and image; one image is traced at a time."""
+    if not isinstance(evidence.audit, Audit):
+        raise evidence.audit
+    vision: list[BlockError] = []
+    depth: list[BlockError] = []
+    for case in evidence.cases:
+        with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
+            traced = run_traced(evidence.artifact, [case.sample], opened.runner, Path(folder), patches=evidence.patches)
+            found = against_fp32(evidence.artifact, evidence.audit, evidence.definition, traced)
+        vision += found[0]
+        depth += found[1]
+    return worst_by_block(vision), worst_by_block(depth)
 
 
 def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:
@@ -200,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         with hushed() as stream:
             progress.stream = stream
-            measured = [measure(gather(one, progress)) for one in opened]
+            measured = [measure(gather(one, progress), one) for one in opened]
         repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
         path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
     except VerifierError as error:

@@ -41,7 +41,7 @@ from verifier.evidence import (
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
 from verifier.ladder.align import list_blocks
-from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
@@ -84,7 +84,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished verification."""
+    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked."""
 
     artifact: Artifact
     checkpoint: Checkpoint
@@ -94,6 +94,7 @@ class Run:
     judgement: Judgement
     wall_s: float
     peak_rss_bytes: int
+    partial: bool
 
 
 def make_runner(target: str) -> Runner:
@@ -281,18 +282,19 @@ def _one_core_for_children() -> Iterator[None]:
 
 
 def _converse(opened: Opened, bundle: Bundle) -> Result:
-    """The golden conversations, if a check wants them: the audit of weights alone runs nothing."""
-    if not _wants(opened, *CONVERSING, "structure."):
-        return Result("ok", "no check asked for a conversation")
-    return run_bundle(opened.runner, bundle)
+    """The golden conversations, if a check wants them; no call at all if only the runtime's operators are asked for."""
+    if _wants(opened, *CONVERSING):
+        return run_bundle(opened.runner, bundle)
+    if _wants(opened, "structure."):
+        return run_bundle(opened.runner, replace(bundle, calls=()))
+    return Result("ok", "no check asked for a conversation")
 
 
 def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:
     if not _wants(opened, "layers."):
         return None
-    return run_traced(
-        opened.artifact, samples, opened.runner, folder, patches=opened.checkpoint.geometry.vision.patches
-    )
+    patches = opened.checkpoint.geometry.vision.patches
+    return run_traced(opened.artifact, choose_samples(samples), opened.runner, folder, patches=patches)
 
 
 def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:
@@ -350,4 +352,5 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
         judgement,
         time.perf_counter() - begun,
         usage,
+        partial=bool(request.checks) or request.allow_partial,
     )

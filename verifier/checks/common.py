@@ -58,11 +58,12 @@ def per_block(subjects: Subjects) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured value, its band, and how to speak of it."""
+    """A measured value, its band, and how to speak of it. `case` of the band is the check's own unless given."""
 
     metric: str
     value: float
     unit: str
+    case: str | None = None
 
 
 def band_of(evidence: Evidence, metric: str) -> Band | GoldenError:
@@ -85,12 +86,13 @@ def judge(
     for measure in measures:
         measured[measure.metric] = measure.value
         band = band_of(evidence, measure.metric)
-        bound = None if isinstance(band, GoldenError) else band.allowed(case)
+        of = measure.case or case
+        bound = None if isinstance(band, GoldenError) else band.allowed(of)
         if isinstance(band, GoldenError) or bound is None:
             reason = (
                 str(band).replace("\n  ", "; ")
                 if isinstance(band, GoldenError)
-                else f"no band of {measure.metric} for {case}"
+                else f"no band of {measure.metric} for {of}"
             )
             return check.error(case, f"{what} cannot be judged: {reason}", measured=measured, where=where)
         allowed[measure.metric] = bound

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from verifier.checks.common import Check, Measure, judge, one_case, per_block
+from verifier.checks.common import Check, Measure, band_of, judge, one_case, per_block
 from verifier.evidence import Evidence, Subjects
+from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
@@ -212,12 +213,23 @@ def vision(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def _vision(check: Check, evidence: Evidence, case: str, errors: list[BlockError]) -> CheckResult:
+    return _banded(check, evidence, case, VISION, errors, what="what it adds, against fp32", hint=GRAPH_HINT)
+
+
+def _banded(
+    check: Check, evidence: Evidence, case: str, metric: str, errors: list[BlockError], *, what: str, hint: str
+) -> CheckResult:
+    """Hold the worst of each image against the band of block and image; the one closest to its limit is reported."""
     if not errors:
         return _not_found(check, case)
-    worst = min(errors, key=lambda e: e.sqnr_db)
-    where = Where(method="vision_encoder", module=case)
-    what = f"{case}: what its {worst.part} adds, against fp32"
-    return judge(check, evidence, case, [Measure(VISION, worst.sqnr_db, "dB")], what=what, where=where, hint=GRAPH_HINT)
+    where = Where(method=case.partition(".")[0], module=case)
+    worst = worst_by_block(errors)
+    band = band_of(evidence, metric)
+    limits = {name: band.allowed(name) for name in worst} if isinstance(band, Band) else {}
+    shown = min(worst, key=lambda name: worst[name] - (limits.get(name) or math.inf))
+    measure = Measure(metric, worst[shown], "dB", case=shown)
+    image = shown.removeprefix(f"{case} on ")
+    return judge(check, evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
 
 
 def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -227,21 +239,11 @@ def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
     if isinstance(ready, list):
         return ready
     layers, _ = ready
-    worst = worst_by_block(layers.profile)
+    found = _by_block(layers.profile, lambda error: error.block)
     results = []
     for case in cases:
-        where = Where(method=case.partition(".")[0], module=case)
-        if case not in worst:
-            results.append(
-                check.failed(case, f"{case}: the stream behind it was not found in the program", where=where)
-            )
-            continue
-        what, hint = (
-            f"{case}: error against fp32 behind it",
-            "Compare recipes: group size, quantizer, calibration images.",
-        )
-        measure = Measure(PROFILE, worst[case], "dB")
-        result = judge(check, evidence, case, [measure], what=what, where=where, hint=hint)
+        what, hint = "the error behind it, against fp32", "Compare recipes: group size, quantizer, calibration images."
+        result = _banded(check, evidence, case, PROFILE, found.get(case, []), what=what, hint=hint)
         share = layers.error_shares.get(case)
         known = {} if share is None else {"share_of_logit_error": share}
         results.append(replace(result, measured=result.measured | known))
@@ -262,10 +264,11 @@ def _with_profile(subjects: Subjects) -> tuple[str, ...]:
 
 
 def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
-    """The smallest SQNR of every block over all calls."""
+    """The smallest SQNR of every block over the calls of one image, by `BLOCK on IMAGE`."""
     worst: dict[str, float] = {}
     for error in errors:
-        worst[error.block] = min(worst.get(error.block, math.inf), error.sqnr_db)
+        name = f"{error.block} on {error.sample}"
+        worst[name] = min(worst.get(name, math.inf), error.sqnr_db)
     return worst
 
 

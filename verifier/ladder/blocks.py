@@ -8,7 +8,7 @@ held against the fp32 model run from the first token on, give the profile of err
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,22 +47,23 @@ class Taps:
 @dataclass(frozen=True)
 class BlockError:
     """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
-    `elements` counts the stream's numbers that enter it."""
+    `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation."""
 
     block: str
     part: str
     call: int
     sqnr_db: float
     elements: int
+    sample: str = ""
 
 
 @dataclass(frozen=True)
 class TracedCall:
-    """A call as it was replayed. `start` is its position, for the decoder. `sample` numbers the conversation."""
+    """A call as it was replayed. `start` is its position, for the decoder. `sample` names the image of the conversation."""
 
     method: str
     inputs: tuple[Tensor, ...]
-    sample: int
+    sample: str
     start: int = 0
 
 
@@ -140,10 +141,19 @@ class DecoderBlocks:
         return None if last is None else last.reshape(1, -1, last.shape[-1])
 
 
-def vision_blocks(
+def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+    """Layers of the vision tower on the program's own input to them, and the projector, against the fp32 definition."""
+    return [
+        replace(error, sample=call.sample)
+        for number, call in enumerate(calls)
+        if call.method == "vision_encoder"
+        for error in _vision_layers(definition, taps, number, call, replay)
+    ]
+
+
+def _vision_layers(
     definition: Definition, taps: Taps, number: int, call: TracedCall, replay: Replay
 ) -> list[BlockError]:
-    """Layers of the vision tower on the program's own input to them, and the projector, against the fp32 definition."""
     tower: Any = definition.vision.tower
     found: list[BlockError] = []
 
@@ -176,13 +186,13 @@ def vision_blocks(
 def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
     """SQNR of the residual stream behind every block against fp32 run end to end: how the error grows with depth."""
     found: list[BlockError] = []
-    vision: dict[int, Tensor] = {}
+    vision: dict[str, Tensor] = {}
     for number, call in enumerate(calls):
         if call.method == "vision_encoder":
             vision[call.sample] = definition.image_tokens(call.inputs[0])
-            found += _vision_profile(definition, taps, number, call, replay)
+            found += [replace(e, sample=call.sample) for e in _vision_profile(definition, taps, number, call, replay)]
     for sample, tokens in vision.items():
-        found += _text_profile(definition, taps, calls, replay, sample, tokens)
+        found += [replace(e, sample=sample) for e in _text_profile(definition, taps, calls, replay, sample, tokens)]
     return found
 
 
@@ -205,7 +215,7 @@ def _vision_profile(
 
 
 def _text_profile(  # noqa: PLR0917
-    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, sample: int, vision: Tensor
+    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, sample: str, vision: Tensor
 ) -> list[BlockError]:
     """The decoder's calls of one conversation in order; the image chunk is fed with the fp32 image tokens."""
     found: list[BlockError] = []

@@ -26,7 +26,7 @@ from verifier.ladder.blocks import (
     error_shares,
     find_taps,
     profile,
-    vision_blocks,
+    vision_layers,
 )
 from verifier.ladder.descend import descend
 from verifier.ladder.limits import excess
@@ -77,13 +77,13 @@ class Traced:
 
 
 def run_traced(artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int) -> Traced:
-    """Run the chosen samples one after the other on one loaded program, their traces into `folder`."""
+    """Run the samples one after the other on one loaded program, their traces into `folder`."""
     script = Script()
-    owners: list[int] = []
-    for number, sample in enumerate(choose_samples(samples)):
+    owners: list[str] = []
+    for sample in samples:
         answer = sample.golden.ids[:ANSWER_TOKENS]
         converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=answer, patches=patches)
-        owners += [number] * (len(script.calls) - len(owners))
+        owners += [sample.golden.name] * (len(script.calls) - len(owners))
     machine = Machine(artifact)
     buffer_bytes = SLACK_BYTES + sum(
         traced_bytes(machine.methods[call.method], _tokens(script, number, patches), artifact.max_seq_len)
@@ -119,11 +119,7 @@ def compare_layers(  # noqa: PLR0917
             return LayerEvidence(alignment, None, problem=traced.problem, culprit="program")
         taps = find_taps(artifact, audit)
         replayer = Replayer(artifact, recipe=with_recipe_constants(artifact, audit), watched=taps.watched())
-        traces = read_trace(traced.folder)
-        if len(traces) != len(traced.calls):
-            raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
-        for call, trace in zip(traced.calls, traces, strict=True):
-            replayer.call(call.method, list(call.inputs), trace)
+        traces = _replay(replayer, traced)
     except UnknownOperationError as error:
         return LayerEvidence({}, None, problem=str(error), culprit="verifier")
     except ProgramFaultError as error:
@@ -135,13 +131,38 @@ def compare_layers(  # noqa: PLR0917
     for number, call in enumerate(traced.calls):
         if call.method == "text_decoder":
             blocks += decoder.compare(number, call, replay)
-        elif call.method == "vision_encoder":
-            blocks += vision_blocks(definition, taps, number, call, replay)
+    blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
     descents = _descend(replayer.shadow, replay, traces, runner)
-    prompts = [call.inputs[0] for call in traced.calls if call.method == "token_embedding" and call.sample == 0]
+    first = traced.calls[0].sample
+    prompts = [c.inputs[0] for c in traced.calls if c.method == "token_embedding" and c.sample == first]
     shares = error_shares(definition, quantized, torch.cat([definition.embed(ids) for ids in prompts], dim=1))
     return LayerEvidence(alignment, replay, tuple(blocks), tuple(found), descents=descents, error_shares=shares)
+
+
+def against_fp32(
+    artifact: Artifact, audit: Audit, definition: Definition, traced: Traced
+) -> tuple[list[BlockError], list[BlockError]]:
+    """What is held against calibrated bands: errors of the vision tower's layers, and the profile over depth.
+
+    Raises `VerifierError` if the program did not get through or cannot be replayed.
+    """
+    if traced.problem:
+        raise VerifierError("the program could not be traced", got=traced.problem)
+    taps = find_taps(artifact, audit)
+    replayer = Replayer(artifact, watched=taps.watched())
+    _replay(replayer, traced)
+    replay = replayer.finish()
+    return vision_layers(definition, taps, traced.calls, replay), profile(definition, taps, traced.calls, replay)
+
+
+def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
+    traces = read_trace(traced.folder)
+    if len(traces) != len(traced.calls):
+        raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
+    for call, trace in zip(traced.calls, traces, strict=True):
+        replayer.call(call.method, list(call.inputs), trace)
+    return traces
 
 
 def _descend(machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner) -> dict[tuple[str, int], str]:

@@ -44,6 +44,7 @@ def report(run: Run) -> dict[str, Any]:
     data = {
         "schema": SCHEMA,
         "verdict": judgement.verdict,
+        "partial": run.partial,
         "artifact": {
             "path": str(run.artifact.path),
             "sha256": run.artifact.sha256,

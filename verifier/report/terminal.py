@@ -21,13 +21,17 @@ MEANING = {
     "fail": "These bytes do not compute the checkpoint. Do not ship them.",
     "error": "Nothing is known for certain: something needed for the verdict is missing.",
 }
+PARTLY = "What was checked is right. The rest was left out on request: this alone is no ground to ship."
 _SHOWN = 5
 
 
 def summary_lines(run: Run) -> list[str]:
     """The verdict as plain lines: what, where, what to do."""
     judgement, blame = run.judgement, run.judgement.blame
-    lines = [f"{TITLE[judgement.verdict]}: {run.artifact.name} ({judgement.reason})", MEANING[judgement.verdict]]
+    title, meaning = TITLE[judgement.verdict], MEANING[judgement.verdict]
+    if judgement.verdict == "pass" and run.partial:
+        title, meaning = "VERIFIED IN PART", PARTLY
+    lines = [f"{title}: {run.artifact.name} ({judgement.reason})", meaning]
     if blame is not None:
         place = blame.where
         named = [str(part) for part in (place.method, place.module, place.index) if part] if place else []
