@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.protocol import Bundle, Outcome, Result, load_outputs, save_bundle
+from runner.protocol import Bundle, Outcome, Result, load_further, load_outputs, save_bundle
 from verifier.errors import RunnerError
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -52,15 +52,16 @@ class LocalRunner:
                 if child.returncode > 0 and "Traceback" in errors:
                     raise RunnerError("the child process failed in its own code", got=errors, where="runner.child")
                 return _unfinished(directory, bundle, "crashed", f"{_ending(child.returncode)}: {_last_lines(errors)}")
-            return _finished(directory, json.loads((directory / "result.json").read_text()))
+            return _finished(directory, bundle, json.loads((directory / "result.json").read_text()))
 
 
-def _finished(directory: Path, fields: dict[str, Any]) -> Result:
+def _finished(directory: Path, bundle: Bundle, fields: dict[str, Any]) -> Result:
     call_s = tuple(fields["call_s"])
     return Result(
         outcome=fields["outcome"],
         message=fields["message"],
         outputs=load_outputs(directory, range(len(call_s))),
+        further=load_further(directory, bundle.calls[: len(call_s)]),
         errors={int(call): str(text) for call, text in fields["errors"].items()},
         call_s=call_s,
         load_s=fields["load_s"],

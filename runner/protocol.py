@@ -2,7 +2,8 @@
 
 A bundle is an ordered list of method calls on one loaded program, so that a KV-cache lives across them. An input is an
 array, or the output of an earlier call: image tokens go from `vision_encoder` to `text_decoder` without leaving the
-runner. Files: `bundle.json` and `inputs.npz`; back come `result.json` and one `NNNNN.npy` per kept output.
+runner. Files: `bundle.json` and `inputs.npz`; back come `result.json`, one `NNNNN.npy` per kept
+output, and one `NNNNN_K.npy` per further part.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from verifier.errors import RunnerError
 
-SCHEMA = "runner.bundle/1"
+SCHEMA = "runner.bundle/2"
 Array = NDArray[Any]
 Outcome = Literal["ok", "refused", "failed", "crashed", "timeout"]
 """ok: every call returned. refused: the program did not load. failed: a call returned an error. crashed: the process
@@ -28,19 +29,39 @@ died. timeout: it did not end in time."""
 
 @dataclass(frozen=True)
 class OutputOf:
-    """The first output of call number `call` of the same bundle."""
+    """An output of call number `call` of the same bundle, the first unless said otherwise."""
+
+    call: int
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class ArgmaxOf:
+    """The index of the largest number in the last dimension of a call's first output, int64 [1, 1]: a greedy token."""
 
     call: int
 
 
 @dataclass(frozen=True)
+class Part:
+    """Output number `output` of a call, its first `length` entries along `axis`: of a KV-cache, the rows in use."""
+
+    output: int
+    axis: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Call:
-    """One method call. `keep` brings its first output back; an error of one that `may_fail` does not end the bundle."""
+    """One method call. `keep` brings its first output back, `further` parts of others; an error of one that `may_fail` does
+    not end the bundle. `instance` numbers the loading of the program that is called: each has its own memory."""
 
     method: str
-    inputs: tuple[Array | OutputOf, ...]
+    inputs: tuple[Array | OutputOf | ArgmaxOf, ...]
     keep: bool = True
     may_fail: bool = False
+    instance: int = 0
+    further: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ ETDUMP_FILE, BUFFER_FILE = "trace.etdp", "trace.bin"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Calls on one freshly loaded program."""
+    """Calls on one freshly loaded program, or on several instances of it in one process."""
 
     pte: Path
     calls: tuple[Call, ...]
@@ -69,7 +90,8 @@ class Bundle:
 class Result:
     """What a runner brings back.
 
-    `outputs` by call number, and the `errors` of calls that might fail. `call_s`: one time per finished call.
+    `outputs` by call number, `further` parts by call and place, and the `errors` of calls that might fail. `call_s`: one
+    time per finished call.
     `operators` are those that the runtime has kernels for.
     """
 
@@ -77,6 +99,7 @@ class Result:
     message: str
     outputs: dict[int, Array] = field(default_factory=dict, repr=False)
     errors: dict[int, str] = field(default_factory=dict)
+    further: dict[tuple[int, int], Array] = field(default_factory=dict, repr=False)
     call_s: tuple[float, ...] = ()
     load_s: float = 0.0
     peak_rss_bytes: int = 0
@@ -109,16 +132,17 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
     for number, call in enumerate(bundle.calls):
         inputs: list[dict[str, Any]] = []
         for position, value in enumerate(call.inputs):
-            if isinstance(value, OutputOf):
+            if isinstance(value, (OutputOf, ArgmaxOf)):
                 if not 0 <= value.call < number:
                     raise RunnerError(
                         "a call uses an output that does not exist yet", got=value.call, expected=f"0..{number - 1}"
                     )
-                inputs.append(asdict(value))
+                inputs.append({"kind": "argmax" if isinstance(value, ArgmaxOf) else "output"} | asdict(value))
             else:
                 arrays[f"{number}_{position}"] = np.array(value, order="C")
                 inputs.append({"array": f"{number}_{position}"})
-        calls.append({"method": call.method, "inputs": inputs, "keep": call.keep, "may_fail": call.may_fail})
+        plain = {name: getattr(call, name) for name in ("method", "keep", "may_fail", "instance")}
+        calls.append(plain | {"inputs": inputs, "further": [asdict(part) for part in call.further]})
     text: dict[str, Any] = {
         "schema": SCHEMA,
         "pte": str(bundle.pte.resolve()),
@@ -142,9 +166,11 @@ def load_bundle(directory: Path) -> Bundle:
             calls = tuple(
                 Call(
                     str(call["method"]),
-                    tuple(OutputOf(int(i["call"])) if "call" in i else arrays[i["array"]] for i in call["inputs"]),
+                    tuple(_input(i, arrays) for i in call["inputs"]),
                     bool(call["keep"]),
                     bool(call["may_fail"]),
+                    int(call["instance"]),
+                    tuple(Part(int(p["output"]), int(p["axis"]), int(p["length"])) for p in call["further"]),
                 )
                 for call in text["calls"]
             )
@@ -155,9 +181,31 @@ def load_bundle(directory: Path) -> Bundle:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error
 
 
+def _input(text: dict[str, Any], arrays: Any) -> Array | OutputOf | ArgmaxOf:
+    if "array" in text:
+        array: Array = arrays[text["array"]]
+        return array
+    return ArgmaxOf(int(text["call"])) if text["kind"] == "argmax" else OutputOf(int(text["call"]), int(text["output"]))
+
+
 def output_path(directory: Path, call: int) -> Path:
     """Where the output of a call lies."""
     return directory / f"{call:05d}.npy"
+
+
+def further_path(directory: Path, call: int, place: int) -> Path:
+    """Where a further part of a call lies."""
+    return directory / f"{call:05d}_{place}.npy"
+
+
+def load_further(directory: Path, calls: Sequence[Call]) -> dict[tuple[int, int], Array]:
+    """Parts of further outputs that were written completely."""
+    return {
+        (number, place): np.load(path, allow_pickle=False)
+        for number, call in enumerate(calls)
+        for place in range(len(call.further))
+        if (path := further_path(directory, number, place)).is_file()
+    }
 
 
 def load_outputs(directory: Path, calls: Sequence[int]) -> dict[int, Array]:

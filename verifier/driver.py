@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runner.protocol import Array, Call, OutputOf
+from runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
 from verifier.model.prompt import Prompt
 
 
@@ -20,9 +20,17 @@ class Script:
 
     calls: list[Call] = field(default_factory=list)
 
-    def add(self, method: str, *inputs: Array | OutputOf, keep: bool = True, may_fail: bool = False) -> int:
+    def add(
+        self,
+        method: str,
+        *inputs: Array | OutputOf | ArgmaxOf,
+        keep: bool = True,
+        may_fail: bool = False,
+        instance: int = 0,
+        further: tuple[Part, ...] = (),
+    ) -> int:
         """Append one call."""
-        self.calls.append(Call(method, inputs, keep, may_fail))
+        self.calls.append(Call(method, inputs, keep, may_fail, instance, further))
         return len(self.calls) - 1
 
 
@@ -46,6 +54,27 @@ def position_array(position: int) -> Array:
 
 def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int, ...], patches: int) -> Conversation:
     """Append a teacher-forced conversation from position 0: logits before every token of `answer`."""
+    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches)
+    logits = [first]
+    for token in answer[:-1]:
+        logits.append(_step(script, ids_array([token]), position))
+        position += 1
+    return Conversation(vision, tuple(logits))
+
+
+def converse_freely(script: Script, *, image: Array, prompt: Prompt, tokens: int, patches: int) -> Conversation:
+    """Append a conversation from position 0 whose every token is the one that the program's own logits favour."""
+    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches)
+    logits = [first]
+    for _ in range(tokens - 1):
+        logits.append(_step(script, favoured(logits[-1]), position))
+        position += 1
+    return Conversation(vision, tuple(logits))
+
+
+def prefill(script: Script, *, image: Array, prompt: Prompt, patches: int) -> tuple[int, int, int]:
+    """Append the image and the prompt around it: the calls of the image tokens and of the first logits, and the position
+    behind them."""
     vision = script.add("vision_encoder", image)
     position = 0
     before = script.add("token_embedding", ids_array(prompt.before), keep=False)
@@ -54,13 +83,18 @@ def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int,
     script.add("text_decoder", OutputOf(vision), position_array(position), keep=False)
     position += patches
     after = script.add("token_embedding", ids_array(prompt.after), keep=False)
-    logits = [script.add("text_decoder", OutputOf(after), position_array(position))]
-    position += len(prompt.after)
-    for token in answer[:-1]:
-        embedded = script.add("token_embedding", ids_array([token]), keep=False)
-        logits.append(script.add("text_decoder", OutputOf(embedded), position_array(position)))
-        position += 1
-    return Conversation(vision, tuple(logits))
+    logits = script.add("text_decoder", OutputOf(after), position_array(position))
+    return vision, logits, position + len(prompt.after)
+
+
+def favoured(logits: int) -> ArgmaxOf:
+    """The token that a call's logits favour: temperature 0."""
+    return ArgmaxOf(logits)
+
+
+def _step(script: Script, ids: Array | ArgmaxOf, position: int) -> int:
+    embedded = script.add("token_embedding", ids, keep=False)
+    return script.add("text_decoder", OutputOf(embedded), position_array(position))
 
 
 def vocabulary_calls(script: Script, *, vocabulary: int, max_seq_len: int) -> tuple[int, ...]:

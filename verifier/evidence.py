@@ -9,18 +9,22 @@ from runner.protocol import Array, Bundle, Call, Result, Runner
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.checkpoint import Checkpoint
-from verifier.driver import Conversation, Script, converse, vocabulary_calls
+from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
 from verifier.golden import GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Tokenizer
+from verifier.probes.kvcache import CacheEvidence
+from verifier.probes.threads import ThreadEvidence
 from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face
 from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2
 LOAD_TIMEOUT_S = 600.0
+USER = "user"
+"""Kind of the image that a user gives; all others are golden."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,16 @@ class Case:
 
 
 @dataclass(frozen=True)
-class CacheEvidence:
-    """The cache probes as they came back; `marks` names the calls to look at."""
-
-    result: Result
-    marks: dict[str, int]
-
-
-@dataclass(frozen=True)
 class RuntimeEvidence:
-    """The conversation bundle and the cache probes, as they came back."""
+    """The conversation bundle and the probes, as they came back. `free` are the logits [T, V] of free-running answers by
+    image, and `again` those of the first conversation after all others; None where a call did not return."""
 
     conversations: Result
     vocabulary: Array | None
+    free: dict[str, Array | None]
+    again: Array | None
     cache: CacheEvidence | None
+    threads: ThreadEvidence | None
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,20 @@ def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[
 
 @dataclass(frozen=True)
 class ConversationBundle:
-    """All golden conversations on one loaded program, and the whole vocabulary behind them."""
+    """All golden conversations on one loaded program, the whole vocabulary behind them, `free` ones by image, and the first
+    conversation once more at the end."""
 
     bundle: Bundle
     conversations: tuple[Conversation, ...]
+    free: dict[str, Conversation]
+    again: Conversation
     ranges: tuple[tuple[int, int], ...]
     vocabulary: tuple[int, ...]
+
+
+def answered_freely(images: tuple[str, ...]) -> tuple[str, ...]:
+    """The golden images whose answers are also run free: the first, the middle one, the last."""
+    return tuple(images[i] for i in sorted({0, len(images) // 2, len(images) - 1}))
 
 
 def conversation_bundle(
@@ -126,26 +134,39 @@ def conversation_bundle(
         )
         ranges.append((first, len(script.calls)))
     embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=artifact.max_seq_len)
-    return ConversationBundle(Bundle(artifact.path, tuple(script.calls)), tuple(conversations), tuple(ranges), embedded)
+    golden = {sample.golden.name: sample for sample in samples if sample.golden.kind != USER}
+    free = {}
+    for name in answered_freely(tuple(golden)):
+        one = golden[name]
+        free[name] = converse_freely(
+            script, image=one.image.numpy(), prompt=one.prompt, tokens=len(one.golden.ids), patches=patches
+        )
+    head = samples[0]
+    again = converse(script, image=head.image.numpy(), prompt=head.prompt, answer=head.golden.ids, patches=patches)
+    bundle = Bundle(artifact.path, tuple(script.calls))
+    return ConversationBundle(bundle, tuple(conversations), free, again, tuple(ranges), embedded)
+
+
+def logits_of(conversation: Conversation, result: Result) -> Array | None:
+    """The logits of a conversation [T, V], one row before each answer token; None if a call did not return."""
+    import numpy as np
+
+    rows = [result.outputs.get(call) for call in conversation.logits]
+    if any(row is None for row in rows):
+        return None
+    return np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
 
 
 def collect_cases(
     made: ConversationBundle, result: Result, samples: list[Sample], answers: list[Answered]
 ) -> tuple[Case, ...]:
     """Pair the runtime's outputs with the references."""
-    import numpy as np
-
     cases = []
     for sample, expected, conversation, (first, last) in zip(
         samples, answers, made.conversations, made.ranges, strict=True
     ):
         vision = result.outputs.get(conversation.vision)
-        rows = [result.outputs.get(call) for call in conversation.logits]
-        logits = (
-            None
-            if any(row is None for row in rows)
-            else np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
-        )
+        logits = logits_of(conversation, result)
         cases.append(
             Case(
                 sample,

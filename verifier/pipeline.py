@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from runner.local import LocalRunner
 from runner.protocol import Bundle, Result, Runner
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.audit.run import Audit, audit_weights
-from verifier.cache_probe import probe_bundle
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import select
 from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError, VerifierError
 from verifier.evidence import (
-    CacheEvidence,
+    USER,
     Evidence,
     RuntimeEvidence,
     Subjects,
@@ -34,6 +34,7 @@ from verifier.evidence import (
     collect_vocabulary,
     conversation_bundle,
     golden_folder,
+    logits_of,
     mapping_pairs,
     reference_answers,
     run_bundle,
@@ -46,6 +47,8 @@ from verifier.model.definition import Definition, build_definition, embedding_ta
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
 from verifier.model.prompt import Tokenizer
+from verifier.probes.kvcache import CacheEvidence, ask_cache
+from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
 from verifier.reference import Sample, greedy_answer, load_sample
 from verifier.types import CheckResult, Recipe
@@ -207,12 +210,20 @@ def _tolerances(opened: Opened) -> Tolerances | GoldenError:
         return error
 
 
-def _probe_cache(opened: Opened) -> CacheEvidence | None:
+def _probe_cache(opened: Opened, image: Tensor) -> CacheEvidence | None:
     """The cache probes, None if no check wants it."""
     if not _wants(opened, "kvcache."):
         return None
-    bundle, marks = probe_bundle(opened.artifact, embedding_table(opened.checkpoint).numpy())
-    return CacheEvidence(run_bundle(opened.runner, bundle), marks)
+    table = embedding_table(opened.checkpoint).numpy()
+    return ask_cache(opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
+
+
+def _ask_threads(opened: Opened, image: Tensor) -> ThreadEvidence | None:
+    """The repetitions, None if no check wants them."""
+    if not _wants(opened, "threads."):
+        return None
+    table = embedding_table(opened.checkpoint).numpy()
+    return ask_threads(opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
 
 
 def gather(opened: Opened, progress: Progress) -> Evidence:
@@ -229,7 +240,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
         children = stack.enter_context(ThreadPoolExecutor(1))
-        probed = children.submit(_probe_cache, opened)
+        probed = children.submit(_probe_cache, opened, samples[0].image)
         tracing = children.submit(_trace, opened, list(samples), folder)
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
@@ -241,6 +252,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
                 artifact, samples, patches=geometry.vision.patches, vocabulary=geometry.text.vocabulary
             )
             answered = children.submit(_converse, opened, made.bundle)
+            repeated = children.submit(_ask_threads, opened, samples[0].image)
             answers = reference_answers(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -266,7 +278,14 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         cases=cases[: len(golden.images)],
         user_case=cases[-1] if opened.request.image is not None else None,
         mapping=mapping,
-        runtime=RuntimeEvidence(result, collect_vocabulary(made, result), probed.result()),
+        runtime=RuntimeEvidence(
+            result,
+            collect_vocabulary(made, result),
+            {name: logits_of(conversation, result) for name, conversation in made.free.items()},
+            logits_of(made.again, result),
+            probed.result(),
+            repeated.result(),
+        ),
     )
 
 
@@ -302,7 +321,7 @@ def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, g
     path = opened.request.image
     assert path is not None
     side_px = opened.checkpoint.geometry.vision.image_px
-    wanted = GoldenImage(path.name, path, "", "user", golden.images[0].question, (), (), "")
+    wanted = GoldenImage(path.name, path, "", USER, golden.images[0].question, (), (), "")
     sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
     room = min(
         USER_ANSWER_TOKENS,

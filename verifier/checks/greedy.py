@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from verifier.checks.common import Check, band_of, per_image
+from verifier.checks.common import Check, band_of, one_case, per_image
 from verifier.errors import GoldenError
-from verifier.evidence import Case, Evidence, Subjects
+from verifier.evidence import Case, Evidence, Subjects, answered_freely
 from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
@@ -92,5 +92,91 @@ def _user_cases(_subjects: Subjects) -> tuple[str, ...]:
     return ("image",)
 
 
+def free(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Left to itself the program says what its own logits favour: the answers of three images, fed back token by token."""
+    cases = {case.sample.golden.name: case for case in evidence.cases}
+    return [_free(check, evidence, cases[name], logits) for name, logits in evidence.runtime.free.items()]
+
+
+def _free(check: Check, evidence: Evidence, case: Case, logits: Array | None) -> CheckResult:
+    name, wanted = case.sample.golden.name, case.sample.golden.ids
+    if logits is None or case.logits is None:
+        said = f"no answer: {evidence.runtime.conversations.message}"
+        return check.failed(name, said, where=Where(method="text_decoder"))
+    forced, own = case.logits.argmax(-1), logits.argmax(-1)
+    # behind the first token that is not the golden one, the two have been fed differently
+    parted = next((i for i, token in enumerate(forced) if int(token) != wanted[i]), len(wanted) - 1)
+    wrong = np.flatnonzero(forced[: parted + 1] != own[: parted + 1])
+    fields = {"measured": {"tokens": parted + 1, "different": len(wrong)}, "allowed": {"different": 0}}
+    if len(wrong):
+        at = int(wrong[0])
+        position = case.sample.prompt.length(evidence.patches) + at - 1
+        pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (own[at], forced[at])]
+        said = f"left to itself the program says {pair[0]!r} at token {at} (position {position}), fed with the same tokens it says {pair[1]!r}"
+        hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos advance by 1, the token be the favoured one."
+        return check.failed(name, f"{said}. {hint}", where=Where(method="text_decoder", index=(position,)), **fields)
+    eos = evidence.tokenizer.eos_id
+    if eos in wanted and parted == len(wanted) - 1 and int(own[-1]) != eos:
+        said = f"the answer does not end where it should, at token {len(wanted) - 1}"
+        return check.failed(
+            name, f"{said}. Check get_eos_ids and the tokenizer.", where=Where(method="text_decoder"), **fields
+        )
+    return check.passed(
+        name,
+        f"{parted + 1} tokens as its logits favour, {evidence.tokenizer.decode(own[: parted + 1].tolist())!r}",
+        **fields,
+    )
+
+
+def images(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Another image gets another answer, wherever the reference gives another: the image is used, and it is this one."""
+    answers: dict[tuple[int, ...], str] = {}
+    pairs = 0
+    for case in evidence.cases:
+        if case.logits is None:
+            said = f"no answer: {evidence.runtime.conversations.message}"
+            return [check.failed("program", said, where=Where(method="text_decoder"))]
+        wanted, own = case.sample.golden, tuple(int(i) for i in case.logits.argmax(-1))
+        other = answers.setdefault(own, wanted.name)
+        pairs += 1
+        twin = next(c.sample.golden for c in evidence.cases if c.sample.golden.name == other)
+        if twin.ids != wanted.ids and twin.question == wanted.question:
+            said = f"the answers to {wanted.name} and {other} are the same, {evidence.tokenizer.decode(own)!r}, though the images are not"
+            hint = "The image of an earlier request is used again, or none is: check that vision_encoder runs for each."
+            return [check.failed("program", f"{said}. {hint}", where=Where(method="vision_encoder"))]
+    fields = {"measured": {"answers": len(answers), "images": pairs}}
+    return [check.passed("program", f"{len(answers)} different answers to {pairs} images", **fields)]
+
+
+def history(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The first conversation once more, behind all others: the same logits, bit by bit."""
+    first = evidence.cases[0] if evidence.cases else None
+    again = evidence.runtime.again
+    where = Where(method="text_decoder")
+    if first is None or first.logits is None or again is None:
+        return [check.failed("program", f"no answer: {evidence.runtime.conversations.message}", where=where)]
+    name = first.sample.golden.name
+    wrong = np.flatnonzero((again != first.logits).any(-1))
+    fields = {"measured": {"different": len(wrong)}, "allowed": {"different": 0}}
+    if len(wrong):
+        position = first.sample.prompt.length(evidence.patches) + int(wrong[0]) - 1
+        said = f"behind {len(evidence.cases) - 1} other conversations, {name} gets other logits from position {position} on"
+        hint = "Something of them is left: in the KV-cache, in input_pos, or in a stored image embedding."
+        where = Where(method="text_decoder", index=(position,))
+        return [check.failed("program", f"{said}. {hint}", where=where, **fields)]
+    said = f"{len(again)} logits of {name} are the same behind {len(evidence.cases) - 1} other conversations"
+    return [check.passed("program", said, **fields)]
+
+
+def _freely(subjects: Subjects) -> tuple[str, ...]:
+    return answered_freely(subjects.images)
+
+
 USER_IMAGE = Check("greedy.image", "quantization", _user_cases, user_image)
-CHECKS = (Check("greedy.golden", "quantization", per_image, golden), USER_IMAGE)
+CHECKS = (
+    Check("greedy.golden", "quantization", per_image, golden),
+    Check("greedy.free", "mapping", _freely, free),
+    Check("greedy.images", "mapping", one_case, images),
+    Check("greedy.history", "kernel", one_case, history),
+    USER_IMAGE,
+)

@@ -1,88 +1,212 @@
-"""`kvcache.basic`: the cache's simplest promises, on the shipped program, without a reference."""
+"""`kvcache.*` by logits: chunks, the limit, histories and poison must not show in what the shipped program answers."""
 
 from __future__ import annotations
 
-from runner.protocol import Result
-from verifier.cache_probe import PROBE_TOKENS, SPLITS
-from verifier.checks.common import Check
+from typing import Any
+
+import numpy as np
+
+from verifier.checks.common import Check, one_case
 from verifier.evidence import Evidence, Subjects
+from verifier.ladder.limits import chunk_limit_db
 from verifier.metrics import comparable, sqnr_db
+from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, poisons
+from verifier.probes.tape import Pair
 from verifier.types import CheckResult, Where
 
-ALLOWED_DB = 60.0
-"""Same tokens, other chunks: sums run in another order, and a dynamically quantized activation at a tie may round to the
-next of 256 steps. Measured on llava_tiny: 136 dB and more."""
-RESTART_DB = 300.0
-"""The same calls again must give the same bits."""
-BEYOND = ("beyond one", "beyond chunk")
-CASES = (*SPLITS, "after another prompt", "last position", *BEYOND)
+CAPACITY = ("last position", "one token beyond", "chunks beyond", "cache after an error")
+SAME_DB = 400.0
+"""The same chunks must give the same bits."""
+_HINTS = {
+    "after a full cache": "Something of the old prompt is left: check that attention ends at the current position.",
+    "other methods in between": "Methods write into each other's memory: check that they do not share an arena.",
+    "another instance": "Two loaded programs influence each other: look for memory that belongs to the process.",
+    "rewind behind the prompt": "Tokens beyond the current position are seen: check mask and attended length.",
+    "rewind into the prompt": "Overwritten tokens are still seen: check cache write-back and positions.",
+}
 
 
-def _cases(_subjects: Subjects) -> tuple[str, ...]:
-    return CASES
+def _where(position: int) -> Where:
+    return Where(method="text_decoder", module="kv_cache", index=(position,))
 
 
-def basic(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Chunks do not matter, a new prompt forgets the last one, the last position works, and one past it is an error."""
-    if evidence.runtime.cache is None:
-        return [check.error(case, "the cache was not probed") for case in CASES]
-    result, marks = evidence.runtime.cache.result, evidence.runtime.cache.marks
-    found = [_same(check, result, marks, case) for case in (*SPLITS, "after another prompt")]
-    limit = evidence.artifact.max_seq_len
-    return [*found, _last(check, result, marks, limit), *(_beyond(check, result, marks[c], c, limit) for c in BEYOND)]
+def _judge_pairs(check: Check, asked: Asked, case: str, pairs: list[Pair], *, allowed: float, what: str) -> CheckResult:
+    """The first pair, in the order of positions, that is further apart than allowed; the closest one if none is."""
+    if not pairs:
+        return check.error(case, "nothing was asked")
+    outputs = asked.result.outputs
+    worst, at = SAME_DB, pairs[0].position
+    for pair in sorted(pairs, key=lambda pair: pair.position):
+        actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
+        if actual is None or expected is None:
+            said = (
+                f"position {pair.position}: text_decoder did not return: {asked.result.outcome} {asked.result.message}"
+            )
+            return check.failed(case, said, where=_where(pair.position))
+        mismatch = comparable(actual=actual, expected=expected)
+        if mismatch:
+            said = f"position {pair.position}: logits cannot be compared, {mismatch.reason}. {what}"
+            return check.failed(case, said, where=_where(pair.position))
+        value = sqnr_db(actual=actual, expected=expected)
+        if value < allowed:
+            said = (
+                f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {allowed:.1f} dB. {what}"
+            )
+            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": allowed}}
+            return check.failed(case, said, where=_where(pair.position), **both)
+        if value < worst:
+            worst, at = value, pair.position
+    fields: dict[str, Any] = {
+        "measured": {"sqnr_db": worst, "pairs": len(pairs)},
+        "allowed": {"sqnr_db": allowed},
+        "where": _where(at),
+    }
+    words = "the same bits" if worst == SAME_DB else f"{worst:.1f} dB and more"
+    return check.passed(case, f"{len(pairs)} logits compared, {words}", **fields)
 
 
-def _same(check: Check, result: Result, marks: dict[str, int], case: str) -> CheckResult:
-    where = Where(method="text_decoder", module="kv_cache", index=(PROBE_TOKENS - 1,))
-    whole, other = result.outputs.get(marks["whole"]), result.outputs.get(marks[case])
-    if whole is None or other is None:
-        return check.failed(case, f"text_decoder did not return: {result.message}", where=where)
-    mismatch = comparable(actual=other, expected=whole)
-    if mismatch:
-        return check.failed(case, f"last logits: {mismatch.reason}", where=where)
-    value = sqnr_db(actual=other, expected=whole)
-    allowed = RESTART_DB if case == "after another prompt" else ALLOWED_DB
-    fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": allowed}, "where": where}
-    if value < allowed:
-        what = (
-            "the same prompt answers otherwise after another one: something of the old prompt is left in the cache"
-            if case == "after another prompt"
-            else f"{PROBE_TOKENS} tokens prefilled as {case} give other logits than as a whole: check mask, cache positions and cache write-back"
-        )
-        return check.failed(case, f"{what} ({value:.1f} dB, allowed at least {allowed:g} dB)", **fields)
-    return check.passed(case, f"same last logits ({value:.0f} dB)", **fields)
+def _of(asked: Asked, case: str) -> list[Pair]:
+    return [pair for pair in asked.pairs if pair.case == case]
 
 
-def _last(check: Check, result: Result, marks: dict[str, int], limit: int) -> CheckResult:
-    where = Where(method="text_decoder", index=(limit - 1,))
-    calls = (marks["last one"], marks["last chunk"])
-    if any(call not in result.outputs for call in calls):
-        said = next((result.errors[call] for call in calls if call in result.errors), result.message)
-        return check.failed(
-            "last position",
-            f"position {limit - 1} of {limit} cannot be used: {said}. Check mask and cache length.",
-            where=where,
-        )
-    message = f"position {limit - 1} works for one token and for the end of a chunk"
-    return check.passed("last position", message, where=where)
+def chunks(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The same tokens to the limit give the same logits in any chunks as one by one, up to rounding ties."""
+    cache = evidence.runtime.cache
+    if cache is None:
+        return [check.error(case, "the cache was not probed") for case in SPLITS]
+    text = evidence.checkpoint.geometry.text
+    limit = chunk_limit_db(text.width, text.layers)
+    what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
+    return [
+        _judge_pairs(check, cache.chunks, case, _of(cache.chunks, case), allowed=limit, what=what) for case in SPLITS
+    ]
 
 
-def _beyond(check: Check, result: Result, call: int, case: str, limit: int) -> CheckResult:
-    where = Where(method="text_decoder", index=(limit,))
-    if call in result.errors:
-        return check.passed(case, f"refused with an error: {result.errors[call].splitlines()[0][:100]}", where=where)
-    if call in result.outputs:
-        return check.failed(
-            case,
-            f"position {limit} of {limit} is accepted: the program reads or writes beyond its cache. Runners must stop "
-            f"at {limit}.",
-            where=where,
-        )
-    return check.failed(
-        case,
-        f"position {limit} of {limit} ends in {result.outcome}: {result.message}. It should be a clean error.",
-        where=where,
+def history(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """What was in the cache before, other methods, another instance: nothing of it shows."""
+    cache = evidence.runtime.cache
+    if cache is None:
+        return [check.error(case, "the cache was not probed") for case in HISTORIES]
+    return [
+        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=SAME_DB, what=_HINTS[case])
+        for case in HISTORIES
+    ]
+
+
+def poison(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Whatever stands in the cache beyond the current position, the next logits are the same bits."""
+    cache = evidence.runtime.cache
+    if cache is None or cache.poison is None:
+        reason = "the cache was not probed" if cache is None else f"the cache cannot be set: {_unread(cache.caches)}"
+        return [check.error(case, reason) for case in POISONS]
+    values = poisons(evidence.artifact)
+    found = []
+    for case in POISONS:
+        what = f"{values[case]:g} stands beyond that position and leaks in: check mask and attended length."
+        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=SAME_DB, what=what)
+        fresh = _agrees_with_shipped(cache.poison, cache.use)
+        found.append(result if result.verdict != "pass" or fresh else check.error(case, _NOT_SET))
+    return found
+
+
+_NOT_SET = "the program does not answer from the cache that was set as from its own, so the poison proves nothing"
+
+
+def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
+    actual = poison.result.outputs.get(poison.marks["next"])
+    expected = use.result.outputs.get(use.marks["next"])
+    return actual is not None and expected is not None and np.array_equal(actual, expected)
+
+
+def _unread(caches: object) -> str:
+    return (
+        str(caches).replace("\n  ", "; ")
+        if isinstance(caches, Exception)
+        else "the program with readable caches did not run"
     )
 
 
-CHECKS = (Check("kvcache.basic", "kernel", _cases, basic),)
+def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The last position works; one past it is a clean error from every start, and the cache before it is as it was."""
+    cache = evidence.runtime.cache
+    if cache is None:
+        return [check.error(case, "the cache was not probed") for case in CAPACITY]
+    limit, asked = cache.limit, cache.capacity
+    one = [name for name in asked.marks if name.endswith("+ 1")]
+    chunks = [name for name in asked.marks if name not in one]
+    hint = "The program computes something else after a refused call: an error must leave what lies before its start."
+    # a refused call takes its own pair out of the comparison only if the process died with it
+    pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
+    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=SAME_DB, what=hint)
+    return [
+        _last(check, cache.chunks, limit),
+        _beyond(check, asked, "one token beyond", one, limit),
+        _beyond(check, asked, "chunks beyond", chunks, limit),
+        intact,
+    ]
+
+
+def _last(check: Check, asked: Asked, limit: int) -> CheckResult:
+    where = Where(method="text_decoder", index=(limit - 1,))
+    if asked.marks["last one"] not in asked.result.outputs:
+        said = f"position {limit - 1} of {limit} cannot be used: {asked.result.message}. Check mask and cache length."
+        return check.failed("last position", said, where=where)
+    return check.passed("last position", f"position {limit - 1} works", where=where)
+
+
+def _beyond(check: Check, asked: Asked, case: str, names: list[str], limit: int) -> CheckResult:
+    for name in names:
+        call, start = asked.marks[name], int(name.split()[0])
+        where = Where(method="text_decoder", index=(start,))
+        if call in asked.result.outputs:
+            said = f"a chunk of {name.split()[-1]} from position {start} is accepted, though the cache ends at {limit}"
+            hint = f"The program reads or writes beyond its cache. Runners must stop at {limit}."
+            return check.failed(case, f"{said}. {hint}", where=where)
+        if call not in asked.result.errors:
+            said = f"a chunk of {name.split()[-1]} from position {start} ends in {asked.result.outcome}: {asked.result.message}"
+            return check.failed(case, f"{said}. It should be a clean error.", where=where)
+    kinds = {asked.result.errors[asked.marks[name]].split("error:")[-1].strip().splitlines()[0] for name in names}
+    return check.passed(case, f"{len(names)} refused with an error ({', '.join(sorted(kinds))})")
+
+
+def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """What outlives a call is exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
+    cache = evidence.runtime.cache
+    if cache is None or not isinstance(cache.caches, tuple):
+        reason = "the cache was not probed" if cache is None else _unread(cache.caches)
+        give = check.error if cache is None else check.failed
+        return [give("program", reason, where=Where(method="text_decoder", module="kv_cache"))]
+    text, length = evidence.checkpoint.geometry.text, evidence.recipe.max_context_len
+    expected = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
+    actual = sum(one.size_bytes for one in cache.caches)
+    fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}
+    product = f"2 x {text.layers} x {length} x {text.kv_heads} x {text.head_dim} x 4"
+    if actual != expected:
+        said = f"the caches take {actual:,} bytes, {product} are {expected:,}. Check layers, heads and --max-context-len of the export."
+        return [check.failed("program", said, where=Where(method="text_decoder", module="kv_cache"), **fields)]
+    return [check.passed("program", f"{actual:,} bytes are {product}", **fields)]
+
+
+def _splits(_subjects: Subjects) -> tuple[str, ...]:
+    return SPLITS
+
+
+def _histories(_subjects: Subjects) -> tuple[str, ...]:
+    return HISTORIES
+
+
+def _capacity(_subjects: Subjects) -> tuple[str, ...]:
+    return CAPACITY
+
+
+def _poisons(_subjects: Subjects) -> tuple[str, ...]:
+    return POISONS
+
+
+CHECKS = (
+    Check("kvcache.memory", "lowering", one_case, memory),
+    Check("kvcache.chunks", "kernel", _splits, chunks),
+    Check("kvcache.capacity", "kernel", _capacity, capacity),
+    Check("kvcache.history", "kernel", _histories, history),
+    Check("kvcache.poison", "kernel", _poisons, poison),
+)

@@ -13,13 +13,10 @@ from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.limits import excess
+from verifier.ladder.limits import block_limit_db, excess
 from verifier.ladder.replay import Compared, Replay
 from verifier.types import CheckResult, Where
 
-ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
-"""A decoder block against the eager quantized rung: rounding before a linear may tip ties of its int8 rows. Rounding every
-activation to int8, an error of 1/12 squared step each, leaves 37 to 44 dB (FACTS); a tie is wrong by a whole step."""
 Record = TypeVar("Record", Compared, BlockError)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
 
@@ -159,13 +156,6 @@ def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
             "program", f"all {total} instructions that compute were compared", measured=measured, allowed=allowed
         )
     ]
-
-
-def block_limit_db(elements: int) -> float:
-    """SQNR that a block keeps when 3 of its activations and 0.1 % of the rest are tipped: 37 dB less the ties' share of the
-    noise. 39 dB for a single token of 64 numbers, 45 dB for one of 256, 55 dB for a chunk. Measured on llava_tiny: 73 dB."""
-    ties = TIES + TIE_SHARE * elements
-    return ROUNDING_DB - 10 * math.log10(12 * ties / elements)
 
 
 GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from verifier.checks import (
+    cache_rows,
     embedding,
     greedy,
     kvcache,
@@ -15,6 +16,7 @@ from verifier.checks import (
     preprocess,
     splice,
     structure,
+    threads,
     vision,
     weights,
 )
@@ -31,6 +33,8 @@ CHECKS: tuple[Check, ...] = (
     *layers.CHECKS,
     structure.MANIFEST,  # behind what can say which bytes changed
     *kvcache.CHECKS,
+    *cache_rows.CHECKS,
+    *threads.CHECKS,
     *embedding.CHECKS,
     *vision.CHECKS,
     layers.PROFILE_CHECK,

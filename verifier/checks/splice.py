@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runner.protocol import Call, OutputOf
+from runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.checks.common import Check, one_case, per_image
 from verifier.evidence import Case, Evidence
 from verifier.model.prompt import spelled
@@ -17,7 +17,7 @@ def fed_ids(calls: tuple[Call, ...]) -> list[int]:
 
 
 def _array(value: Any) -> Any:
-    if isinstance(value, OutputOf):
+    if isinstance(value, (OutputOf, ArgmaxOf)):
         raise TypeError("an id input is an array")
     return value
 
@@ -33,7 +33,7 @@ def _lengths(evidence: Evidence, calls: tuple[Call, ...], offset: int) -> list[t
             producer = calls[source.call - offset]
             tokens = evidence.patches if producer.method == "vision_encoder" else _array(producer.inputs[0]).size
         else:
-            tokens = source.shape[1]
+            tokens = _array(source).shape[1]
         spans.append((int(_array(call.inputs[1])[0]), int(tokens)))
     return spans
 

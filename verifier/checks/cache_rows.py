@@ -1,0 +1,222 @@
+"""`kvcache.*` by the cache's own rows: whose they are, how they are turned, and what they depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from verifier.artifact.caches import Cache
+from verifier.checks.common import Check
+from verifier.evidence import Evidence, Subjects
+from verifier.ladder.limits import chunk_limit_db
+from verifier.metrics import Array, row_sqnr_db
+from verifier.probes.kvcache import MASKED, PERTURBED, Asked, CacheEvidence
+from verifier.types import CheckResult, Where
+
+ROWS = ("other chunks", "own token", "rotation")
+CHUNKS = ("first chunk", "second chunk")
+UNIT = 2.0**-24
+ROTATION_UNITS = 8.0
+"""Roundings of fp32 in a roped key, relative to the largest number of its row: the angle p x frequency carries two of its own
+(2 p u), cosine, sine, two products and a sum the rest. Measured on llava_tiny: 0.29 of it at most."""
+
+
+def _where(cache: Cache, row: int) -> Where:
+    return Where(
+        method="text_decoder", module=f"text_decoder.layers.{cache.layer}.attention.{cache.kind}_cache", index=(row,)
+    )
+
+
+def _table(asked: Asked, mark: str, caches: tuple[Cache, ...]) -> list[Array] | None:
+    """Caches [T, H, D] behind a marked call; None if one was not returned."""
+    found = []
+    for place, cache in enumerate(caches):
+        part = asked.result.further.get((asked.marks[mark], place))
+        if part is None:
+            return None
+        found.append(np.moveaxis(part, cache.axis, 1)[0])
+    return found
+
+
+def _ready(evidence: Evidence) -> tuple[CacheEvidence, Asked, tuple[Cache, ...]] | str:
+    cache = evidence.runtime.cache
+    if cache is None:
+        return "the cache was not probed"
+    if not isinstance(cache.caches, tuple) or cache.rows is None:
+        return str(cache.caches).replace("\n  ", "; ")
+    return cache, cache.rows, cache.caches
+
+
+def rows(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Rows are the same in other chunks up to ties; each is its own token's, turned by the angle of its own position."""
+    ready = _ready(evidence)
+    if isinstance(ready, str):
+        return [check.error(case, ready) for case in ROWS]
+    _, asked, caches = ready
+    tables = {name: _table(asked, name, caches) for name in ("whole", "split", "moved", "repeated")}
+    if any(table is None for table in tables.values()):
+        said = f"the caches were not returned: {asked.result.outcome} {asked.result.message}"
+        return [check.failed(case, said, where=Where(method="text_decoder", module="kv_cache")) for case in ROWS]
+    whole, split, moved, repeated = (tables[name] or [] for name in ("whole", "split", "moved", "repeated"))
+    return [
+        _other_chunks(check, evidence, caches, whole, split),
+        _own_token(check, caches, whole, moved),
+        _rotation(check, evidence, caches, repeated),
+    ]
+
+
+def _other_chunks(
+    check: Check, evidence: Evidence, caches: tuple[Cache, ...], whole: list[Array], split: list[Array]
+) -> CheckResult:
+    text = evidence.checkpoint.geometry.text
+    allowed = chunk_limit_db(text.width, text.layers)
+    worst, at = 400.0, (caches[0], 0)
+    for cache, actual, expected in zip(caches, split, whole, strict=True):
+        found = row_sqnr_db(actual=actual.reshape(len(actual), -1), expected=expected.reshape(len(expected), -1))
+        found = np.where(np.isfinite(found), found, -400.0)
+        if found.min() < worst:
+            worst, at = float(found.min()), (cache, int(found.argmin()))
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}, "where": _where(*at)}
+    if worst < allowed:
+        said = f"row {at[1]} of the {at[0].kind.upper()} cache of layer {at[0].layer} is another in chunks of 1, 2, 31, … than as a whole"
+        hint = "Check cache positions, write-back and the mask of the layer before."
+        return check.failed(ROWS[0], f"{said}: {worst:.1f} dB, allowed at least {allowed:.1f} dB. {hint}", **fields)
+    return check.passed(ROWS[0], f"all rows of {len(caches)} caches, {worst:.0f} dB and more", **fields)
+
+
+def _own_token(check: Check, caches: tuple[Cache, ...], whole: list[Array], moved: list[Array]) -> CheckResult:
+    """Values of layer 0 depend on the token alone: moved by one position, they must be the same bits one row further."""
+    cache, before, after = next(
+        (c, w, m) for c, w, m in zip(caches, whole, moved, strict=True) if (c.kind, c.layer) == ("v", 0)
+    )
+    wrong = np.flatnonzero((after[1:] != before[:-1]).any((1, 2)))
+    distinct = np.flatnonzero((before[1:] != before[:-1]).any((1, 2)))
+    fields = {"measured": {"wrong": len(wrong)}, "allowed": {"wrong": 0}}
+    if len(distinct) < len(before) // 2:
+        said = f"only {len(distinct) + 1} of {len(before)} rows of the V cache of layer 0 differ from the one before, though the tokens do"
+        return check.failed(
+            ROWS[1],
+            f"{said}. Rows do not hold their own tokens: check the cache's write positions.",
+            where=_where(cache, 0),
+        )
+    if len(wrong):
+        row = int(wrong[0])
+        said = f"row {row + 1} of the V cache of layer 0 does not hold the token at {row + 1}: with all tokens moved by one it is not row {row}"
+        return check.failed(
+            ROWS[1], f"{said}. Check the cache's write positions.", where=_where(cache, row + 1), **fields
+        )
+    return check.passed(ROWS[1], f"{len(before) - 1} rows of layer 0 follow their tokens, bit by bit", **fields)
+
+
+def unroped(keys: Array, theta: float) -> Array:
+    """Keys [T, H, D] turned back by position x theta^(-2 i / D), halves paired as Hugging Face does; float64."""
+    half = keys.shape[-1] // 2
+    angles = np.arange(len(keys))[:, None, None] * theta ** (-np.arange(half) / half)
+    cos, sin = np.cos(angles), np.sin(angles)
+    first, second = keys[..., :half].astype(np.float64), keys[..., half:].astype(np.float64)
+    out: Array = np.concatenate([first * cos + second * sin, second * cos - first * sin], -1)
+    return out
+
+
+def _rotation(check: Check, evidence: Evidence, caches: tuple[Cache, ...], repeated: list[Array]) -> CheckResult:
+    """One token at every position: its keys in layer 0 differ, and turned back they are the same; so the score of two keys
+    depends on their distance alone. Its values are the same bits."""
+    keys, values = (
+        next((c, table) for c, table in zip(caches, repeated, strict=True) if (c.kind, c.layer) == (kind, 0))
+        for kind in ("k", "v")
+    )
+    cache, table = keys
+    still = np.flatnonzero((table[1:] == table[:-1]).all((1, 2)))
+    if len(still):
+        said = f"the same token has the same key at positions {still[0]} and {still[0] + 1}: RoPE does nothing there"
+        return check.failed(
+            ROWS[2], f"{said}. Check rope_theta, the RoPE tables and input_pos.", where=_where(cache, int(still[0]) + 1)
+        )
+    turned = unroped(table, evidence.checkpoint.geometry.text.rope_theta)
+    apart = np.abs(turned - turned[:1]).max((1, 2)) / np.abs(table[0]).max()
+    limits = (2 * np.arange(len(table)) + ROTATION_UNITS) * UNIT
+    share = np.where(np.isfinite(apart), apart / limits, np.inf)
+    row, worst = int(share.argmax()), float(share.max())
+    fields = {"measured": {"share_of_limit": min(worst, 1e9)}, "allowed": {"share_of_limit": 1.0}}
+    if worst > 1:
+        row = int(np.flatnonzero(share > 1)[0])
+        said = f"the key at position {row} is not the token's key turned by {row} steps of RoPE: {apart[row]:.2g} off, fp32 allows {limits[row]:.2g}"
+        return check.failed(
+            ROWS[2],
+            f"{said}. Check the RoPE tables, rope_theta, half-split against interleaved, and input_pos.",
+            where=_where(cache, row),
+            **fields,
+        )
+    odd = np.flatnonzero((values[1] != values[1][:1]).any((1, 2)))
+    if len(odd):
+        said = f"the same token has another value at position {odd[0]} than at 0, though values are not turned"
+        return check.failed(
+            ROWS[2], f"{said}. Check the cache's write positions.", where=_where(values[0], int(odd[0])), **fields
+        )
+    return check.passed(ROWS[2], f"{len(table)} positions, closest {worst:.2g} of fp32's rounding at {row}", **fields)
+
+
+def mask(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Another token at j changes row j of every layer, something behind it in every layer but the first, nothing before it."""
+    ready = _ready(evidence)
+    if isinstance(ready, str):
+        return [check.error(case, ready) for case in CHUNKS]
+    _, asked, caches = ready
+    base = _table(asked, "unperturbed", caches)
+    cases = {CHUNKS[0]: [j for j in PERTURBED if j < MASKED[0]], CHUNKS[1]: [j for j in PERTURBED if j >= MASKED[0]]}
+    results = []
+    for case, places in cases.items():
+        found = [_mask(check, case, caches, base, _table(asked, f"perturbed {j}", caches), j) for j in places]
+        wrong = [result for result in found if result is not None]
+        rows = sum(MASKED) * len(caches) * len(places)
+        results.append(
+            wrong[0]
+            if wrong
+            else check.passed(
+                case,
+                f"{len(places)} tokens perturbed, {rows} rows looked at",
+                measured={"wrong": 0},
+                allowed={"wrong": 0},
+            )
+        )
+    return results
+
+
+def _mask(  # noqa: PLR0917
+    check: Check, case: str, caches: tuple[Cache, ...], base: list[Array] | None, made: list[Array] | None, j: int
+) -> CheckResult | None:
+    if base is None or made is None:
+        return check.failed(case, "the caches were not returned", where=Where(method="text_decoder", module="kv_cache"))
+    for cache, before, after in zip(caches, base, made, strict=True):
+        changed = np.flatnonzero((before != after).any((1, 2)))
+        what = f"token {j} was another: in the {cache.kind.upper()} cache of layer {cache.layer} "
+        if len(changed) and changed[0] < j:
+            said = f"row {changed[0]}, before it, changed. An earlier token sees a later one: check the mask of layer {cache.layer - 1}."
+            return check.failed(case, what + said, where=_where(cache, int(changed[0])))
+        if j not in changed:
+            said = f"row {j} did not change. The row does not hold its own token: check cache positions and write-back."
+            return check.failed(case, what + said, where=_where(cache, j))
+        behind = changed[changed > j]
+        if cache.layer == 0 and len(behind):
+            said = f"row {behind[0]} changed, though keys and values of layer 0 depend on their own token alone. Check write positions."
+            return check.failed(case, what + said, where=_where(cache, int(behind[0])))
+        # a later chunk must see an earlier one; tokens of the same chunk are behind it too
+        wanted = [(j + 1, MASKED[0]), (MASKED[0], sum(MASKED))] if j < MASKED[0] else [(j + 1, sum(MASKED))]
+        for first, last in wanted if cache.layer else []:
+            if first < last and not ((behind >= first) & (behind < last)).any():
+                said = f"no row from {first} to {last - 1} changed. Later tokens do not see it: check the mask of layer {cache.layer - 1}."
+                return check.failed(case, what + said, where=_where(cache, first))
+    return None
+
+
+def _rows(_subjects: Subjects) -> tuple[str, ...]:
+    return ROWS
+
+
+def _chunks(_subjects: Subjects) -> tuple[str, ...]:
+    return CHUNKS
+
+
+CHECKS = (
+    Check("kvcache.rows", "kernel", _rows, rows),
+    Check("kvcache.mask", "lowering", _chunks, mask),
+)

@@ -1,0 +1,91 @@
+"""`threads.*`: the same calls give the same bits, whenever they run; other thread counts give the same up to rounding.
+
+A result that changes from run to run is its own verdict: no comparison with a reference can judge it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from verifier.checks.common import Check
+from verifier.evidence import Evidence, Subjects
+from verifier.ladder.limits import chunk_limit_db
+from verifier.metrics import comparable, sqnr_db
+from verifier.probes.threads import CALLS, CONFIGURATIONS, Repeated
+from verifier.types import CheckResult, Where
+
+FIRST = CONFIGURATIONS[0]
+
+
+def _where(call: int) -> Where:
+    return Where(method=CALLS[call].split()[0])
+
+
+def repeats(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Ten repetitions in one process, cold and warm, give the same bits; so does another process of as many threads."""
+    threads = evidence.runtime.threads
+    if threads is None:
+        return [check.error(case, "nothing was run again") for case in CONFIGURATIONS]
+    return [_repeats(check, case, threads[case], threads[CONFIGURATIONS[1]]) for case in CONFIGURATIONS]
+
+
+def _repeats(check: Check, case: str, mine: Repeated, other: Repeated) -> CheckResult:
+    first = other if case == CONFIGURATIONS[-1] else mine
+    compared = 0
+    for repeat in range(len(mine.calls)):
+        for call in range(len(CALLS)):
+            actual, expected = mine.output(repeat, call), first.output(0, call)
+            if actual is None or expected is None:
+                said = f"{CALLS[call]} did not return: {mine.result.outcome} {mine.result.message}"
+                return check.failed(case, said, where=_where(call))
+            compared += 1
+            if not np.array_equal(actual, expected, equal_nan=True):
+                differ = int((actual != expected).sum())
+                said = f"not deterministic: with {mine.threads} threads {CALLS[call]} gave other numbers in repetition {repeat + 1}"
+                hint = "Threads share memory that they must not, or a buffer is read before it is written. No other verdict about this file holds."
+                fields = {"measured": {"differing": differ}, "allowed": {"differing": 0}}
+                return check.failed(case, f"{said} ({differ:,} elements). {hint}", where=_where(call), **fields)
+    fields = {"measured": {"differing": 0, "compared": compared}, "allowed": {"differing": 0}}
+    return check.passed(case, f"{compared} outputs with {mine.threads} threads, the same bits", **fields)
+
+
+def counts(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """With other thread counts the results are those of one thread, up to rounding ties."""
+    threads, cases = evidence.runtime.threads, _counts(evidence.subjects)
+    if threads is None:
+        return [check.error(case, "nothing was run again") for case in cases]
+    text = evidence.checkpoint.geometry.text
+    allowed = chunk_limit_db(text.width, text.layers)
+    return [_counts_of(check, case, threads[case], threads[FIRST], allowed) for case in cases]
+
+
+def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed: float) -> CheckResult:
+    worst = 400.0
+    for call in range(len(CALLS)):
+        actual, expected = mine.output(0, call), first.output(0, call)
+        if actual is None or expected is None:
+            return check.failed(case, f"{CALLS[call]} did not return: {mine.result.message}", where=_where(call))
+        mismatch = comparable(actual=actual, expected=expected)
+        value = -400.0 if mismatch else sqnr_db(actual=actual, expected=expected)
+        worst = min(worst, value)
+        if value < allowed:
+            reason = mismatch.reason if mismatch else f"{value:.1f} dB, allowed at least {allowed:.1f} dB"
+            said = f"{CALLS[call]} with {mine.threads} threads is not that of one thread: {reason}"
+            fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": allowed}}
+            return check.failed(case, f"{said}. A kernel splits its work wrongly.", where=_where(call), **fields)
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}}
+    return check.passed(case, f"{mine.threads} threads as one, {worst:.0f} dB and more", **fields)
+
+
+def _configurations(_subjects: Subjects) -> tuple[str, ...]:
+    return CONFIGURATIONS
+
+
+def _counts(_subjects: Subjects) -> tuple[str, ...]:
+    return CONFIGURATIONS[1:3]
+
+
+CHECKS = (
+    Check("threads.repeats", "kernel", _configurations, repeats),
+    Check("threads.counts", "kernel", _counts, counts),
+)

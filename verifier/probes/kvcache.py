@@ -1,0 +1,279 @@
+"""Bundles that ask the KV-cache questions whose answers need no reference.
+
+Logits are compared between calls of the shipped program. Rows of the cache are read from a copy of it that returns its
+caches besides the logits, and set in one that takes them too (`verifier.artifact.rewire`): the same instructions, payloads
+and constants.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from runner.protocol import Array, Bundle, Part, Result
+from verifier.artifact.caches import Cache, find_caches
+from verifier.artifact.program import Artifact
+from verifier.artifact.rewire import rewire
+from verifier.driver import ids_array
+from verifier.errors import ArtifactError
+from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, random_tokens
+
+SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
+EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
+"""Lengths and positions at which caches and masks have broken (the issues of ExecuTorch are listed in docs/faults.md)."""
+STEPS = 4
+MASKED = (40, 24)
+"""Two chunks in which single tokens are perturbed, the second one at a position that is not 0."""
+PERTURBED = (0, 1, 31, 32, 39, 40, 41, 62, 63)
+HUGE = 1e30
+POISONS = ("NaN", "huge")
+SPLITS = (
+    "whole",
+    "1, 2, 31, …",
+    "193, 192, …",
+    "35, 576, rest",
+    "575, 1, 1, rest",
+    "577, 1, rest",
+    "33 each",
+    "all but one, 1",
+    "1, all but one",
+    "random 0",
+    "random 1",
+    "random 2",
+)
+HISTORIES = (
+    "after a full cache",
+    "other methods in between",
+    "another instance",
+    "rewind behind the prompt",
+    "rewind into the prompt",
+)
+
+
+class Run(Protocol):
+    """Runs a bundle."""
+
+    def __call__(self, bundle: Bundle) -> Result:
+        """Carry it out; see `runner.protocol`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A finished bundle, the calls that must agree, and calls to look at by name."""
+
+    result: Result
+    pairs: tuple[Pair, ...] = ()
+    marks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CacheEvidence:
+    """All that was asked of the cache. `caches` may be the reason why its rows could not be read; `chunks`, `capacity` and
+    `use` are of the shipped program, `rows` and `poison` of its copies that return and take caches."""
+
+    limit: int
+    caches: tuple[Cache, ...] | ArtifactError
+    chunks: Asked
+    capacity: Asked
+    use: Asked
+    rows: Asked | None = None
+    poison: Asked | None = None
+
+
+def splits(limit: int) -> dict[str, tuple[int, ...]]:
+    """Ways to cut `limit` tokens into chunks, by name: at the lengths where bugs sat, and at random."""
+
+    def filled(sizes: list[int]) -> tuple[int, ...]:
+        kept: list[int] = []
+        for size in sizes:
+            if sum(kept) + size < limit:
+                kept.append(size)
+        return (*kept, limit - sum(kept))
+
+    rng = np.random.default_rng(limit)
+    drawn = [[int(size) for size in rng.integers(1, max(2, limit // 3), 64)] for _ in range(3)]
+    wanted: tuple[list[int], ...] = (
+        [],
+        list(SIZES),
+        list(reversed(SIZES)),
+        [35, 576],
+        [575, 1, 1],
+        [577, 1],
+        [33] * (limit // 33),
+        [limit - 1],
+        [1],
+        *drawn,
+    )
+    return {name: filled(sizes) for name, sizes in zip(SPLITS, wanted, strict=True)}
+
+
+def ask_cache(artifact: Artifact, table: Array, image: Array, run: Run) -> CacheEvidence:
+    """Ask everything. `table` [V, D] are token embeddings, `image` an input of `vision_encoder`."""
+    limit = artifact.max_seq_len
+    tokens = random_tokens(table, limit + 8, seed=0)
+    others = random_tokens(table, limit + 8, seed=1)
+    chunks = _ask(run, artifact.path, _chunks(tokens, limit))
+    capacity = _ask(run, artifact.path, _capacity(tokens, limit))
+    use = _ask(run, artifact.path, _use(tokens, others, image, limit))
+    try:
+        caches = find_caches(artifact)
+    except ArtifactError as error:
+        return CacheEvidence(limit, error, chunks, capacity, use)
+    with tempfile.TemporaryDirectory(prefix="verifier-rewired-") as folder:
+        reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
+        numbers = [cache.value for cache in caches]
+        rewire(artifact, reading, "text_decoder", outputs=numbers)
+        rows = _ask(run, reading, _rows(tokens, others, caches, limit))
+        rewire(artifact, writing, "text_decoder", inputs=numbers)
+        held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
+        if any(part is None for part in held):
+            return CacheEvidence(limit, caches, chunks, capacity, use, rows)
+        values = (0.0, *poisons(artifact).values())
+        filled = [_poisoned(c, np.asarray(part), v) for v in values for c, part in zip(caches, held, strict=True)]
+        poison = _ask(run, writing, _poison(tokens, filled, len(caches)))
+    return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison)
+
+
+def poisons(artifact: Artifact) -> dict[str, float]:
+    """Values for the rows beyond the position. Attention that masks by arithmetic multiplies every row by its weight, and
+    0 x NaN is NaN: there -1e30 stands in for NaN."""
+    masked = not any("custom_sdpa" in operator for operator in artifact.methods["text_decoder"].operators)
+    return dict(zip(POISONS, (-HUGE if masked else float("nan"), HUGE), strict=True))
+
+
+def _ask(run: Run, pte: Path, asked: tuple[Tape, dict[str, int]]) -> Asked:
+    tape, marks = asked
+    return Asked(run(Bundle(pte, tuple(tape.script.calls))), tuple(tape.pairs), marks)
+
+
+def _chunks(tokens: Array, limit: int) -> tuple[Tape, dict[str, int]]:
+    """Token by token to the limit; then the same tokens in every split, each chunk's end against that."""
+    tape = Tape()
+    single = tape.chunks(tokens, [1] * limit)
+    for name, sizes in splits(limit).items():
+        position = 0
+        for size, call in zip(sizes, tape.chunks(tokens, sizes), strict=True):
+            position += size
+            tape.same(name, call, single[position - 1], position - 1)
+    return tape, {"last one": single[-1]}
+
+
+def beyond(limit: int) -> list[tuple[int, int]]:
+    """(start, tokens) of chunks that end one past the limit, from the starts where bugs sat; S = 1 is the last."""
+    starts = [start for start in (*EDGES, limit - 2, limit - 1) if start < limit]
+    return [(start, limit + 1 - start) for start in dict.fromkeys(starts)] + [(limit, 1)]
+
+
+def _capacity(tokens: Array, limit: int) -> tuple[Tape, dict[str, int]]:
+    """One past the end from many starts, each behind a fresh prompt whose next token is asked before and after.
+
+    What lies behind the start of a refused chunk may have been written; what lies before it must not.
+    """
+    tape, marks = Tape(), {}
+    for start, size in beyond(limit):
+        intact = min(start, PROMPT_TOKENS)
+        if intact:
+            tape.feed(tokens[:intact], keep=False)
+        before = tape.feed(tokens[intact : intact + 1], intact)
+        marks[f"{start} + {size}"] = tape.feed(tokens[start : start + size], start, may_fail=True)
+        after = tape.feed(tokens[intact : intact + 1], intact)
+        tape.same(f"{start} + {size}", after, before, intact)
+    return tape, marks
+
+
+def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Tape, dict[str, int]]:
+    """A prompt and a few tokens behind it: in a fresh process, then with other histories and company."""
+    tape = Tape()
+    prompt, end = tokens[:PROMPT_TOKENS], PROMPT_TOKENS + STEPS
+
+    def steps(embeddings: Array, start: int = PROMPT_TOKENS, instance: int = 0) -> list[int]:
+        return [tape.feed(embeddings[at : at + 1], at, instance=instance) for at in range(start, PROMPT_TOKENS + STEPS)]
+
+    def agree(case: str, actual: list[int], expected: list[int]) -> None:
+        for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            tape.same(case, a, e, end - len(actual) + number)
+
+    fresh = [tape.feed(prompt), *steps(tokens)]
+    tape.chunks(others, [limit], keep=False)
+    agree("after a full cache", [tape.feed(prompt), *steps(tokens)], fresh)
+    again = [tape.feed(prompt)]
+    for at in range(PROMPT_TOKENS, end):
+        tape.script.add("vision_encoder", image, keep=False)
+        tape.script.add("token_embedding", ids_array([3, 4, 5]), keep=False)
+        again.append(tape.feed(tokens[at : at + 1], at))
+    agree("other methods in between", again, fresh)
+    tape.feed(others[:PROMPT_TOKENS], instance=1, keep=False)
+    again = [tape.feed(prompt)]
+    for at in range(PROMPT_TOKENS, end):
+        tape.feed(others[at : at + 1], at, instance=1, keep=False)
+        again.append(tape.feed(tokens[at : at + 1], at))
+    agree("another instance", again, fresh)
+    tape.feed(others[end : end + 20], end, keep=False)
+    agree("rewind behind the prompt", steps(tokens), fresh[1:])
+    head, tail = tokens[:20], others[20:PROMPT_TOKENS]
+    tape.feed(head, keep=False)
+    straight = [tape.feed(tail, 20), *steps(tokens)]
+    tape.feed(head, keep=False)
+    tape.feed(tokens[20:PROMPT_TOKENS], 20, keep=False)
+    tape.feed(tokens[PROMPT_TOKENS:end], PROMPT_TOKENS, keep=False)
+    agree("rewind into the prompt", [tape.feed(tail, 20), *steps(tokens)], straight)
+    return tape, {"prompt": fresh[0], "next": fresh[1]}
+
+
+def _rows(tokens: Array, others: Array, caches: tuple[Cache, ...], limit: int) -> tuple[Tape, dict[str, int]]:
+    """Caches after whole prompts in two splits, of tokens moved by one, of one token repeated; and after perturbations."""
+    tape, marks = Tape(), {}
+
+    def parts(length: int) -> tuple[Part, ...]:
+        return tuple(Part(1 + place, cache.axis, length) for place, cache in enumerate(caches))
+
+    def whole(embeddings: Array) -> int:
+        return tape.feed(embeddings[:limit], keep=False, parts=parts(limit))
+
+    marks["whole"] = whole(tokens)
+    sizes = splits(limit)["1, 2, 31, …"]
+    tape.chunks(tokens, sizes[:-1], keep=False)
+    start = limit - sizes[-1]
+    marks["split"] = tape.feed(tokens[start:limit], start, keep=False, parts=parts(limit))
+    marks["moved"] = whole(np.concatenate([others[:1], tokens[: limit - 1]]))
+    marks["repeated"] = whole(np.repeat(tokens[:1], limit, axis=0))
+    marks["prompt"] = tape.feed(tokens[:PROMPT_TOKENS], keep=False, parts=parts(PROMPT_TOKENS))
+    first, total = MASKED[0], sum(MASKED)
+    for name, place in {"unperturbed": None, **{f"perturbed {at}": at for at in PERTURBED}}.items():
+        given = tokens[:total].copy()
+        if place is not None:
+            given[place] = others[place]
+        tape.feed(given[:first], keep=False)
+        marks[name] = tape.feed(given[first:], first, keep=False, parts=parts(total))
+    return tape, marks
+
+
+def _poisoned(cache: Cache, rows: Array, value: float) -> Array:
+    """A cache with the prompt's rows, and `value` in all rows behind it."""
+    filled = np.full(cache.sizes, value, np.float32)
+    index = [slice(None)] * 4
+    index[cache.axis] = slice(0, rows.shape[cache.axis])
+    filled[tuple(index)] = rows
+    return filled
+
+
+def _poison(tokens: Array, filled: list[Array], count: int) -> tuple[Tape, dict[str, int]]:
+    """The next token, and the next five as a chunk, behind a prompt whose cache is zeros beyond it, then poison."""
+    tape = Tape()
+    clean: list[int] = []
+    for number, name in enumerate(("zeros", *POISONS)):
+        caches = tuple(filled[number * count : (number + 1) * count])
+        calls = [
+            tape.feed(tokens[PROMPT_TOKENS : PROMPT_TOKENS + size], PROMPT_TOKENS, caches=caches) for size in (1, 5)
+        ]
+        if not clean:
+            clean = calls
+            continue
+        for size, actual, expected in zip((1, 5), calls, clean, strict=True):
+            tape.same(name, actual, expected, PROMPT_TOKENS + size - 1)
+    return tape, {"next": clean[0]}

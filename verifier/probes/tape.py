@@ -1,0 +1,67 @@
+"""Decoder calls in the making: chunks of tokens at positions, on one or several instances of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runner.protocol import Array, Part
+from verifier.driver import Script, position_array
+
+PROMPT_TOKENS = 48
+"""A prompt of three row tiles of 16; probes continue behind it."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two calls that must give the same logits; `position` is that of the last token."""
+
+    case: str
+    actual: int
+    expected: int
+    position: int
+
+
+@dataclass
+class Tape:
+    """A script of decoder calls. `parts` are the caches that a rewired program gives besides its logits."""
+
+    script: Script = field(default_factory=Script)
+    pairs: list[Pair] = field(default_factory=list)
+
+    def feed(
+        self,
+        embeddings: Array,
+        start: int = 0,
+        *,
+        keep: bool = True,
+        may_fail: bool = False,
+        instance: int = 0,
+        parts: tuple[Part, ...] = (),
+        caches: tuple[Array, ...] = (),
+    ) -> int:
+        """One chunk [S, D] at a position; the number of its call. `caches` are set before it by a rewired program."""
+        inputs = (embeddings[None], position_array(start), *caches)
+        return self.script.add("text_decoder", *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
+
+    def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True, instance: int = 0) -> list[int]:
+        """Chunks of the given sizes one behind the other from position 0; the numbers of their calls."""
+        calls, position = [], 0
+        for size in sizes:
+            calls.append(self.feed(embeddings[position : position + size], position, keep=keep, instance=instance))
+            position += size
+        return calls
+
+    def same(self, case: str, actual: int, expected: int, position: int) -> None:
+        """Note that two calls must give the same logits."""
+        self.pairs.append(Pair(case, actual, expected, position))
+
+
+def random_tokens(table: Array, count: int, *, seed: int) -> Array:
+    """Embeddings [count, D] of random token ids: ordinary inputs of the decoder, none of them zero."""
+    used = np.flatnonzero(np.abs(table).max(1) > 0)
+    ids = np.random.default_rng(seed).choice(used, count)
+    out: Array = table[ids].astype(np.float32)
+    return out

@@ -1,0 +1,46 @@
+"""The same calls again and again, at several thread counts, in one process and in another."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from runner.protocol import Array, Bundle, Result
+from verifier.artifact.program import Artifact
+from verifier.probes.kvcache import Run
+from verifier.probes.tape import Tape, random_tokens
+
+REPEATS = 10
+CHUNKS = (33, 15, 1)
+"""A prefill that is no multiple of a row tile, a second chunk, a single token."""
+CONFIGURATIONS = ("1 thread", "2 threads", "more threads than cores", "another process")
+CALLS = ("vision_encoder", *(f"text_decoder of {size}" for size in CHUNKS))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One configuration: `calls[r][c]` is the number of call c of `CALLS` in repetition r."""
+
+    threads: int
+    result: Result
+    calls: tuple[tuple[int, ...], ...]
+
+    def output(self, repeat: int, call: int) -> Array | None:
+        """What a call returned, None if it did not."""
+        return self.result.outputs.get(self.calls[repeat][call])
+
+
+ThreadEvidence = dict[str, Repeated]
+"""By configuration; the last one is the second configuration again in a process of its own, cold."""
+
+
+def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run) -> ThreadEvidence:
+    """Run all configurations. `table` [V, D] are token embeddings, `image` an input of `vision_encoder`."""
+    many = (os.cpu_count() or 1) + 2
+    tokens = random_tokens(table, sum(CHUNKS), seed=2)
+    found = {}
+    for name, threads, repeats in zip(CONFIGURATIONS, (1, 2, many, 2), (REPEATS, REPEATS, REPEATS, 1), strict=True):
+        tape = Tape()
+        calls = tuple((tape.script.add("vision_encoder", image), *tape.chunks(tokens, CHUNKS)) for _ in range(repeats))
+        found[name] = Repeated(threads, run(Bundle(artifact.path, tuple(tape.script.calls), threads=threads)), calls)
+    return found
