@@ -6,12 +6,14 @@ call per answer token; each chunk starts where the last one ended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
-from verifier.model.prompt import Prompt
+from verifier.errors import UsageError
+from verifier.model.prompt import Prompt, Segment
 
 
 @dataclass
@@ -75,16 +77,44 @@ def converse_freely(script: Script, *, image: Array, prompt: Prompt, tokens: int
 def prefill(script: Script, *, image: Array, prompt: Prompt, patches: int) -> tuple[int, int, int]:
     """Append the image and the prompt around it: the calls of the image tokens and of the first logits, and the position
     behind them."""
-    vision = script.add("vision_encoder", image)
-    position = 0
-    before = script.add("token_embedding", ids_array(prompt.before), keep=False)
-    script.add("text_decoder", OutputOf(before), position_array(position), keep=False)
-    position += len(prompt.before)
-    script.add("text_decoder", OutputOf(vision), position_array(position), keep=False)
-    position += patches
-    after = script.add("token_embedding", ids_array(prompt.after), keep=False)
-    logits = script.add("text_decoder", OutputOf(after), position_array(position))
-    return vision, logits, position + len(prompt.after)
+    spliced = splice(script, (prompt.before, None, prompt.after), [image], patches=patches)
+    return spliced.vision[0], spliced.logits, spliced.position
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A prefilled dialogue: the calls of its image tokens, of its last logits, and the position behind it."""
+
+    vision: tuple[int, ...]
+    logits: int
+    position: int
+
+
+def splice(
+    script: Script, segments: Sequence[Segment], images: Sequence[Array], *, patches: int, limit: int | None = None
+) -> Spliced:
+    """Append a dialogue from position 0: every image through the encoder, then text and image tokens in their order.
+
+    Raises `UsageError` before any call if it does not fit into `limit` positions.
+    """
+    needed = sum(patches if segment is None else len(segment) for segment in segments)
+    if limit is not None and needed > limit:
+        raise UsageError(
+            "the conversation does not fit into the program's KV-cache",
+            got=f"{needed} tokens, {sum(segment is None for segment in segments)} images of {patches} among them",
+            expected=f"at most {limit}",
+            fix="shorten it, drop earlier turns, or export with a larger --max-seq-len",
+        )
+    vision = [script.add("vision_encoder", image) for image in images]
+    waiting = iter(vision)
+    position, last = 0, -1
+    for number, segment in enumerate(segments):
+        tokens = patches if segment is None else len(segment)
+        source = next(waiting) if segment is None else script.add("token_embedding", ids_array(segment), keep=False)
+        keep = number == len(segments) - 1
+        last = script.add("text_decoder", OutputOf(source), position_array(position), keep=keep)
+        position += tokens
+    return Spliced(tuple(vision), last, position)
 
 
 def favoured(logits: int) -> ArgmaxOf:

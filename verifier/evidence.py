@@ -12,7 +12,7 @@ from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
-from verifier.golden import GoldenSet, Tolerances
+from verifier.golden import Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Tokenizer
@@ -78,6 +78,7 @@ class Evidence:
     audit: Audit | VerifierError
     layers: LayerEvidence | None
     golden: GoldenSet
+    expectation: Expectation | None
     tolerances: Tolerances | GoldenError
     cases: tuple[Case, ...]
     user_case: Case | None

@@ -6,6 +6,7 @@ A golden belongs to one checkpoint, by SHA-256; a band belongs to one recipe of 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from verifier.errors import GoldenError
 
 GOLDEN_SCHEMA = "verifier.golden/1"
 TOLERANCE_SCHEMA = "verifier.tolerances/1"
+EXPECTATION_SCHEMA = "verifier.expectation/1"
 _LIMIT_BYTES = 16 << 20
+_HERE = Path(__file__).resolve().parents[1] / "golden"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class GoldenSet:
     path: Path
     checkpoint_sha256: str
     images: tuple[GoldenImage, ...]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A published answer of a checkpoint that is not here: how it begins, to which prompt and `image`, and its provenance."""
+
+    model: str
+    prompt: str
+    seq_len: int
+    image: str
+    begins_with: str
+    provenance: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,22 @@ def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
     return GoldenSet(path, belongs_to, images)
 
 
+def load_expectation(model: str | None) -> Expectation | None:
+    """The published answer of a checkpoint named by folder or hub id, None if there is none. Raises `GoldenError`."""
+    name = Path(model).name if model else ""
+    path = _HERE / name / "expectation.json"
+    if not name or name in (".", "..") or not path.is_file():
+        return None
+    text = _read(path, EXPECTATION_SCHEMA)
+    try:
+        texts = {field: str(text[field]) for field in ("model", "prompt", "image", "begins_with", "provenance")}
+        return Expectation(**texts, seq_len=int(text["seq_len"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GoldenError(
+            "the expectation cannot be read", got=f"{type(error).__name__}: {error}", where=path
+        ) from error
+
+
 def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolerances:
     """The bands of a recipe in `folder/tolerances.json`. Raises `GoldenError` if there are none for it."""
     path = folder / "tolerances.json"
@@ -159,3 +190,9 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
         raise GoldenError(
             "the tolerances cannot be read", got=f"{type(error).__name__}: {error}", where=path
         ) from error
+
+
+if __name__ == "__main__":
+    from verifier.golden_cli import main
+
+    sys.exit(main())

@@ -40,7 +40,15 @@ from verifier.evidence import (
     run_bundle,
 )
 from verifier.export.manifest import Manifest, read_manifest
-from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_golden, load_tolerances
+from verifier.golden import (
+    Expectation,
+    GoldenImage,
+    GoldenSet,
+    Tolerances,
+    load_expectation,
+    load_golden,
+    load_tolerances,
+)
 from verifier.ladder.align import list_blocks
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
@@ -82,6 +90,7 @@ class Opened:
     recipe: Recipe
     checks: tuple[Check, ...]
     golden: GoldenSet
+    expectation: Expectation | None
     runner: Runner
 
 
@@ -147,7 +156,8 @@ def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
 def open_request(request: Request) -> Opened:
     """Read everything that a verification needs. Raises `VerifierError` subclasses; see there for what they say."""
     runner = make_runner(request.target)
-    checks = select(request.checks, with_image=request.image is not None)
+    expectation = load_expectation(request.model)
+    checks = select(request.checks, with_image=request.image is not None, with_expectation=expectation is not None)
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
@@ -157,7 +167,7 @@ def open_request(request: Request) -> Opened:
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
     golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, runner)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
 
 
 def planned_cases(opened: Opened) -> list[tuple[str, str]]:
@@ -274,6 +284,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         audit=audit,
         layers=layers,
         golden=golden,
+        expectation=opened.expectation,
         tolerances=_tolerances(opened),
         cases=cases[: len(golden.images)],
         user_case=cases[-1] if opened.request.image is not None else None,
@@ -321,7 +332,7 @@ def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, g
     path = opened.request.image
     assert path is not None
     side_px = opened.checkpoint.geometry.vision.image_px
-    wanted = GoldenImage(path.name, path, "", USER, golden.images[0].question, (), (), "")
+    wanted = GoldenImage(path.name, path, "", USER, _question(opened), (), (), "")
     sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
     room = min(
         USER_ANSWER_TOKENS,
@@ -330,6 +341,11 @@ def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, g
     ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room)
     answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))
     return replace(sample, golden=answered)
+
+
+def _question(opened: Opened) -> str:
+    """What is asked about the user's image: nothing, as the published answer's prompt, where there is one."""
+    return "" if opened.expectation is not None else opened.golden.images[0].question
 
 
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from verifier.checks.common import Check, band_of, one_case, per_image
 from verifier.errors import GoldenError
 from verifier.evidence import Case, Evidence, Subjects, answered_freely
+from verifier.ladder.divergence import quantized_token
 from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
@@ -71,7 +72,7 @@ def _golden(check: Check, evidence: Evidence, case: Case) -> CheckResult:
             return check.failed(
                 wanted.name,
                 f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-                f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. See the first failing check above for the cause.",
+                f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, int(at), int(actual[at]))}",
                 where=Where(method="text_decoder", index=(position,)),
                 measured={"margin": margin} | fields["measured"],
                 allowed={"margin": noise},
@@ -79,6 +80,17 @@ def _golden(check: Check, evidence: Evidence, case: Case) -> CheckResult:
     return check.passed(
         wanted.name, f"{len(wrong)} of {len(actual)} tokens differ where fp32 itself is undecided", **fields
     )
+
+
+def _cause(evidence: Evidence, case: Case, at: int, said: int) -> str:
+    """The step of the ladder that the wrong token comes from, by what the quantized rung says there."""
+    if case.vision is None:
+        return "See the first failing check above for the cause."
+    quantized = quantized_token(evidence.checkpoint, evidence.recipe, evidence.definition, case.sample, case.vision, at)
+    if quantized == said:
+        return "The eager model with the recipe's quantization, fed with these image tokens, says the same: step quantization, or the image tokens."
+    word = evidence.tokenizer.decode([quantized]) or f"<{quantized}>"
+    return f"The eager model with the recipe's quantization says {word!r}: step lowering or kernel, see the first failing check above."
 
 
 def user_image(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -172,6 +184,22 @@ def _freely(subjects: Subjects) -> tuple[str, ...]:
     return answered_freely(subjects.images)
 
 
+def expected(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The answer to the user's image begins as the published one of this checkpoint does."""
+    wanted, case = evidence.expectation, evidence.user_case
+    if wanted is None or case is None or case.logits is None:
+        return [check.error("image", "there is no published answer for this checkpoint, no image, or no answer")]
+    text = evidence.tokenizer.decode([int(i) for i in case.logits.argmax(-1)])
+    if not text.startswith(wanted.begins_with):
+        pairs = enumerate(zip(text, wanted.begins_with, strict=False))
+        shared = next((i for i, (a, e) in pairs if a != e), min(len(text), len(wanted.begins_with)))
+        said = f"the answer parts from the published one at character {shared}: {text[: shared + 40]!r}, published is {wanted.begins_with!r}"
+        hint = f"Is this {wanted.image.split(';')[0]}? If so, see greedy.image for the first wrong token."
+        return [check.failed("image", f"{said}. {hint}", where=Where(method="text_decoder"))]
+    return [check.passed("image", f"as published: {wanted.begins_with!r}")]
+
+
+EXPECTED = Check("greedy.expected", "quantization", _user_cases, expected)
 USER_IMAGE = Check("greedy.image", "quantization", _user_cases, user_image)
 CHECKS = (
     Check("greedy.golden", "quantization", per_image, golden),
@@ -179,4 +207,5 @@ CHECKS = (
     Check("greedy.images", "mapping", one_case, images),
     Check("greedy.history", "kernel", one_case, history),
     USER_IMAGE,
+    EXPECTED,
 )

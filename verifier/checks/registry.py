@@ -43,10 +43,11 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def select(patterns: tuple[str, ...], *, with_image: bool = False) -> tuple[Check, ...]:
+def select(patterns: tuple[str, ...], *, with_image: bool = False, with_expectation: bool = False) -> tuple[Check, ...]:
     """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
 
-    The check of the user's own image is among them only if there is one.
+    The check of the user's own image is among them only if there is one, that of a published answer only if there is one
+    for this checkpoint too.
     """
     for pattern in patterns:
         if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
@@ -56,5 +57,7 @@ def select(patterns: tuple[str, ...], *, with_image: bool = False) -> tuple[Chec
                 expected=", ".join(check.id for check in CHECKS),
                 fix="give --checks a glob such as 'logits.*'",
             )
-    offered = CHECKS if with_image else tuple(c for c in CHECKS if c is not greedy.USER_IMAGE)
+    left_out = [] if with_image else [greedy.USER_IMAGE]
+    left_out += [] if with_image and with_expectation else [greedy.EXPECTED]
+    offered = tuple(check for check in CHECKS if check not in left_out)
     return tuple(c for c in offered if not patterns or any(fnmatchcase(c.id, pattern) for pattern in patterns))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.checks.common import Check, one_case, per_image
-from verifier.evidence import Case, Evidence
-from verifier.model.prompt import spelled
+from verifier.driver import Script, splice
+from verifier.errors import UsageError
+from verifier.evidence import Case, Evidence, Subjects
+from verifier.model.prompt import Segment, Turn, dialogue_segments, spelled, spelled_dialogue
 from verifier.types import CheckResult, Where
 
 
@@ -84,6 +88,120 @@ def _tokens(check: Check, evidence: Evidence, case: Case, reference: Any) -> Che
     return check.passed(name, f"{len(actual) - 1} text tokens as Hugging Face's, one BOS")
 
 
+PROMPTS: dict[str, tuple[Turn, ...]] = {
+    "empty": (Turn(""),),
+    "unicode": (Turn("Was ist das? 日本語 🙂 é\u0301 \u200d"),),
+    "many newlines": (Turn("\n\n\nWhat\n\n\nis it?\n\n\n"),),
+    "literal <image>": (Turn("What does <image> or </s> or <s> mean?"),),
+    "text only": (Turn("Hello there, who are you?", images=0),),
+    "two turns": (Turn("What is it?", answer="A cat."), Turn("And why?", images=0)),
+    "two images": (Turn("Compare the two.", images=2),),
+    "to the limit": (),
+}
+"""Prompts beside the golden ones. The last one is made as long as the program holds."""
+LONG = "What is it? "
+
+
+def prompts(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Unusual prompts: ids as Hugging Face's, one BOS, each image in its own slots, no gap; what is too long is refused."""
+    from transformers import AutoTokenizer
+
+    try:
+        reference = AutoTokenizer.from_pretrained(evidence.checkpoint.directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        return [check.error(case, f"Hugging Face cannot load the tokenizer: {error}") for case in PROMPTS]
+    return [_prompt(check, evidence, case, turns or _longest(evidence), reference) for case, turns in PROMPTS.items()]
+
+
+def _tokens_of(evidence: Evidence, segments: tuple[Segment, ...]) -> int:
+    return sum(evidence.patches if segment is None else len(segment) for segment in segments)
+
+
+def _longest(evidence: Evidence) -> tuple[Turn, ...]:
+    """One question of as many words as the program holds, to the token if the tokenizer allows it."""
+    limit = evidence.artifact.max_seq_len
+
+    def fits(text: str) -> bool:
+        return _tokens_of(evidence, dialogue_segments(evidence.tokenizer, (Turn(text),))) <= limit
+
+    words = next(count for count in range(limit) if not fits(LONG * (count + 1)))
+    text = LONG * words
+    while fits(text + "a "):
+        text += "a "
+    return (Turn(text),)
+
+
+def _prompt(check: Check, evidence: Evidence, case: str, turns: tuple[Turn, ...], reference: Any) -> CheckResult:
+    image_id, bos = evidence.checkpoint.geometry.image_token_id, evidence.tokenizer.bos_id
+    segments = dialogue_segments(evidence.tokenizer, turns)
+    count, limit = sum(turn.images for turn in turns), evidence.artifact.max_seq_len
+    actual = [token for segment in segments for token in ((image_id,) if segment is None else segment)]
+    where = Where(method="token_embedding")
+    if case.startswith("literal"):
+        asked = evidence.tokenizer.decode(
+            [i for segment in segments if segment is not None for i in segment if i != bos]
+        )
+        if actual.count(image_id) != count or evidence.tokenizer.eos_id in actual or turns[0].question not in asked:
+            said = f"the user's text {turns[0].question!r} is fed as {asked[-80:]!r} with {actual.count(image_id)} image slots"
+            return check.failed(
+                case, f"{said}. Encode what a user writes as text, never as special tokens.", where=where
+            )
+    else:
+        expected = [int(i) for i in reference(spelled_dialogue(turns))["input_ids"]]
+        if actual != expected:
+            at = next(
+                (i for i, (a, e) in enumerate(zip(actual, expected, strict=False)) if a != e),
+                min(len(actual), len(expected)),
+            )
+            said = f"token {at} is {actual[at : at + 1]}, Hugging Face has {expected[at : at + 1]} ({len(actual)} tokens against {len(expected)})"
+            hint = "Check template spacing, BOS, and how text behind a special token is encoded."
+            return check.failed(case, f"{said}. {hint}", where=Where(method="token_embedding", index=(at,)))
+    if actual.count(bos) != 1 or actual[0] != bos:
+        said = f"BOS stands at {[i for i, token in enumerate(actual) if token == bos]}, expected once, at 0"
+        return check.failed(case, f"{said}. Encode only the first segment with BOS.", where=where)
+    return _spliced(check, evidence, case, segments, count, limit)
+
+
+def _spliced(  # noqa: PLR0917
+    check: Check, evidence: Evidence, case: str, segments: tuple[Segment, ...], count: int, limit: int
+) -> CheckResult:
+    script, needed = Script(), _tokens_of(evidence, segments)
+    side = evidence.checkpoint.geometry.vision.image_px
+    pictures = [np.full((3, side, side), number, np.uint8) for number in range(count)]
+    fields = {"measured": {"tokens": needed}, "allowed": {"tokens": limit}}
+    try:
+        splice(script, segments, pictures, patches=evidence.patches, limit=limit)
+    except UsageError as error:
+        if needed > limit:
+            # not a fault of the file: it says what it can hold, and the driver keeps to it
+            return check.passed(
+                case,
+                f"ids as Hugging Face's; refused: {error.got}, the program holds {limit}",
+                measured={"tokens": needed},
+            )
+        return check.failed(
+            case, f"refused although it fits: {error.got}", where=Where(method="text_decoder"), **fields
+        )
+    spans = _lengths(evidence, tuple(script.calls), 0)
+    position, wanted = 0, []
+    for segment in segments:
+        wanted.append((position, evidence.patches if segment is None else len(segment)))
+        position += wanted[-1][1]
+    fed = [c.inputs[0] for c in script.calls if c.method == "text_decoder"]
+    shown = [c.call for c, segment in zip(fed, segments, strict=False) if segment is None and isinstance(c, OutputOf)]
+    encoders = [i for i, call in enumerate(script.calls) if call.method == "vision_encoder"]
+    if spans != wanted or shown != encoders:
+        at = next(
+            (i for i, (a, e) in enumerate(zip(spans, wanted, strict=False)) if a != e), min(len(spans), len(wanted)) - 1
+        )
+        said = f"decoder call {at} covers {spans[at][1]} tokens from {spans[at][0]}, expected {wanted[at][1]} from {wanted[at][0]}; images of calls {shown}, expected {encoders}"
+        hint = "Feed text and images in their order, each chunk where the last one ended."
+        return check.failed(
+            case, f"{said}. {hint}", where=Where(method="text_decoder", index=(spans[at][0],)), **fields
+        )
+    return check.passed(case, f"{needed} positions, {count} images in their slots, ids as Hugging Face's", **fields)
+
+
 def positions(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Every chunk starts where the last one ended, from 0; the image takes exactly its 576 slots."""
     results, offset = [], 0
@@ -136,8 +254,13 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("program", f"the longest conversation takes {longest} of {limit} tokens", **fields)]
 
 
+def _prompts(_subjects: Subjects) -> tuple[str, ...]:
+    return tuple(PROMPTS)
+
+
 CHECKS = (
     Check("splice.tokens", "mapping", per_image, tokens),
     Check("splice.positions", "mapping", per_image, positions),
+    Check("splice.prompts", "mapping", _prompts, prompts),
     Check("splice.capacity", "mapping", one_case, capacity),
 )

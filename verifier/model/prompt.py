@@ -77,6 +77,56 @@ class Tokenizer:
         return str(self._processor.decode(known)).strip()
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: a question, how many images stand before it, and the answer if it was given already."""
+
+    question: str
+    images: int = 1
+    answer: str | None = None
+
+
+Segment = tuple[int, ...] | None
+"""Token ids of a stretch of text, or None where an image goes."""
+
+
+def spelled_dialogue(turns: tuple[Turn, ...]) -> str:
+    """A conversation of several turns as text with `<image>` and `</s>`, as a Hugging Face processor takes it."""
+    parts = [SYSTEM]
+    for turn in turns:
+        parts.append("USER: " + "<image>\n" * turn.images + f"{turn.question} ASSISTANT:")
+        parts.append(f" {turn.answer}</s>" if turn.answer is not None else "")
+    return "".join(parts)
+
+
+def dialogue_segments(tokenizer: Tokenizer, turns: tuple[Turn, ...]) -> tuple[Segment, ...]:
+    """The same conversation as runners feed it. What a user writes is text, a literal `<image>` or `</s>` too."""
+    segments: list[Segment] = []
+    ids = [tokenizer.bos_id]
+    text, fresh = SYSTEM, True
+
+    def flush() -> None:
+        nonlocal text, fresh
+        ids.extend(tokenizer.encode(text) if fresh else tokenizer.encode_continuation(text))
+        text, fresh = "", False
+
+    for turn in turns:
+        text += "USER: "
+        for _ in range(turn.images):
+            flush()
+            segments += [tuple(ids), None]
+            ids = []
+            text = "\n"
+        text += f"{turn.question} ASSISTANT:"
+        if turn.answer is not None:
+            text += f" {turn.answer}"
+            flush()
+            ids.append(tokenizer.eos_id)
+    if text:
+        flush()
+    return (*segments, tuple(ids))
+
+
 def after_image(question: str) -> str:
     """What follows the image in the text: a newline, the question, and the answer's cue."""
     return f"\n{question} ASSISTANT:"

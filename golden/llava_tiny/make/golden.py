@@ -6,7 +6,6 @@ Images are rendered or taken from scikit-image and scikit-learn once and committ
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from golden.llava_tiny.make.scenes import Scene, SceneObject, render, sample_split
-from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint, sha256_of_file
-from verifier.export.manifest import package_versions
-from verifier.files import replacing
-from verifier.golden import GOLDEN_SCHEMA, GoldenImage
+from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from verifier.golden_cli import answer, write_entries
 from verifier.model.definition import build_definition
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
-from verifier.reference import greedy_answer, load_sample
-
-ANSWER_TOKENS = 40
+from verifier.model.prompt import DEFAULT_QUESTION
 
 
 def _pairs() -> dict[str, Image.Image]:
@@ -97,36 +91,13 @@ def write_images(folder: Path) -> list[Path]:
 
 def write_golden(checkpoint: Checkpoint, images: list[Path], folder: Path) -> Path:
     """Answer every image with the fp32 definition and write `golden.json`. Every third asks as the seed's command does."""
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     definition = build_definition(checkpoint)
     entries = []
     for number, path in enumerate(images):
-        kind = path.stem.partition("_")[0]
         question = "" if number % 3 == 2 else DEFAULT_QUESTION
-        blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
-        sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
-        ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=ANSWER_TOKENS)
-        entries.append(
-            {
-                "name": path.stem,
-                "file": str(path.relative_to(folder)),
-                "sha256": sha256_of_file(path),
-                "kind": kind,
-                "question": question,
-                "ids": ids,
-                "margins": [round(m, 4) for m in margins],
-                "text": tokenizer.decode(ids),
-            }
-        )
-    text = {
-        "schema": GOLDEN_SCHEMA,
-        "checkpoint_sha256": checkpoint.sha256,
-        "made_with": package_versions(),
-        "images": entries,
-    }
-    with replacing(folder / "golden.json") as temporary:
-        temporary.write_text(json.dumps(text, indent=1) + "\n")
-    return folder / "golden.json"
+        kind = path.stem.partition("_")[0]
+        entries.append(answer(checkpoint, definition, path, kind=kind, question=question))
+    return write_entries(checkpoint, folder, entries, "made anew from the images")
 
 
 def main() -> None:

@@ -1,0 +1,172 @@
+"""`python -m verifier.golden show | add | update`: golden images and their fp32 answers, changed by hand and with a reason.
+
+Never in CI: a golden that changes where it is compared with is no golden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from verifier.checkpoint import Checkpoint, open_checkpoint, sha256_of_file
+from verifier.errors import GoldenError, UsageError, VerifierError
+from verifier.evidence import golden_folder
+from verifier.export.manifest import package_versions
+from verifier.files import replacing
+from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
+from verifier.model.definition import Definition, build_definition
+from verifier.model.preprocess import read_image
+from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.progress import hushed
+from verifier.reference import greedy_answer, load_sample
+
+ANSWER_TOKENS = 40
+
+
+def answer(checkpoint: Checkpoint, definition: Definition, path: Path, *, kind: str, question: str) -> dict[str, Any]:
+    """The golden entry of an image in `images/` beside the checkpoint: the fp32 model's greedy answer with its margins."""
+    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
+    sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
+    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=ANSWER_TOKENS)
+    return {
+        "name": path.stem,
+        "file": f"images/{path.name}",
+        "sha256": sha256_of_file(path),
+        "kind": kind,
+        "question": question,
+        "ids": ids,
+        "margins": [round(m, 4) for m in margins],
+        "text": tokenizer.decode(ids),
+    }
+
+
+def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, Any]], reason: str) -> Path:
+    """Write `golden.json`, whole or not at all; what was said before about why stays in it."""
+    path = folder / "golden.json"
+    history: list[dict[str, str]] = json.loads(path.read_bytes()).get("history", []) if path.is_file() else []
+    text = {
+        "schema": GOLDEN_SCHEMA,
+        "checkpoint_sha256": checkpoint.sha256,
+        "made_with": package_versions(),
+        "history": [*history, {"date": datetime.date.today().isoformat(), "reason": reason}],
+        "images": entries,
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(text, indent=1) + "\n")
+    return path
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "golden.json"
+    found: list[dict[str, Any]] = json.loads(path.read_bytes())["images"] if path.is_file() else []
+    return found
+
+
+def _show(checkpoint: Checkpoint, golden: GoldenSet) -> None:
+    table = Table("image", "kind", "question", "tokens", "least margin", "answer", box=None, padding=(0, 2, 0, 0))
+    for image in golden.images:
+        row = (image.name, image.kind, image.question or "(none)", str(len(image.ids)), f"{min(image.margins):.2f}")
+        table.add_row(*row, image.text)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"{golden.path}  checkpoint {checkpoint.name} {checkpoint.sha256[:16]}…", highlight=False)
+    console.print(table)
+    text = json.loads(golden.path.read_bytes())
+    for entry in text.get("history", []):
+        console.print(f"{entry['date']}  {entry['reason']}", highlight=False)
+
+
+def _add(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> Path:
+    source: Path = options.image
+    name = source.stem
+    entries = _entries(folder)
+    if entries:
+        load_golden(folder, checkpoint.sha256)  # refuses a set that belongs to another checkpoint
+    if any(entry["name"] == name for entry in entries):
+        raise UsageError("there is a golden image of this name", got=name, fix="use update, or rename the file")
+    read_image(source)
+    (folder / "images").mkdir(exist_ok=True)
+    target = folder / "images" / source.name
+    if not (target.exists() and target.samefile(source)):
+        if target.exists():
+            raise UsageError("another file of this name is in the way", got=target, fix="rename the image")
+        shutil.copy(source, target)
+    entry = answer(checkpoint, build_definition(checkpoint), target, kind=options.kind, question=options.question)
+    print(f"{name}: {entry['text']!r}, least margin {min(entry['margins']):.2f}")
+    return write_entries(checkpoint, folder, [*entries, entry], options.reason)
+
+
+def _update(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> Path:
+    entries = _entries(folder)
+    names = [entry["name"] for entry in entries]
+    unknown = sorted(set(options.names) - set(names))
+    if unknown or not entries:
+        raise UsageError("no such golden image", got=", ".join(unknown) or "an empty set", expected=", ".join(names))
+    definition = build_definition(checkpoint)
+    made = []
+    for entry in entries:
+        if options.names and entry["name"] not in options.names:
+            made.append(entry)
+            continue
+        new = answer(checkpoint, definition, folder / entry["file"], kind=entry["kind"], question=entry["question"])
+        change = "as before" if list(new["ids"]) == list(entry["ids"]) else f"{entry['text']!r} -> {new['text']!r}"
+        print(f"{entry['name']}: {change}")
+        made.append(new)
+    return write_entries(checkpoint, folder, made, options.reason)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m verifier.golden", description="Golden images and their fp32 answers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="what there is, and why")
+    add = commands.add_parser("add", help="add an image with the fp32 model's answer")
+    add.add_argument("image", type=Path)
+    add.add_argument("--question", default=DEFAULT_QUESTION, help="empty asks as the seed's command does")
+    add.add_argument("--kind", default="added")
+    update = commands.add_parser("update", help="answer images again, all or those named")
+    update.add_argument("names", nargs="*")
+    for command in (show, add, update):
+        command.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
+    for command in (add, update):
+        command.add_argument("--reason", required=True, help="why; it is written down")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 shown or written, 2 not."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command != "show":
+            if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+                raise UsageError(
+                    "goldens are not changed in CI", got=f"CI={os.environ['CI']}", fix="run it by hand, and commit"
+                )
+            if len(options.reason.split()) < 2:
+                raise UsageError("the reason says nothing", got=options.reason, expected="some words", fix="say why")
+        checkpoint = open_checkpoint(options.model)
+        folder = golden_folder(checkpoint)
+        if options.command == "show":
+            _show(checkpoint, load_golden(folder, checkpoint.sha256))
+            return 0
+        with hushed():
+            path = (_add if options.command == "add" else _update)(checkpoint, folder, options)
+        print(f"written: {path}")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        print(GoldenError("golden data cannot be read", got=f"{type(error).__name__}: {error}"), file=sys.stderr)
+        return 2
+    except VerifierError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
