@@ -7,8 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import EMBEDDED_PTE
+from verifier.evidence import Evidence
+
 
 @pytest.fixture
 def victim(micro_model: Path, tmp_path: Path) -> Path:
     """A copy of the micro program without its manifest."""
     return Path(shutil.copy(micro_model / "model.pte", tmp_path / "victim.pte"))
+
+
+@pytest.fixture(scope="session")
+def gathered() -> Evidence:
+    """The evidence of the embedded program but for its layers, to be broken in memory."""
+    from verifier.pipeline import Request, gather, open_request
+    from verifier.progress import Progress, hushed
+
+    families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")
+    with hushed():
+        checks = tuple(f"{family}.*" for family in (*families, "structure", "mapping", "kvcache", "threads"))
+        return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runner.local import LocalRunner
-from runner.protocol import Bundle, Call, OutputOf, load_bundle, save_bundle
+from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, load_bundle, save_bundle
 from tests.support import EMBEDDED_PTE
 from verifier.errors import RunnerError
 
@@ -29,6 +29,36 @@ def test_bundle_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(np.asarray(back.calls[0].inputs[0]), np.arange(6).reshape(2, 3))
     assert back.calls[1].inputs[0] == OutputOf(0)
+
+
+def test_references_and_parts_come_back_from_disk(tmp_path: Path) -> None:
+    """Other outputs, greedy tokens, instances, parts of caches."""
+    calls = (
+        Call("a", (np.zeros(2),), instance=1, further=(Part(3, 1, 48),)),
+        Call("b", (OutputOf(0, output=2), ArgmaxOf(0)), may_fail=True),
+    )
+    save_bundle(Bundle(tmp_path / "x.pte", calls), tmp_path)
+    first, second = load_bundle(tmp_path).calls
+    assert (first.instance, first.further) == (1, (Part(3, 1, 48),))
+    assert (second.inputs, second.may_fail) == ((OutputOf(0, output=2), ArgmaxOf(0)), True)
+
+
+def test_greedy_token_is_fed_back() -> None:
+    """The embedding of the favoured token, by reference and by hand; an instance of its own has its own cache."""
+    table = np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32) * 0.1
+    zero, one = np.array([0]), np.array([5])
+    calls = (
+        Call("text_decoder", (table[None, :5], zero)),
+        Call("token_embedding", (ArgmaxOf(0),)),
+        Call("text_decoder", (OutputOf(1), one)),
+        Call("text_decoder", (OutputOf(1), one), instance=1),
+    )
+    result = LocalRunner().run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    assert result.outcome == "ok"
+    ids = np.array([[int(result.outputs[0].argmax())]])
+    by_hand = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("token_embedding", (ids,)),)), timeout_s=60)
+    assert np.array_equal(by_hand.outputs[0], result.outputs[1])
+    assert not np.array_equal(result.outputs[2], result.outputs[3])
 
 
 def test_bundle_may_not_use_an_output_before_it_exists(tmp_path: Path) -> None:

@@ -217,6 +217,6 @@ def _chunks(_subjects: Subjects) -> tuple[str, ...]:
 
 
 CHECKS = (
-    Check("kvcache.rows", "kernel", _rows, rows),
     Check("kvcache.mask", "lowering", _chunks, mask),
+    Check("kvcache.rows", "kernel", _rows, rows),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -141,23 +142,28 @@ def _free(check: Check, evidence: Evidence, case: Case, logits: Array | None) ->
 
 
 def images(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Another image gets another answer, wherever the reference gives another: the image is used, and it is this one."""
-    answers: dict[tuple[int, ...], str] = {}
-    pairs = 0
-    for case in evidence.cases:
-        if case.logits is None:
+    """Left to itself the program answers another image otherwise, where the reference does: it looks at this very image."""
+    wanted = {case.sample.golden.name: case.sample.golden for case in evidence.cases}
+    own: dict[str, list[int]] = {}
+    for name, logits in evidence.runtime.free.items():
+        if logits is None:
             said = f"no answer: {evidence.runtime.conversations.message}"
             return [check.failed("program", said, where=Where(method="text_decoder"))]
-        wanted, own = case.sample.golden, tuple(int(i) for i in case.logits.argmax(-1))
-        other = answers.setdefault(own, wanted.name)
-        pairs += 1
-        twin = next(c.sample.golden for c in evidence.cases if c.sample.golden.name == other)
-        if twin.ids != wanted.ids and twin.question == wanted.question:
-            said = f"the answers to {wanted.name} and {other} are the same, {evidence.tokenizer.decode(own)!r}, though the images are not"
+        own[name] = [int(i) for i in logits.argmax(-1)]
+    pairs = [(one, two) for one, two in combinations(own, 2) if wanted[one].ids != wanted[two].ids]
+    if not pairs:
+        return [
+            check.error(
+                "program", "the golden answers to the images that are answered freely are all the same: add others"
+            )
+        ]
+    for one, two in pairs:
+        shorter = min(len(own[one]), len(own[two]))
+        if own[one][:shorter] == own[two][:shorter]:
+            said = f"the answers to {two} and {one} are the same, {evidence.tokenizer.decode(own[two])!r}, though the images are not"
             hint = "The image of an earlier request is used again, or none is: check that vision_encoder runs for each."
             return [check.failed("program", f"{said}. {hint}", where=Where(method="vision_encoder"))]
-    fields = {"measured": {"answers": len(answers), "images": pairs}}
-    return [check.passed("program", f"{len(answers)} different answers to {pairs} images", **fields)]
+    return [check.passed("program", f"{len(own)} images, different answers", measured={"pairs": len(pairs)})]
 
 
 def history(check: Check, evidence: Evidence) -> list[CheckResult]:

@@ -32,8 +32,8 @@ CHECKS: tuple[Check, ...] = (
     *weights.CHECKS,
     *layers.CHECKS,
     structure.MANIFEST,  # behind what can say which bytes changed
+    *cache_rows.CHECKS,  # what each row depends on, before what comes out
     *kvcache.CHECKS,
-    *cache_rows.CHECKS,
     *threads.CHECKS,
     *embedding.CHECKS,
     *vision.CHECKS,

@@ -207,6 +207,11 @@ def positions(check: Check, evidence: Evidence) -> list[CheckResult]:
     results, offset = [], 0
     for case in evidence.cases:
         name, prompt = case.sample.golden.name, case.sample.prompt
+        stale = _stale_image(check, case, offset)
+        if stale is not None:
+            results.append(stale)
+            offset += len(case.calls)
+            continue
         spans = _lengths(evidence, case.calls, offset)
         offset += len(case.calls)
         expected, position = [], 0
@@ -234,6 +239,17 @@ def positions(check: Check, evidence: Evidence) -> list[CheckResult]:
                 check.passed(name, f"{len(spans)} chunks without gap or overlap, {evidence.patches} image slots")
             )
     return results
+
+
+def _stale_image(check: Check, case: Case, offset: int) -> CheckResult | None:
+    """A failure if the decoder is fed with the output of a call that another conversation made."""
+    for number, call in enumerate(case.calls):
+        source = call.inputs[0]
+        if isinstance(source, OutputOf) and source.call < offset:
+            said = f"call {number} of the conversation is fed with the output of call {source.call}, made {offset - source.call} calls before it began"
+            hint = "The image of an earlier request is used again: run vision_encoder for each."
+            return check.failed(case.sample.golden.name, f"{said}. {hint}", where=Where(method="vision_encoder"))
+    return None
 
 
 def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:

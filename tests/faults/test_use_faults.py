@@ -1,0 +1,295 @@
+"""Faults in the use of a sound program: driver, prompt, preprocessing, temperature (numbers are rows of FAULTS.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runner.local import LocalRunner
+from runner.protocol import OutputOf
+from verifier import driver, evidence
+from verifier.checks import preprocess as pixel_checks
+from verifier.checks.registry import CHECKS
+from verifier.evidence import Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.model import preprocess, prompt
+from verifier.model.prompt import Prompt, Segment, Tokenizer
+from verifier.reference import Sample
+from verifier.types import CheckResult
+
+pytestmark = pytest.mark.xdist_group("faults")
+COUNT = 3
+
+
+def _results(check_id: str, broken: Evidence) -> list[CheckResult]:
+    check = next(c for c in CHECKS if c.id == check_id)
+    return check.run(check, broken)
+
+
+def _first_failure(check_id: str, broken: Evidence) -> CheckResult:
+    return next(result for result in _results(check_id, broken) if result.verdict == "fail")
+
+
+def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given: given) -> Evidence:
+    """The first conversations as the driver scripts them now, with prompts changed; nothing is run."""
+    samples = [replace(case.sample, prompt=change(case.sample.prompt)) for case in clean.cases[:COUNT]]
+    made = _made(clean, samples)
+    cases = [
+        replace(case, sample=sample, calls=made.bundle.calls[first:last])
+        for case, sample, (first, last) in zip(clean.cases, samples, made.ranges, strict=False)
+    ]
+    return replace(clean, cases=tuple(cases))
+
+
+def _made(clean: Evidence, samples: list[Sample]) -> evidence.ConversationBundle:
+    vocabulary = clean.checkpoint.geometry.text.vocabulary
+    return conversation_bundle(clean.artifact, samples, patches=clean.patches, vocabulary=vocabulary)
+
+
+def _run(clean: Evidence) -> Evidence:
+    """The same conversations run for real."""
+    samples = [case.sample for case in clean.cases[:COUNT]]
+    made = _made(clean, samples)
+    result = run_bundle(LocalRunner(), made.bundle)
+    cases = collect_cases(made, result, samples, [case.expected for case in clean.cases[:COUNT]])
+    free = {name: logits_of(talk, result) for name, talk in made.free.items()}
+    runtime = replace(clean.runtime, conversations=result, free=free, again=logits_of(made.again, result))
+    return replace(clean, cases=cases, runtime=runtime)
+
+
+def test_sound_use_passes(gathered: Evidence) -> None:
+    """The clean side of the tests below: every check of use passes, scripted anew and run."""
+    again = _run(_scripted(gathered))
+    for check_id in ("splice.tokens", "splice.positions", "greedy.free", "greedy.images", "greedy.history"):
+        assert {r.verdict for r in _results(check_id, again)} == {"pass"}, check_id
+    for check_id in ("splice.prompts", "preprocess.sizes", "preprocess.pixels"):
+        assert {r.verdict for r in _results(check_id, gathered)} == {"pass"}, check_id
+
+
+def _prefill(fault: Callable[..., tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = driver.prefill
+    monkeypatch.setattr(driver, "prefill", lambda *a, **k: fault(right, *a, **k))
+
+
+def test_17_575_slots_for_576_features(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The text behind the image starts one position early."""
+    _prefill(lambda right, *a, patches, **k: right(*a, patches=patches - 1, **k), monkeypatch)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    start = len(gathered.cases[0].sample.prompt.before) + gathered.patches
+    assert (failed.step, failed.where and failed.where.index) == ("mapping", (start - 1,))
+    assert f"from position {start - 1}, expected" in failed.message
+
+
+def test_18_features_in_wrong_slots(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The image comes one token early: the last token before it follows it."""
+    right = driver.splice
+
+    def shifted(script: driver.Script, segments: tuple[Segment, ...], *a: object, **k: object) -> driver.Spliced:
+        before, image, after = segments
+        assert before is not None and after is not None
+        return right(script, (before[:-1], image, (before[-1], *after)), *a, **k)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(driver, "splice", shifted)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    slots = len(gathered.cases[0].sample.prompt.before)
+    assert f"decoder call 0 covers {slots - 1} tokens from position 0, expected {slots}" in failed.message
+
+
+def test_19_bos_omitted(gathered: Evidence) -> None:
+    """No BOS at all."""
+    failed = _first_failure("splice.tokens", _scripted(gathered, lambda p: replace(p, before=p.before[1:])))
+    assert failed.step == "mapping"
+    assert "BOS stands at [] of the prompt, expected once, at 0" in failed.message
+
+
+def test_20_bos_again_after_the_image(gathered: Evidence) -> None:
+    """BOS per segment."""
+    failed = _first_failure("splice.tokens", _scripted(gathered, lambda p: replace(p, after=(1, *p.after))))
+    assert f"BOS stands at [0, {len(gathered.cases[0].sample.prompt.before)}]" in failed.message
+
+
+def test_21_prompt_prefilled_twice(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The whole prompt goes in, and then again from position 0."""
+
+    def twice(right: Callable[..., tuple[int, int, int]], *a: object, **k: object) -> tuple[int, int, int]:
+        right(*a, **k)
+        return right(*a, **k)
+
+    _prefill(twice, monkeypatch)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    assert "decoder call 3 covers" in failed.message
+    assert "from position 0" in failed.message
+
+
+def test_22_stray_blank_in_the_template(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """Two blanks before ASSISTANT: in the ids that are fed, one in Hugging Face's."""
+    tokenizer = gathered.tokenizer
+    stray = tuple(tokenizer.encode_continuation("\nDescribe the image.  ASSISTANT:"))
+    failed = _first_failure("splice.tokens", _scripted(gathered, lambda p: replace(p, after=stray)))
+    assert "Check template spacing" in failed.message
+    assert failed.where is not None and failed.where.index is not None
+    assert failed.where.index[0] > len(gathered.cases[0].sample.prompt.before)
+
+
+def test_stray_blank_in_the_template_of_dialogues(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """What follows a special token must be encoded without a blank in front."""
+    monkeypatch.setattr(Tokenizer, "encode_continuation", lambda self, text: self.encode(text))
+    failed = {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"}
+    assert {"empty", "two turns", "unicode", "to the limit"} <= failed
+    assert "text only" not in failed
+
+
+def test_users_text_is_no_image_slot(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """A tokenizer that reads `<image>` in the user's text as the image token."""
+    right = Tokenizer.encode_continuation
+    image = gathered.checkpoint.geometry.image_token_id
+
+    def special(self: Tokenizer, text: str) -> list[int]:
+        parts = [right(self, part) for part in text.split("<image>")]
+        return [token for part in parts for token in (image, *part)][1:]
+
+    monkeypatch.setattr(Tokenizer, "encode_continuation", special)
+    assert {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"} == {"literal <image>"}
+
+
+def test_prompt_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """A driver that refuses what fits is found out."""
+
+    def tight(*a: object, **k: object) -> object:
+        raise driver.UsageError("too long", got="701 tokens")
+
+    monkeypatch.setattr("verifier.checks.splice.splice", tight)
+    failed = {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"}
+    assert failed == {r.case for r in _results("splice.prompts", gathered)} - {"two images"}
+
+
+def test_24_image_embedding_of_the_last_request(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """Every conversation is fed with the first image's tokens: named by the calls, and by the answers."""
+    right = driver.splice
+
+    def cached(script: driver.Script, *a: object, **k: object) -> driver.Spliced:
+        made = right(script, *a, **k)  # type: ignore[arg-type]
+        for number, call in enumerate(script.calls):
+            if call.inputs and isinstance(call.inputs[0], OutputOf) and call.inputs[0].call == made.vision[0]:
+                script.calls[number] = replace(call, inputs=(OutputOf(0), *call.inputs[1:]))
+        return made
+
+    monkeypatch.setattr(driver, "splice", cached)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    assert failed.case == gathered.cases[1].sample.golden.name
+    assert "The image of an earlier request is used again" in failed.message
+    said = _first_failure("greedy.images", _run(gathered))
+    assert "are the same" in said.message
+
+
+def test_40_cache_kept_between_prompts(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The second conversation goes on where the first one ended."""
+    right, ended = driver.position_array, [0]
+
+    def kept(position: int) -> np.ndarray:
+        if position == 0:
+            ended.append(100)
+        return right(position + sum(ended[2:]))
+
+    monkeypatch.setattr(driver, "position_array", kept)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    assert failed.case == gathered.cases[1].sample.golden.name
+    assert "from position 100, expected" in failed.message
+
+
+@pytest.mark.parametrize(("advance", "at"), [(0, 0), (2, 2)], ids=["not advanced", "advanced twice"])
+def test_52_start_position_while_decoding(
+    advance: int, at: int, monkeypatch: pytest.MonkeyPatch, gathered: Evidence
+) -> None:
+    """`input_pos` stays, or moves by two, from the second answer token on."""
+    right = driver._step
+
+    def step(script: driver.Script, ids: object, position: int) -> int:
+        length = gathered.cases[0].sample.prompt.length(gathered.patches)
+        return right(script, ids, length + (position - length) * advance)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(driver, "_step", step)
+    failed = _first_failure("splice.positions", _scripted(gathered))
+    length = gathered.cases[0].sample.prompt.length(gathered.patches)
+    assert f"from position {length + at}, expected 1 from {length + 1}" in failed.message
+
+
+def test_56_temperature_left_at_its_default(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The token that is fed back is sampled, not favoured."""
+    rng = np.random.default_rng(0)
+    vocabulary = gathered.checkpoint.geometry.text.vocabulary
+    monkeypatch.setattr(driver, "favoured", lambda _logits: driver.ids_array([int(rng.integers(3, vocabulary))]))
+    failed = _first_failure("greedy.free", _run(gathered))
+    assert failed.step == "mapping"
+    assert "temperature must be 0" in failed.message
+
+
+def test_history_that_shows_fails(gathered: Evidence) -> None:
+    """The first conversation answers otherwise behind others."""
+    assert gathered.runtime.again is not None
+    moved = gathered.runtime.again.copy()
+    moved[3] += np.float32(1e-5)
+    broken = replace(gathered, runtime=replace(gathered.runtime, again=moved))
+    failed = _first_failure("greedy.history", broken)
+    position = gathered.cases[0].sample.prompt.length(gathered.patches) + 2
+    assert failed.where is not None and failed.where.index == (position,)
+
+
+def _pixels(monkeypatch: pytest.MonkeyPatch, gathered: Evidence, prepare: Callable[..., torch.Tensor]) -> set[str]:
+    monkeypatch.setattr(pixel_checks, "prepare_image", prepare)
+    return {r.case for r in _results("preprocess.sizes", gathered) if r.verdict == "fail"}
+
+
+def test_5_bilinear_where_bicubic_is_due(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """Squares that are scaled tell it, to a step of 1/255."""
+
+    def bilinear(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
+        size = preprocess.frame_size(image.width, image.height, side_px=side_px)
+        return preprocess.to_tensor(image.resize(size, Image.Resampling.BILINEAR))
+
+    assert {"335 x 335", "37 x 37"} <= _pixels(monkeypatch, gathered, bilinear)
+
+
+def test_6_margins_filled_with_another_colour(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The mean colour around every image that is not square; squares have no margin."""
+
+    def filled(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
+        frame = torch.tensor([122, 116, 104], dtype=torch.uint8).view(3, 1, 1).expand(3, side_px, side_px).clone()
+        inner = preprocess.prepare_image(image, side_px=side_px)
+        top, left = (side_px - inner.shape[1]) // 2, (side_px - inner.shape[2]) // 2
+        frame[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+        return frame
+
+    failed = _pixels(monkeypatch, gathered, filled)
+    squares = {"336 x 336", "335 x 335", "37 x 37"}
+    assert failed == {f"{w} x {h}" for w, h in pixel_checks.SIZES} - squares
+
+
+def test_7_odd_margin_loses_a_pixel(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """The picture sits one pixel too high wherever there is a margin above it."""
+
+    def floored(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
+        inner = preprocess.prepare_image(image, side_px=side_px)
+        top, left = (side_px - inner.shape[1]) // 2, (side_px - inner.shape[2]) // 2
+        frame = torch.zeros(3, side_px, side_px, dtype=torch.uint8)
+        up = max(0, top - 1)
+        frame[:, up : up + inner.shape[1], left : left + inner.shape[2]] = inner
+        return frame
+
+    failed = _pixels(monkeypatch, gathered, floored)
+    assert {"640 x 480", "1024 x 576", "1001 x 333", "50 x 20", "1200 x 60", "337 x 251"} == failed
+
+
+def test_dialogue_is_spelled_as_hugging_face_spells_it(gathered: Evidence) -> None:
+    """Segments of two turns with an image: BOS first, EOS behind the first answer, the image between text."""
+    turns = (prompt.Turn("What?", answer="A cat."), prompt.Turn("Why?", images=0))
+    segments = prompt.dialogue_segments(gathered.tokenizer, turns)
+    assert [segment is None for segment in segments] == [False, True, False]
+    assert segments[0] is not None and segments[2] is not None
+    assert segments[0][0] == gathered.tokenizer.bos_id
+    assert segments[2].count(gathered.tokenizer.eos_id) == 1
+    assert prompt.spelled_dialogue(turns).endswith("ASSISTANT: A cat.</s>USER: Why? ASSISTANT:")
