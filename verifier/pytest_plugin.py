@@ -17,7 +17,21 @@ from filelock import FileLock
 
 from verifier.errors import VerifierError
 
-FAMILIES = ("structure", "mapping", "preprocess", "splice", "embedding", "vision", "kvcache", "logits", "greedy")
+FAMILIES = (
+    "structure",
+    "mapping",
+    "preprocess",
+    "splice",
+    "weights",
+    "layers",
+    "kvcache",
+    "threads",
+    "embedding",
+    "vision",
+    "logits",
+    "greedy",
+)
+"""Of `verifier.checks.registry`, which is not imported here: every pytest run would pay for it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE
+from verifier.checks.registry import CHECKS
+from verifier.pipeline import Request, open_request, planned_cases
+from verifier.pytest_plugin import FAMILIES
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("plugin")
 
 
@@ -21,10 +25,29 @@ def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_pte_option_runs_the_gate_in_parallel(tmp_path: Path) -> None:
     """In an empty folder, on two workers: one test per check and case, all passed."""
-    done = _pytest(tmp_path, "--pte", str(EMBEDDED_PTE), "-n", "2", "--pte-checks", "structure.*,splice.*,preprocess.*")
+    done = _pytest(
+        tmp_path,
+        "--pte",
+        str(EMBEDDED_PTE),
+        "--strict-markers",
+        "-n",
+        "2",
+        "--pte-checks",
+        "structure.*,weights.*,preprocess.constants",
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
     assert "failed" not in done.stdout
+
+
+def test_every_check_is_a_test_in_this_repository() -> None:
+    """Its own settings are strict about markers: all families are declared, and every planned case is collected."""
+    assert set(FAMILIES) == {check.id.partition(".")[0] for check in CHECKS}
+    done = _pytest(ROOT, "--pte", str(EMBEDDED_PTE), "--collect-only", "-q")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    planned = planned_cases(open_request(Request(EMBEDDED_PTE)))
+    collected = [line for line in done.stdout.splitlines() if line.startswith("llava_tiny.pte::")]
+    assert len(collected) == len(planned) > 400
 
 
 def test_failing_check_is_a_failing_test_with_its_message(tmp_path: Path) -> None:

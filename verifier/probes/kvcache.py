@@ -24,7 +24,7 @@ from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, random_tokens
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
 EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
-"""Lengths and positions at which caches and masks have broken (the issues of ExecuTorch are listed in docs/faults.md)."""
+"""Lengths and positions at which caches and masks have broken (upstream issues of ExecuTorch and llama.cpp)."""
 STEPS = 4
 MASKED = (40, 24)
 """Two chunks in which single tokens are perturbed, the second one at a position that is not 0."""
