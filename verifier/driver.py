@@ -38,10 +38,12 @@ class Script:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Numbers of the calls that matter: the image tokens, and the logits before each answer token."""
+    """Numbers of the calls that matter: the image tokens, and the logits before each answer token; `position` is the first
+    that is not used."""
 
     vision: int
     logits: tuple[int, ...]
+    position: int
 
 
 def ids_array(ids: tuple[int, ...] | list[int]) -> Array:
@@ -61,17 +63,20 @@ def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int,
     for token in answer[:-1]:
         logits.append(_step(script, ids_array([token]), position))
         position += 1
-    return Conversation(vision, tuple(logits))
+    return Conversation(vision, tuple(logits), position)
 
 
-def converse_freely(script: Script, *, image: Array, prompt: Prompt, tokens: int, patches: int) -> Conversation:
-    """Append a conversation from position 0 whose every token is the one that the program's own logits favour."""
+def converse_freely(
+    script: Script, *, image: Array, prompt: Prompt, tokens: int, patches: int, limit: int
+) -> Conversation:
+    """Append a conversation from position 0 whose every token is the one that the program's own logits favour; it ends
+    after `tokens`, or when all `limit` positions are used."""
     vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches)
     logits = [first]
-    for _ in range(tokens - 1):
+    while len(logits) < tokens and position < limit:
         logits.append(_step(script, favoured(logits[-1]), position))
         position += 1
-    return Conversation(vision, tuple(logits))
+    return Conversation(vision, tuple(logits), position)
 
 
 def prefill(script: Script, *, image: Array, prompt: Prompt, patches: int) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.protocol import Array, Bundle, Call, Result, Runner
@@ -15,7 +15,7 @@ from verifier.export.manifest import Manifest
 from verifier.golden import Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
-from verifier.model.prompt import Tokenizer
+from verifier.model.prompt import Prompt, Tokenizer
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.threads import ThreadEvidence
 from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face
@@ -23,6 +23,8 @@ from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2
 LOAD_TIMEOUT_S = 600.0
+LAST_TOKENS = 3
+"""Positions that the filling prompt leaves free: a prefill, a token before the last, the last."""
 USER = "user"
 """Kind of the image that a user gives; all others are golden."""
 
@@ -42,12 +44,23 @@ class Case:
 
 
 @dataclass(frozen=True)
+class FullAnswer:
+    """A free answer to a prompt that leaves `room` logits in the cache: logits [room, V], None if a call did not return, and the
+    first position that was not used."""
+
+    logits: Array | None
+    position: int
+    room: int
+
+
+@dataclass(frozen=True)
 class RuntimeEvidence:
     """The conversation bundle and the probes, as they came back. `free` are the logits [T, V] of free-running answers by
     image, and `again` those of the first conversation after all others; None where a call did not return."""
 
     conversations: Result
     vocabulary: Array | None
+    full: FullAnswer
     free: dict[str, Array | None]
     again: Array | None
     cache: CacheEvidence | None
@@ -110,6 +123,7 @@ class ConversationBundle:
     bundle: Bundle
     conversations: tuple[Conversation, ...]
     free: dict[str, Conversation]
+    full: Conversation
     again: Conversation
     ranges: tuple[tuple[int, int], ...]
     vocabulary: tuple[int, ...]
@@ -118,6 +132,14 @@ class ConversationBundle:
 def answered_freely(images: tuple[str, ...]) -> tuple[str, ...]:
     """The golden images whose answers are also run free: the first, the middle one, the last."""
     return tuple(images[i] for i in sorted({0, len(images) // 2, len(images) - 1}))
+
+
+def filling_prompt(prompt: Prompt, limit: int, patches: int) -> Prompt:
+    """A prompt made longer in the middle of its text, so that it leaves `LAST_TOKENS` positions free; as it is if it is longer."""
+    missing = limit - LAST_TOKENS - prompt.length(patches)
+    middle = len(prompt.after) // 2
+    words = tuple(prompt.after[middle : middle + 1]) * max(0, missing)
+    return replace(prompt, after=(*prompt.after[:middle], *words, *prompt.after[middle:]))
 
 
 def conversation_bundle(
@@ -140,12 +162,25 @@ def conversation_bundle(
     for name in answered_freely(tuple(golden)):
         one = golden[name]
         free[name] = converse_freely(
-            script, image=one.image.numpy(), prompt=one.prompt, tokens=len(one.golden.ids), patches=patches
+            script,
+            image=one.image.numpy(),
+            prompt=one.prompt,
+            tokens=len(one.golden.ids),
+            patches=patches,
+            limit=artifact.max_seq_len,
         )
     head = samples[0]
+    full = converse_freely(
+        script,
+        image=head.image.numpy(),
+        prompt=filling_prompt(head.prompt, artifact.max_seq_len, patches),
+        tokens=2 * LAST_TOKENS,
+        patches=patches,
+        limit=artifact.max_seq_len,
+    )
     again = converse(script, image=head.image.numpy(), prompt=head.prompt, answer=head.golden.ids, patches=patches)
     bundle = Bundle(artifact.path, tuple(script.calls))
-    return ConversationBundle(bundle, tuple(conversations), free, again, tuple(ranges), embedded)
+    return ConversationBundle(bundle, tuple(conversations), free, full, again, tuple(ranges), embedded)
 
 
 def logits_of(conversation: Conversation, result: Result) -> Array | None:

@@ -26,8 +26,10 @@ from verifier.checks.common import Check
 from verifier.checks.registry import select
 from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError, VerifierError
 from verifier.evidence import (
+    LAST_TOKENS,
     USER,
     Evidence,
+    FullAnswer,
     RuntimeEvidence,
     Subjects,
     collect_cases,
@@ -292,6 +294,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         runtime=RuntimeEvidence(
             result,
             collect_vocabulary(made, result),
+            FullAnswer(logits_of(made.full, result), made.full.position, LAST_TOKENS + 1),
             {name: logits_of(conversation, result) for name, conversation in made.free.items()},
             logits_of(made.again, result),
             probed.result(),

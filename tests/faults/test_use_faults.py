@@ -57,14 +57,23 @@ def _run(clean: Evidence) -> Evidence:
     result = run_bundle(LocalRunner(), made.bundle)
     cases = collect_cases(made, result, samples, [case.expected for case in clean.cases[:COUNT]])
     free = {name: logits_of(talk, result) for name, talk in made.free.items()}
-    runtime = replace(clean.runtime, conversations=result, free=free, again=logits_of(made.again, result))
+    full = replace(clean.runtime.full, logits=logits_of(made.full, result), position=made.full.position)
+    again = logits_of(made.again, result)
+    runtime = replace(clean.runtime, conversations=result, free=free, full=full, again=again)
     return replace(clean, cases=cases, runtime=runtime)
 
 
 def test_sound_use_passes(gathered: Evidence) -> None:
     """The clean side of the tests below: every check of use passes, scripted anew and run."""
     again = _run(_scripted(gathered))
-    for check_id in ("splice.tokens", "splice.positions", "greedy.free", "greedy.images", "greedy.history"):
+    for check_id in (
+        "splice.tokens",
+        "splice.positions",
+        "greedy.free",
+        "greedy.images",
+        "greedy.limit",
+        "greedy.history",
+    ):
         assert {r.verdict for r in _results(check_id, again)} == {"pass"}, check_id
     for check_id in ("splice.prompts", "preprocess.sizes", "preprocess.pixels"):
         assert {r.verdict for r in _results(check_id, gathered)} == {"pass"}, check_id
@@ -226,6 +235,23 @@ def test_56_temperature_left_at_its_default(monkeypatch: pytest.MonkeyPatch, gat
     failed = _first_failure("greedy.free", _run(gathered))
     assert failed.step == "mapping"
     assert "temperature must be 0" in failed.message
+
+
+def test_answer_that_does_not_stop_at_the_limit_fails(gathered: Evidence) -> None:
+    """One token more than there is room for, one less, a NaN at the end, and no answer."""
+    full = gathered.runtime.full
+    assert full.logits is not None
+    poisoned = full.logits.copy()
+    poisoned[-1, 7] = np.nan
+    for changed in (
+        replace(full, position=full.position + 1),
+        replace(full, logits=full.logits[:-1]),
+        replace(full, logits=poisoned),
+        replace(full, logits=None),
+    ):
+        failed = _first_failure("greedy.limit", replace(gathered, runtime=replace(gathered.runtime, full=changed)))
+        assert failed.where is not None
+        assert failed.where.index == (gathered.artifact.max_seq_len - 1,)
 
 
 def test_history_that_shows_fails(gathered: Evidence) -> None:
