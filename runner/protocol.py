@@ -2,16 +2,14 @@
 
 A bundle is an ordered list of method calls on one loaded program, so that a KV-cache lives across them. An input is an
 array, or the output of an earlier call: image tokens go from `vision_encoder` to `text_decoder` without leaving the
-runner. Files: `bundle.json` and `inputs.npz`; back come `result.json`, one `NNNNN.npy` per kept
+runner. Files: `bundle.txt`, one item a line, and `in_N_P.npy`, which a runner without Python reads as easily; back come `result.json`, one `NNNNN.npy` per kept
 output, and one `NNNNN_K.npy` per further part.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from verifier.errors import RunnerError
 
-SCHEMA = "runner.bundle/2"
+SCHEMA = "runner.bundle/3"
 Array = NDArray[Any]
 Outcome = Literal["ok", "refused", "failed", "crashed", "timeout"]
 """ok: every call returned. refused: the program did not load. failed: a call returned an error. crashed: the process
@@ -126,66 +124,86 @@ class Runner(Protocol):
 
 
 def save_bundle(bundle: Bundle, directory: Path) -> None:
-    """Write a bundle's two files into an existing folder."""
-    arrays: dict[str, Array] = {}
-    calls = []
+    """Write a bundle into an existing folder: `bundle.txt`, and one `in_N.npy` for each input array."""
+    lines = [SCHEMA, f"pte {bundle.pte.resolve()}"]
+    if bundle.threads is not None:
+        lines.append(f"threads {bundle.threads}")
+    if bundle.trace is not None:
+        lines.append(f"trace {bundle.trace.buffer_bytes} {bundle.trace.directory.resolve()}")
     for number, call in enumerate(bundle.calls):
-        inputs: list[dict[str, Any]] = []
+        lines.append(f"call {call.keep:d} {call.may_fail:d} {call.instance} {call.method}")
         for position, value in enumerate(call.inputs):
             if isinstance(value, (OutputOf, ArgmaxOf)):
                 if not 0 <= value.call < number:
                     raise RunnerError(
                         "a call uses an output that does not exist yet", got=value.call, expected=f"0..{number - 1}"
                     )
-                inputs.append({"kind": "argmax" if isinstance(value, ArgmaxOf) else "output"} | asdict(value))
+                words = f"argmax {value.call}" if isinstance(value, ArgmaxOf) else f"output {value.call} {value.output}"
             else:
-                arrays[f"{number}_{position}"] = np.array(value, order="C")
-                inputs.append({"array": f"{number}_{position}"})
-        plain = {name: getattr(call, name) for name in ("method", "keep", "may_fail", "instance")}
-        calls.append(plain | {"inputs": inputs, "further": [asdict(part) for part in call.further]})
-    text: dict[str, Any] = {
-        "schema": SCHEMA,
-        "pte": str(bundle.pte.resolve()),
-        "threads": bundle.threads,
-        "calls": calls,
-    }
-    if bundle.trace is not None:
-        text["trace"] = {"directory": str(bundle.trace.directory), "buffer_bytes": bundle.trace.buffer_bytes}
-    (directory / "bundle.json").write_text(json.dumps(text))
-    with (directory / "inputs.npz").open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+                name = f"in_{number:05d}_{position}.npy"
+                _save_array(np.array(value, order="C"), directory / name)
+                words = f"array {name}"
+            lines.append(f"in {words}")
+        lines += [f"part {part.output} {part.axis} {part.length}" for part in call.further]
+    odd = next((line for line in lines if "\n" in line), None)
+    if odd is not None:
+        raise RunnerError("a name with a line break cannot stand in a bundle", got=odd)
+    (directory / "bundle.txt").write_text("\n".join(lines) + "\n")
+
+
+def _save_array(array: Array, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def load_bundle(directory: Path) -> Bundle:
     """Read a bundle back. Raises `RunnerError`."""
     try:
-        text = json.loads((directory / "bundle.json").read_text())
-        if text["schema"] != SCHEMA:
-            raise RunnerError("unknown bundle schema", got=text["schema"], expected=SCHEMA, where=directory)
-        with np.load(directory / "inputs.npz", allow_pickle=False) as arrays:
-            calls = tuple(
-                Call(
-                    str(call["method"]),
-                    tuple(_input(i, arrays) for i in call["inputs"]),
-                    bool(call["keep"]),
-                    bool(call["may_fail"]),
-                    int(call["instance"]),
-                    tuple(Part(int(p["output"]), int(p["axis"]), int(p["length"])) for p in call["further"]),
-                )
-                for call in text["calls"]
-            )
-        trace = text.get("trace")
-        wanted = TraceRequest(Path(trace["directory"]), int(trace["buffer_bytes"])) if trace else None
-        return Bundle(Path(text["pte"]), calls, text["threads"], wanted)
-    except (KeyError, ValueError, OSError, TypeError, zipfile.BadZipFile) as error:
+        lines = (directory / "bundle.txt").read_text().splitlines()
+        if lines[0] != SCHEMA:
+            raise RunnerError("unknown bundle schema", got=lines[0], expected=SCHEMA, where=directory)
+        return _parse(lines[1:], directory)
+    except (IndexError, KeyError, ValueError, OSError, TypeError) as error:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error
 
 
-def _input(text: dict[str, Any], arrays: Any) -> Array | OutputOf | ArgmaxOf:
-    if "array" in text:
-        array: Array = arrays[text["array"]]
+def _parse(lines: list[str], directory: Path) -> Bundle:
+    head: dict[str, str] = {}
+    calls: list[Call] = []
+    for line in lines:
+        key, _, rest = line.partition(" ")
+        if key == "call":
+            keep, may_fail, instance, method = rest.split(" ", 3)
+            calls.append(Call(method, (), keep != "0", may_fail != "0", int(instance)))
+        elif key == "in":
+            calls[-1] = replace(calls[-1], inputs=(*calls[-1].inputs, _input(rest, directory)))
+        elif key == "part":
+            output, axis, length = (int(word) for word in rest.split())
+            calls[-1] = replace(calls[-1], further=(*calls[-1].further, Part(output, axis, length)))
+        elif key in ("pte", "threads", "trace"):
+            head[key] = rest
+        else:
+            raise ValueError(f"an item of kind {key!r}")
+    trace = None
+    if "trace" in head:
+        size, _, folder = head["trace"].partition(" ")
+        trace = TraceRequest(Path(folder), int(size))
+    return Bundle(Path(head["pte"]), tuple(calls), int(head["threads"]) if "threads" in head else None, trace)
+
+
+def _input(text: str, directory: Path) -> Array | OutputOf | ArgmaxOf:
+    kind, _, rest = text.partition(" ")
+    if kind == "array":
+        if Path(rest).name != rest:
+            raise ValueError(f"an array outside the bundle: {rest}")
+        array: Array = np.load(directory / rest, allow_pickle=False)
         return array
-    return ArgmaxOf(int(text["call"])) if text["kind"] == "argmax" else OutputOf(int(text["call"]), int(text["output"]))
+    words = [int(word) for word in rest.split()]
+    if kind == "argmax":
+        return ArgmaxOf(*words)
+    if kind == "output":
+        return OutputOf(*words)
+    raise ValueError(f"an input of kind {kind!r}")
 
 
 def output_path(directory: Path, call: int) -> Path:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from runner.local import LocalRunner
+from runner.native import NativeRunner, find_binary
 from runner.protocol import Bundle, Result, Runner
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
@@ -115,7 +116,9 @@ def make_runner(target: str) -> Runner:
     """The runner of a target. Raises `UsageError` for one that is unknown."""
     if target == "local":
         return LocalRunner()
-    raise UsageError("unknown target", got=target, expected="local", fix="give --target local")
+    if target == "native":
+        return NativeRunner(find_binary())
+    raise UsageError("unknown target", got=target, expected="local or native", fix="give --target local")
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,41 @@
+"""The `native` target: `llava_main`, the C++ runner built from `src` against ExecuTorch's wheel (`make native`)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.process import run_child
+from runner.protocol import Bundle, Result
+from verifier.errors import RunnerError
+
+BINARY = Path(__file__).resolve().parents[2] / "build" / "native" / "llava_main"
+
+
+def find_binary() -> Path:
+    """The built runner: `LLAVA_MAIN` if it is set, else the one of `make native`. Raises `RunnerError` if there is none."""
+    path = Path(os.environ.get("LLAVA_MAIN", BINARY))
+    if not path.is_file():
+        raise RunnerError(
+            "the native runner is not built",
+            expected=path,
+            fix="run make native (needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main",
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class NativeRunner:
+    """One process of the C++ runner per bundle."""
+
+    binary: Path
+
+    @property
+    def name(self) -> str:
+        """`native`."""
+        return "native"
+
+    def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
+        """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
+        return run_child(lambda folder: [str(self.binary), "--bundle", str(folder)], bundle, timeout_s=timeout_s)

@@ -1,0 +1,41 @@
+// A program on ExecuTorch's runtime: loading, calls, outputs as arrays.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <executorch/devtools/etdump/etdump_flatcc.h>
+#include <executorch/extension/module/module.h>
+
+#include "bundle.hpp"
+#include "npy.hpp"
+
+namespace runner {
+
+// What a call of the runtime says went wrong, in the words of ExecuTorch's Python bindings.
+struct CallError {
+  std::string what;
+};
+
+class Program {
+ public:
+  Program(const std::filesystem::path& pte, size_t debug_buffer_bytes);
+  // Outputs alias the program's memory until its next call. Throws CallError.
+  std::vector<executorch::runtime::EValue> call(const std::string& method, const std::vector<Array>& inputs);
+  void write_trace(const std::filesystem::path& folder); // throws std::runtime_error
+  executorch::runtime::Error loaded = executorch::runtime::Error::Ok;
+
+ private:
+  std::vector<uint8_t> debug_buffer_;
+  executorch::etdump::ETDumpGen* tracer_ = nullptr; // owned by the module
+  std::unique_ptr<executorch::extension::Module> module_;
+};
+
+Array to_array(const executorch::runtime::EValue& value); // throws CallError for what is no tensor of plain numbers
+Array first_rows(const Array& array, const Part& part); // the first `length` entries along an axis
+void set_threads(uint32_t count);
+std::string error_text(executorch::runtime::Error error); // 0x12
+
+} // namespace runner
