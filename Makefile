@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench fuzz embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint test-slow bench fuzz native embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -36,6 +36,9 @@ bench: $(READY)  ## ratios measured side by side
 
 fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 	$(BIN)/python -m tests.bench.fuzz_reader
+
+native: $(READY)  ## build llava_main, the C++ runner, for this machine
+	$(BIN)/python -m runner.native.build
 
 train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 	$(BIN)/python -m golden.llava_tiny.make.train --work build/train

@@ -1,0 +1,149 @@
+"""What every runner keeps: calls share one program, errors are outcomes, every ending has its name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner.local import LocalRunner
+from runner.native import NativeRunner, find_binary
+from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from tests.support import EMBEDDED_PTE
+from verifier.errors import RunnerError
+from verifier.ladder.trace import read_trace
+
+pytestmark = pytest.mark.xdist_group("runner")
+
+
+def test_greedy_token_is_fed_back(runner: Runner) -> None:
+    """The embedding of the favoured token, by reference and by hand; an instance of its own has its own cache."""
+    table = np.random.default_rng(0).standard_normal((6, 256)).astype(np.float32) * 0.1
+    zero, one = np.array([0]), np.array([5])
+    calls = (
+        Call("text_decoder", (table[None, :5], zero)),
+        Call("token_embedding", (ArgmaxOf(0),)),
+        Call("text_decoder", (OutputOf(1), one)),
+        Call("text_decoder", (OutputOf(1), one), instance=1),
+    )
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    assert result.outcome == "ok"
+    ids = np.array([[int(result.outputs[0].argmax())]])
+    by_hand = runner.run(Bundle(EMBEDDED_PTE, (Call("token_embedding", (ids,)),)), timeout_s=60)
+    assert np.array_equal(by_hand.outputs[0], result.outputs[1])
+    assert not np.array_equal(result.outputs[2], result.outputs[3])
+
+
+def test_runner_brings_outputs_back(runner: Runner) -> None:
+    """The image tokens feed the decoder inside the child; versions, times, memory and operators come with them."""
+    image = np.zeros((3, 336, 336), np.uint8)
+    calls = (Call("vision_encoder", (image,)), Call("text_decoder", (OutputOf(0), np.array([0]))))
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=120)
+    assert (result.outcome, result.finished_calls) == ("ok", 2)
+    assert result.outputs[0].shape == (1, 576, 256)
+    assert result.outputs[1].shape == (1, 1088)
+    assert "llama::custom_sdpa.out" in result.operators
+    assert result.peak_rss_bytes > 50e6
+
+
+def test_error_of_a_call_keeps_what_came_before(runner: Runner) -> None:
+    """Wrong rank in call 1: outcome failed, output of call 0 is there."""
+    calls = (Call("token_embedding", (np.array([[5]]),)), Call("token_embedding", (np.zeros((2, 2, 2), np.int64),)))
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=120)
+    assert result.outcome == "failed"
+    assert list(result.outputs) == [0]
+
+
+def test_unreadable_program_is_refused_by_the_runtime(tmp_path: Path, runner: Runner) -> None:
+    """The runtime loads lazily and says no at the first call at the latest; it is never taken for an answer."""
+    (tmp_path / "x.pte").write_bytes(b"\0" * 4096)
+    result = runner.run(Bundle(tmp_path / "x.pte", (Call("a", ()),)), timeout_s=120)
+    assert result.outcome in ("refused", "failed", "crashed")
+    assert result.outputs == {}
+    assert result.message
+
+
+def test_call_that_may_fail_does_not_end_the_bundle(runner: Runner) -> None:
+    """A position beyond the cache is an error of its call; what follows is answered, bit by bit as before it."""
+    row, table = np.array([768]), np.random.default_rng(1).standard_normal((1, 4, 256)).astype(np.float32) * 0.1
+    calls = (
+        Call("text_decoder", (table, np.array([0]))),
+        Call("text_decoder", (table[:, :1], row), may_fail=True),
+        Call("text_decoder", (table, np.array([0]))),
+    )
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    assert (result.outcome, list(result.errors)) == ("ok", [1])
+    assert "error: 0x" in result.errors[1]
+    assert np.array_equal(result.outputs[0], result.outputs[2])
+
+
+def test_part_of_an_output_comes_back(runner: Runner) -> None:
+    """The first rows along an axis."""
+    image = np.zeros((3, 336, 336), np.uint8)
+    calls = (Call("vision_encoder", (image,), further=(Part(0, 1, 7), Part(0, 2, 3))),)
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    whole = result.outputs[0]
+    assert np.array_equal(result.further[0, 0], whole[:, :7])
+    assert np.array_equal(result.further[0, 1], whole[:, :, :3])
+
+
+def test_traced_run_records_every_call(runner: Runner, tmp_path: Path) -> None:
+    """ETDump and debug buffer, one run for each call, custom attention among the results."""
+    table = np.random.default_rng(1).standard_normal((1, 4, 256)).astype(np.float32) * 0.1
+    calls = tuple(Call("text_decoder", (table, np.array([0]))) for _ in range(2))
+    bundle = Bundle(EMBEDDED_PTE, calls, threads=1, trace=TraceRequest(tmp_path, 64 << 20))
+    assert runner.run(bundle, timeout_s=60).outcome == "ok"
+    traces = read_trace(tmp_path)
+    assert len(traces) == 2
+    assert traces[0].keys() == traces[1].keys()
+    assert any(tensor.sizes == (1, 4, 4, 64) for tensors in traces[0].values() for tensor in tensors)
+
+
+def test_runners_agree(native: NativeRunner) -> None:
+    """Python and C++ on the same machine: the same XNNPACK, attention by other kernels."""
+    image = np.random.default_rng(2).integers(0, 256, (3, 336, 250), dtype=np.uint8)
+    calls = (Call("vision_encoder", (image,)), Call("text_decoder", (OutputOf(0), np.array([0]))))
+    one, two = (r.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60) for r in (LocalRunner(), native))
+    assert np.array_equal(one.outputs[0], two.outputs[0])
+    assert np.abs(one.outputs[1] - two.outputs[1]).max() < 1e-2 * np.abs(one.outputs[1]).max()
+    assert set(two.operators) >= {"llama::custom_sdpa.out", "llama::update_cache.out"}
+
+
+def test_damaged_bundle_is_the_callers_error(native: NativeRunner, tmp_path: Path) -> None:
+    """An array that is none stops the binary with status 2: no verdict about the program."""
+    broken = tmp_path / "llava_main"
+    broken.write_text(f"#!/bin/sh\nprintf x > $2/in_00000_0.npy\nexec {native.binary} $1 $2\n")
+    broken.chmod(0o755)
+    bundle = Bundle(EMBEDDED_PTE, (Call("token_embedding", (np.array([[5]]),)),))
+    with pytest.raises(RunnerError, match="not an array in NumPy's format"):
+        NativeRunner(broken).run(bundle, timeout_s=60)
+
+
+def test_missing_binary_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make native`."""
+    monkeypatch.setenv("LLAVA_MAIN", str(tmp_path / "nothing"))
+    with pytest.raises(RunnerError, match="make native"):
+        find_binary()
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "said"),
+    [
+        ("import os; os.abort()", "crashed", "killed by SIGABRT"),
+        ("import time; time.sleep(60)", "timeout", "did not end within"),
+        ("raise SystemExit(3)", "crashed", "exit status 3"),
+    ],
+)
+def test_endings_of_a_child_have_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, outcome: str, said: str
+) -> None:
+    """A stand-in interpreter that aborts, hangs, or leaves."""
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{body}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("runner.local.sys.executable", str(script))
+    result = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
+    assert result.outcome == outcome
+    assert said in result.message
