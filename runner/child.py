@@ -35,8 +35,11 @@ KERNEL_LIBRARIES = (
 )
 
 
-def _load(pte: Path, trace: TraceRequest | None) -> Any:
+def load_program(pte: Path, threads: int | None = None, trace: TraceRequest | None = None) -> Any:
+    """The program on ExecuTorch's runtime, in this very process. Raises `RuntimeError` for what it does not load."""
     runtime = _runtime()
+    if threads is not None:
+        runtime._unsafe_reset_threadpool(threads)
     if trace is not None:
         return runtime._load_for_executorch(str(pte), enable_etdump=True, debug_buffer_size=trace.buffer_bytes)
     return runtime._load_for_executorch(str(pte))
@@ -75,10 +78,8 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
     fields: dict[str, Any] = {"outcome": "ok", "message": "", "call_s": [], "errors": {}}
     programs: dict[int, Any] = {}
     try:
-        if bundle.threads is not None:
-            _runtime()._unsafe_reset_threadpool(bundle.threads)
         for instance in sorted({0, *(call.instance for call in bundle.calls)}):
-            programs[instance] = _load(bundle.pte, bundle.trace)
+            programs[instance] = load_program(bundle.pte, None if programs else bundle.threads, bundle.trace)
     except (RuntimeError, ValueError) as error:
         fields |= {"outcome": "refused", "message": str(error)}
     fields["load_s"] = time.perf_counter() - begun

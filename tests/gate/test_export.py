@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import EMBEDDED_PTE, export, verify
@@ -79,6 +80,7 @@ def test_export_writes_manifest_and_artifacts(micro_export: Path, micro_checkpoi
     assert len(made.calibration) >= 8
     assert (micro_export / "tokenizer.bin").stat().st_size > 5000
     assert (micro_export / "image.pt").is_file()
+    assert np.load(micro_export / "image.npy").dtype == np.uint8
     trace = json.loads((micro_export / "llava_text_decoder.memory.json").read_text())
     assert trace["traceEvents"]
 

@@ -91,7 +91,7 @@ def export_llava(
     profile_memory: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin` and `image.pt` beside it,
+    """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin`, `image.pt` and `image.npy` beside it,
     `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
     progress = progress or Progress(quiet=True)
     with replacing(pte) as temporary:  # an unwritable folder is refused before the work, not after it
@@ -121,13 +121,14 @@ def export_llava(
 def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[Path]:
     from pytorch_tokenizers.llama2c import Llama2cTokenizer
 
-    tokenizer, tensor = folder / "tokenizer.bin", folder / "image.pt"
+    tokenizer, images = folder / "tokenizer.bin", [folder / "image.pt", folder / "image.npy"]
     with replacing(tokenizer) as temporary, hushed():
         Llama2cTokenizer(str(checkpoint.directory / "tokenizer.model")).export(str(temporary))
     side_px = checkpoint.geometry.vision.image_px
     with hushed():
-        save_image_tensor(prepare_image(read_image(image), side_px=side_px), tensor)
-    return [tokenizer, tensor]
+        for path in images:
+            save_image_tensor(prepare_image(read_image(image), side_px=side_px), path)
+    return [tokenizer, *images]
 
 
 def _profile_memory(program: ExecutorchProgramManager, pte: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 #include "engine.hpp"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
@@ -142,6 +144,12 @@ Array first_rows(const Array& array, const Part& part) {
     std::memcpy(made.bytes.data() + row * taken, array.bytes.data() + row * whole, taken);
   }
   return made;
+}
+
+int64_t argmax(const Array& logits) {
+  const int64_t width = logits.shape.back();
+  const auto* last = reinterpret_cast<const float*>(logits.bytes.data()) + (logits.count() - width);
+  return std::max_element(last, last + width) - last;
 }
 
 void set_threads(uint32_t count) {

@@ -35,6 +35,7 @@ class Program {
 
 Array to_array(const executorch::runtime::EValue& value); // throws CallError for what is no tensor of plain numbers
 Array first_rows(const Array& array, const Part& part); // the first `length` entries along an axis
+int64_t argmax(const Array& logits); // index of the largest number in the last row, fp32
 void set_threads(uint32_t count);
 std::string error_text(executorch::runtime::Error error); // 0x12
 

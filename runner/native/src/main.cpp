@@ -1,237 +1,103 @@
-// llava_main: ExecuTorch's LLaVA without Python. `--bundle FOLDER` carries out a bundle of calls for the verifier.
+// llava_main: ExecuTorch's LLaVA without Python. Answers a prompt about an image, or carries out a bundle for the verifier.
 //
-// Exit status: 0 done, 2 bad usage or a bundle that cannot be read. A `.pte` that aborts the runtime takes the process with
-// it; the folder then has outputs up to there and `at.txt` says in which call.
+// Exit status: 0 done, 1 the program failed, 2 bad usage or an input that cannot be read. A `.pte` that aborts the runtime
+// takes the process with it.
 
-#include <sys/resource.h>
-
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
+#include <exception>
 #include <map>
-#include <memory>
-#include <stdexcept>
+#include <string>
 
-#include <executorch/runtime/kernel/operator_registry.h>
 #include <executorch/runtime/platform/runtime.h>
 
-#include "bundle.hpp"
+#include "chat.hpp"
 #include "engine.hpp"
 #include "kernels.hpp"
-#include "npy.hpp"
+#include "session.hpp"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using runner::Array;
+constexpr const char* kUsage =
+    "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=image.npy [--prompt=ASSISTANT:]\n"
+    "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N]\n"
+    "       llava_main --bundle FOLDER\n"
+    "The image is uint8 [3, h, w] as python -m verifier.image_util --output-path image.npy writes it.\n";
 
-double since(Clock::time_point begun) {
-  return std::chrono::duration<double>(Clock::now() - begun).count();
+// `--name=value` and `--name value`. Throws std::runtime_error for a flag that is not known or has no value.
+std::map<std::string, std::string> read_flags(int count, char** words, const std::map<std::string, std::string>& defaults) {
+  std::map<std::string, std::string> flags = defaults;
+  for (int at = 1; at < count; ++at) {
+    const std::string word = words[at];
+    const size_t equals = word.find('=');
+    const std::string name = word.substr(0, equals);
+    if (defaults.find(name) == defaults.end()) {
+      throw std::runtime_error("unknown flag " + name);
+    }
+    if (equals == std::string::npos && at + 1 == count) {
+      throw std::runtime_error(name + " has no value");
+    }
+    flags[name] = equals == std::string::npos ? words[++at] : word.substr(equals + 1);
+  }
+  return flags;
 }
 
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", c);
-      out += code;
-    } else {
-      out += c;
-    }
-  }
-  return out + "\"";
-}
-
-// What `runner/child.py` writes, field by field.
-struct Result {
-  std::string outcome = "ok";
-  std::string message;
-  std::map<size_t, std::string> errors;
-  std::vector<double> call_s;
-  double load_s = 0;
-
-  void write(const std::filesystem::path& folder) const {
-    std::string text = "{\"outcome\": " + quoted(outcome) + ", \"message\": " + quoted(message) + ", \"errors\": {";
-    const char* comma = "";
-    for (const auto& [call, said] : errors) {
-      text += comma + quoted(std::to_string(call)) + ": " + quoted(said);
-      comma = ", ";
-    }
-    text += "}, \"call_s\": [";
-    comma = "";
-    for (const double seconds : call_s) {
-      text += comma + std::to_string(seconds);
-      comma = ", ";
-    }
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    text += "], \"load_s\": " + std::to_string(load_s) + ", \"peak_rss_bytes\": " + std::to_string(usage.ru_maxrss * 1024L);
-    text += ", \"operators\": [";
-    comma = "";
-    for (const auto& kernel : executorch::runtime::get_registered_kernels()) {
-      text += comma + quoted(kernel.name_);
-      comma = ", ";
-    }
-    text += "], \"versions\": {\"llava_main\": \"1\", \"executorch\": " + quoted(EXECUTORCH_VERSION) + "}}\n";
-    const std::filesystem::path temporary = folder / "result.tmp";
-    std::ofstream file(temporary);
-    file << text;
-    file.close();
-    if (!file) {
-      throw std::runtime_error((folder / "result.json").string() + ": cannot be written: is the disk full?");
-    }
-    std::filesystem::rename(temporary, folder / "result.json");
-  }
-};
-
-std::string numbered(size_t call, const std::string& rest) {
-  char text[24];
-  std::snprintf(text, sizeof text, "%05zu", call);
-  return text + rest;
-}
-
-Array favoured(const Array& logits) {
-  const int64_t width = logits.shape.back();
-  const auto* last = reinterpret_cast<const float*>(logits.bytes.data()) + (logits.count() - width);
-  const int64_t token = std::max_element(last, last + width) - last;
-  Array made{"i8", {1, 1}, std::vector<uint8_t>(sizeof token)};
-  std::memcpy(made.bytes.data(), &token, sizeof token);
-  return made;
-}
-
-class Session {
- public:
-  Session(const runner::Bundle& bundle, const std::filesystem::path& folder) : bundle_(bundle), folder_(folder) {
-    for (const runner::Call& call : bundle.calls) {
-      for (const runner::Input& input : call.inputs) {
-        if (input.kind != runner::Input::Kind::array) {
-          wanted_[{input.call, input.output}] = true;
-        }
-      }
-    }
-  }
-
-  Result run() {
-    Result result;
-    const Clock::time_point begun = Clock::now();
-    load(result);
-    result.load_s = since(begun);
-    for (size_t number = 0; number < bundle_.calls.size() && result.outcome == "ok"; ++number) {
-      std::ofstream(folder_ / "at.txt") << number;
-      call(number, result);
-    }
-    if (bundle_.trace && result.outcome == "ok") {
-      programs_.at(0)->write_trace(bundle_.trace->folder);
-    }
-    return result;
-  }
-
- private:
-  void load(Result& result) {
-    std::map<size_t, bool> instances{{0, true}};
-    for (const runner::Call& call : bundle_.calls) {
-      instances[call.instance] = true;
-    }
-    for (const auto& [instance, unused] : instances) {
-      const size_t buffer_bytes = bundle_.trace ? bundle_.trace->buffer_bytes : 0;
-      programs_[instance] = std::make_unique<runner::Program>(bundle_.pte, buffer_bytes);
-      if (programs_[instance]->loaded != executorch::runtime::Error::Ok) {
-        result.outcome = "refused";
-        result.message = "loading from file failed with error " + runner::error_text(programs_[instance]->loaded);
-        return;
-      }
-    }
-  }
-
-  void call(size_t number, Result& result) {
-    const runner::Call& call = bundle_.calls[number];
-    std::vector<Array> inputs;
-    for (const runner::Input& input : call.inputs) {
-      inputs.push_back(given(input));
-    }
-    const Clock::time_point begun = Clock::now();
-    try {
-      const auto answer = programs_.at(call.instance)->call(call.method, inputs);
-      result.call_s.push_back(since(begun));
-      keep(number, call, answer);
-    } catch (const runner::CallError& error) {
-      if (call.may_fail) {
-        result.errors[number] = error.what;
-        result.call_s.push_back(since(begun));
-      } else {
-        result.outcome = "failed";
-        result.message = error.what;
-      }
-    }
-  }
-
-  Array given(const runner::Input& input) const {
-    if (input.kind == runner::Input::Kind::array) {
-      return runner::read_npy(input.file);
-    }
-    const auto found = held_.find({input.call, input.output});
-    if (found == held_.end()) {
-      throw runner::CallError{"the output of an earlier call is missing: it failed"};
-    }
-    return input.kind == runner::Input::Kind::argmax ? favoured(found->second) : found->second;
-  }
-
-  void keep(size_t number, const runner::Call& call, const std::vector<executorch::runtime::EValue>& answer) {
-    for (size_t output = 0; output < answer.size(); ++output) {
-      if (wanted_.count({number, output}) != 0) {
-        held_[{number, output}] = runner::to_array(answer[output]);
-      }
-    }
-    if (call.keep) {
-      runner::write_npy(runner::to_array(answer.at(0)), folder_ / numbered(number, ".npy"));
-    }
-    for (size_t place = 0; place < call.parts.size(); ++place) {
-      const Array whole = runner::to_array(answer.at(call.parts[place].output));
-      runner::write_npy(runner::first_rows(whole, call.parts[place]), folder_ / numbered(number, "_" + std::to_string(place) + ".npy"));
-    }
-  }
-
-  const runner::Bundle& bundle_;
-  std::filesystem::path folder_;
-  std::map<size_t, std::unique_ptr<runner::Program>> programs_;
-  std::map<std::pair<size_t, size_t>, bool> wanted_;
-  std::map<std::pair<size_t, size_t>, Array> held_;
-};
-
-int carry_out(const std::filesystem::path& folder) {
+template <typename T>
+T number(const std::map<std::string, std::string>& flags, const std::string& name, double low, double high) {
+  const std::string& text = flags.at(name);
+  size_t used = 0;
+  double value = 0;
   try {
-    const runner::Bundle bundle = runner::read_bundle(folder);
-    if (bundle.threads) {
-      runner::set_threads(*bundle.threads);
-      runner::kernel_threads() = *bundle.threads;
-    }
-    Session(bundle, folder).run().write(folder);
-    return 0;
-  } catch (const runner::CallError& error) {
-    std::fprintf(stderr, "llava_main: %s\n", error.what.c_str());
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "llava_main: %s\n", error.what());
+    value = std::stod(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
   }
-  return 2;
+  if (text.empty() || used != text.size() || !(value >= low && value <= high)) {
+    throw std::runtime_error(name + " is " + text + ", expected a number from " + std::to_string(low) + " to " + std::to_string(high));
+  }
+  return static_cast<T>(value);
+}
+
+int run(int count, char** words) {
+  const std::map<std::string, std::string> defaults = {
+      {"--model_path", "llava.pte"}, {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
+      {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
+      {"--bundle", ""}};
+  const auto flags = read_flags(count, words, defaults);
+  const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
+  if (threads != 0) {
+    runner::set_threads(threads);
+    runner::kernel_threads() = threads;
+  }
+  if (!flags.at("--bundle").empty()) {
+    return runner::carry_out(flags.at("--bundle"));
+  }
+  runner::Question question;
+  question.model = flags.at("--model_path");
+  question.tokenizer = flags.at("--tokenizer_path");
+  question.image = flags.at("--image_path");
+  question.prompt = flags.at("--prompt");
+  question.seq_len = number<int64_t>(flags, "--seq_len", 1, 1 << 20);
+  question.temperature = number<float>(flags, "--temperature", 0, 100);
+  question.seed = number<uint32_t>(flags, "--seed", 0, 4294967295.0);
+  return runner::answer(question);
 }
 
 } // namespace
 
 int main(int count, char** words) {
-  if (count != 3 || std::strcmp(words[1], "--bundle") != 0) {
-    std::fprintf(stderr, "usage: llava_main --bundle FOLDER\n");
-    return 2;
+  if (count == 1 || (count == 2 && std::string(words[1]) == "--help")) {
+    std::fprintf(count == 1 ? stderr : stdout, "%s", kUsage);
+    return count == 1 ? 2 : 0;
   }
   executorch::runtime::runtime_init();
   if (runner::register_llama_kernels() != executorch::runtime::Error::Ok) {
     std::fprintf(stderr, "llava_main: the llama kernels cannot be registered\n");
     return 2;
   }
-  return carry_out(words[2]);
+  try {
+    return run(count, words);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "llava_main: %s\n%s", error.what(), kUsage);
+    return 2;
+  }
 }

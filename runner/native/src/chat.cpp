@@ -1,0 +1,161 @@
+#include "chat.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "engine.hpp"
+#include "tokenizer.hpp"
+
+namespace runner {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// The conversation of LLaVA-1.5 up to the image; verifier/model/prompt.py has the same.
+constexpr const char* kBeforeImage =
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ";
+
+Array ids_array(const std::vector<int64_t>& ids) {
+  Array made{"i8", {1, static_cast<int64_t>(ids.size())}, std::vector<uint8_t>(ids.size() * sizeof(int64_t))};
+  std::memcpy(made.bytes.data(), ids.data(), made.bytes.size());
+  return made;
+}
+
+Array position_array(int64_t position) {
+  Array made = ids_array({position});
+  made.shape = {1};
+  return made;
+}
+
+Array read_image(const std::filesystem::path& path) {
+  if (path.empty() || !std::filesystem::is_regular_file(path)) {
+    throw std::runtime_error("no such image: " + path.string());
+  }
+  if (path.extension() != ".npy") {
+    throw std::runtime_error(
+        path.string() + ": only .npy is read without PyTorch; python -m verifier.image_util --image-path PICTURE --output-path image.npy");
+  }
+  Array image = read_npy(path);
+  if (image.dtype != "u1" || image.shape.size() != 3 || image.shape[0] != 3) {
+    throw std::runtime_error(path.string() + ": not an image of uint8 [3, h, w]");
+  }
+  return image;
+}
+
+class Conversation {
+ public:
+  Conversation(const Question& question)
+      : tokenizer_(question.tokenizer), program_(checked(question.model), 0), temperature_(question.temperature), random_(question.seed) {
+    if (program_.loaded != executorch::runtime::Error::Ok) {
+      throw std::runtime_error(question.model.string() + ": not a program of this runtime, error " + error_text(program_.loaded));
+    }
+    try {
+      limit_ = std::min(question.seq_len, to_number(program_.call("get_max_seq_len", {})));
+    } catch (const CallError& error) {
+      throw std::runtime_error(question.model.string() + ": not a program of this runtime, or no LLaVA: " + error.what);
+    }
+  }
+
+  void run(const Array& image, const std::string& prompt) {
+    std::printf("%s", prompt.c_str());
+    std::fflush(stdout);
+    const Clock::time_point begun = Clock::now();
+    std::vector<int64_t> before = tokenizer_.encode(kBeforeImage);
+    before.insert(before.begin(), tokenizer_.bos);
+    const Array seen = to_array(program_.call("vision_encoder", {image}).at(0));
+    feed(embed(before));
+    feed(seen);
+    Array logits = feed(embed(tokenizer_.encode(prompt)));
+    const double prefill_s = std::chrono::duration<double>(Clock::now() - begun).count();
+    const int64_t prefilled = position_;
+    const Clock::time_point decoding = Clock::now();
+    int64_t spoken = 0;
+    for (int64_t token = choose(logits); token != tokenizer_.eos; token = choose(logits)) {
+      const std::string piece = tokenizer_.piece(token);
+      std::fwrite(piece.data(), 1, piece.size(), stdout);
+      std::fflush(stdout);
+      ++spoken;
+      if (position_ == limit_) {
+        break;
+      }
+      logits = feed(embed({token}));
+    }
+    const double decode_s = std::chrono::duration<double>(Clock::now() - decoding).count();
+    std::printf("\n");
+    std::fprintf(
+        stderr, "prefill %.2f s (%lld tokens), decode %.1f tokens/s (%lld tokens)\n", prefill_s,
+        static_cast<long long>(prefilled), decode_s > 0 ? static_cast<double>(spoken) / decode_s : 0.0, static_cast<long long>(spoken));
+  }
+
+ private:
+  static const std::filesystem::path& checked(const std::filesystem::path& path) {
+    if (!std::filesystem::is_regular_file(path)) {
+      throw std::runtime_error("no such program: " + path.string());
+    }
+    return path;
+  }
+
+  static int64_t to_number(const std::vector<executorch::runtime::EValue>& values) {
+    if (values.size() != 1 || !values[0].isInt()) {
+      throw std::runtime_error("get_max_seq_len does not give a number");
+    }
+    return values[0].toInt();
+  }
+
+  Array embed(const std::vector<int64_t>& ids) {
+    return to_array(program_.call("token_embedding", {ids_array(ids)}).at(0));
+  }
+
+  Array feed(const Array& embeddings) {
+    const int64_t tokens = embeddings.shape.at(1);
+    if (position_ + tokens > limit_) {
+      throw std::runtime_error("the prompt needs " + std::to_string(position_ + tokens) + " positions, there are " + std::to_string(limit_));
+    }
+    Array logits = to_array(program_.call("text_decoder", {embeddings, position_array(position_)}).at(0));
+    position_ += tokens;
+    return logits;
+  }
+
+  int64_t choose(const Array& logits) {
+    if (temperature_ == 0) {
+      return argmax(logits);
+    }
+    const int64_t width = logits.shape.back();
+    const auto* last = reinterpret_cast<const float*>(logits.bytes.data()) + (logits.count() - width);
+    const float largest = *std::max_element(last, last + width);
+    std::vector<double> weights;
+    for (int64_t id = 0; id < width; ++id) {
+      weights.push_back(std::exp((last[id] - largest) / temperature_));
+    }
+    return std::discrete_distribution<int64_t>(weights.begin(), weights.end())(random_);
+  }
+
+  Tokenizer tokenizer_;
+  Program program_;
+  float temperature_;
+  std::mt19937 random_;
+  int64_t limit_ = 0;
+  int64_t position_ = 0;
+};
+
+} // namespace
+
+int answer(const Question& question) {
+  const Array image = read_image(question.image);
+  try {
+    Conversation(question).run(image, question.prompt);
+    return 0;
+  } catch (const CallError& error) {
+    std::fprintf(stderr, "\nllava_main: %s\n", error.what.c_str());
+    return 1;
+  }
+}
+
+} // namespace runner

@@ -1,0 +1,220 @@
+#include "session.hpp"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <stdexcept>
+
+#include <executorch/runtime/kernel/operator_registry.h>
+
+#include "bundle.hpp"
+#include "engine.hpp"
+#include "kernels.hpp"
+#include "npy.hpp"
+
+namespace runner {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point begun) {
+  return std::chrono::duration<double>(Clock::now() - begun).count();
+}
+
+std::string quoted(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      char code[8];
+      std::snprintf(code, sizeof code, "\\u%04x", c);
+      out += code;
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
+}
+
+// What `runner/child.py` writes, field by field.
+struct Result {
+  std::string outcome = "ok";
+  std::string message;
+  std::map<size_t, std::string> errors;
+  std::vector<double> call_s;
+  double load_s = 0;
+
+  void write(const std::filesystem::path& folder) const {
+    std::string text = "{\"outcome\": " + quoted(outcome) + ", \"message\": " + quoted(message) + ", \"errors\": {";
+    const char* comma = "";
+    for (const auto& [call, said] : errors) {
+      text += comma + quoted(std::to_string(call)) + ": " + quoted(said);
+      comma = ", ";
+    }
+    text += "}, \"call_s\": [";
+    comma = "";
+    for (const double seconds : call_s) {
+      text += comma + std::to_string(seconds);
+      comma = ", ";
+    }
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    text += "], \"load_s\": " + std::to_string(load_s) + ", \"peak_rss_bytes\": " + std::to_string(usage.ru_maxrss * 1024L);
+    text += ", \"operators\": [";
+    comma = "";
+    for (const auto& kernel : executorch::runtime::get_registered_kernels()) {
+      text += comma + quoted(kernel.name_);
+      comma = ", ";
+    }
+    text += "], \"versions\": {\"llava_main\": \"1\", \"executorch\": " + quoted(EXECUTORCH_VERSION) + "}}\n";
+    const std::filesystem::path temporary = folder / "result.tmp";
+    std::ofstream file(temporary);
+    file << text;
+    file.close();
+    if (!file) {
+      throw std::runtime_error((folder / "result.json").string() + ": cannot be written: is the disk full?");
+    }
+    std::filesystem::rename(temporary, folder / "result.json");
+  }
+};
+
+std::string numbered(size_t call, const std::string& rest) {
+  char text[24];
+  std::snprintf(text, sizeof text, "%05zu", call);
+  return text + rest;
+}
+
+Array favoured(const Array& logits) {
+  const int64_t token = argmax(logits);
+  Array made{"i8", {1, 1}, std::vector<uint8_t>(sizeof token)};
+  std::memcpy(made.bytes.data(), &token, sizeof token);
+  return made;
+}
+
+class Session {
+ public:
+  Session(const Bundle& bundle, const std::filesystem::path& folder) : bundle_(bundle), folder_(folder) {
+    for (const Call& call : bundle.calls) {
+      for (const Input& input : call.inputs) {
+        if (input.kind != Input::Kind::array) {
+          wanted_[{input.call, input.output}] = true;
+        }
+      }
+    }
+  }
+
+  Result run() {
+    Result result;
+    const Clock::time_point begun = Clock::now();
+    load(result);
+    result.load_s = since(begun);
+    for (size_t number = 0; number < bundle_.calls.size() && result.outcome == "ok"; ++number) {
+      std::ofstream(folder_ / "at.txt") << number;
+      call(number, result);
+    }
+    if (bundle_.trace && result.outcome == "ok") {
+      programs_.at(0)->write_trace(bundle_.trace->folder);
+    }
+    return result;
+  }
+
+ private:
+  void load(Result& result) {
+    std::map<size_t, bool> instances{{0, true}};
+    for (const Call& call : bundle_.calls) {
+      instances[call.instance] = true;
+    }
+    for (const auto& [instance, unused] : instances) {
+      const size_t buffer_bytes = bundle_.trace ? bundle_.trace->buffer_bytes : 0;
+      programs_[instance] = std::make_unique<Program>(bundle_.pte, buffer_bytes);
+      if (programs_[instance]->loaded != executorch::runtime::Error::Ok) {
+        result.outcome = "refused";
+        result.message = "loading from file failed with error " + error_text(programs_[instance]->loaded);
+        return;
+      }
+    }
+  }
+
+  void call(size_t number, Result& result) {
+    const Call& call = bundle_.calls[number];
+    std::vector<Array> inputs;
+    for (const Input& input : call.inputs) {
+      inputs.push_back(given(input));
+    }
+    const Clock::time_point begun = Clock::now();
+    try {
+      const auto answer = programs_.at(call.instance)->call(call.method, inputs);
+      result.call_s.push_back(since(begun));
+      keep(number, call, answer);
+    } catch (const CallError& error) {
+      if (call.may_fail) {
+        result.errors[number] = error.what;
+        result.call_s.push_back(since(begun));
+      } else {
+        result.outcome = "failed";
+        result.message = error.what;
+      }
+    }
+  }
+
+  Array given(const Input& input) const {
+    if (input.kind == Input::Kind::array) {
+      return read_npy(input.file);
+    }
+    const auto found = held_.find({input.call, input.output});
+    if (found == held_.end()) {
+      throw CallError{"the output of an earlier call is missing: it failed"};
+    }
+    return input.kind == Input::Kind::argmax ? favoured(found->second) : found->second;
+  }
+
+  void keep(size_t number, const Call& call, const std::vector<executorch::runtime::EValue>& answer) {
+    for (size_t output = 0; output < answer.size(); ++output) {
+      if (wanted_.count({number, output}) != 0) {
+        held_[{number, output}] = to_array(answer[output]);
+      }
+    }
+    if (call.keep) {
+      write_npy(to_array(answer.at(0)), folder_ / numbered(number, ".npy"));
+    }
+    for (size_t place = 0; place < call.parts.size(); ++place) {
+      const Array whole = to_array(answer.at(call.parts[place].output));
+      write_npy(first_rows(whole, call.parts[place]), folder_ / numbered(number, "_" + std::to_string(place) + ".npy"));
+    }
+  }
+
+  const Bundle& bundle_;
+  std::filesystem::path folder_;
+  std::map<size_t, std::unique_ptr<Program>> programs_;
+  std::map<std::pair<size_t, size_t>, bool> wanted_;
+  std::map<std::pair<size_t, size_t>, Array> held_;
+};
+
+} // namespace
+
+int carry_out(const std::filesystem::path& folder) {
+  try {
+    const Bundle bundle = read_bundle(folder);
+    if (bundle.threads) {
+      set_threads(*bundle.threads);
+      kernel_threads() = *bundle.threads;
+    }
+    Session(bundle, folder).run().write(folder);
+    return 0;
+  } catch (const CallError& error) {
+    std::fprintf(stderr, "llava_main: %s\n", error.what.c_str());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "llava_main: %s\n", error.what());
+  }
+  return 2;
+}
+
+} // namespace runner

@@ -1,0 +1,163 @@
+"""`llava_main`, in C++ and in Python: the golden captions by the seed's command line, and clear words for bad inputs."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runner.native import NativeRunner
+from runner.tokenizer import BinTokenizer
+from tests.support import EMBEDDED_PTE
+from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.errors import RunnerError
+from verifier.golden import load_golden
+from verifier.model import prompt
+
+pytestmark = pytest.mark.xdist_group("runner")
+WORDS = "A chat between human large small red circle the a is it what's below ring  star éü 日本 🙂 \n\t <image> </s> 12 ASSISTANT: USER:"
+
+
+@pytest.fixture(scope="module")
+def artifacts(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """`tokenizer.bin`, and golden images as runners read them."""
+
+    def build(folder: Path) -> None:
+        from pytorch_tokenizers.llama2c import Llama2cTokenizer
+
+        from verifier.image_util import save_image_tensor
+        from verifier.model.preprocess import prepare_image, read_image
+
+        Llama2cTokenizer(str(EMBEDDED / "tokenizer.model")).export(str(folder / "tokenizer.bin"))
+        for name in ("odd_333x335", "pair_base"):
+            image = prepare_image(read_image(EMBEDDED / "images" / f"{name}.png"))
+            save_image_tensor(image, folder / f"{name}.npy")
+            save_image_tensor(image, folder / f"{name}.pt")
+
+    return once("runner-artifacts", build)
+
+
+def _command(kind: str, native: NativeRunner) -> list[str]:
+    return [str(native.binary)] if kind == "native" else [sys.executable, "-m", "runner.llava_main"]
+
+
+def _ask(command: list[str], **flags: object) -> subprocess.CompletedProcess[str]:
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    return subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("native", "npy"), ("python", "npy"), ("python", "pt")])
+@pytest.mark.parametrize("image", ["odd_333x335", "pair_base"])
+def test_golden_caption_by_the_seeds_command(
+    kind: str, suffix: str, image: str, artifacts: Path, native: NativeRunner
+) -> None:
+    """The prompt, the golden answer, a stopwatch line; exit status 0."""
+    golden = load_golden(EMBEDDED, open_checkpoint().sha256)
+    wanted = next(one for one in golden.images if one.name == image)
+    assert wanted.question == ""
+    done = _ask(
+        _command(kind, native),
+        model_path=EMBEDDED_PTE,
+        tokenizer_path=artifacts / "tokenizer.bin",
+        image_path=artifacts / f"{image}.{suffix}",
+        prompt="ASSISTANT:",
+        seq_len=768,
+        temperature=0,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"ASSISTANT: {wanted.text}\n"
+    stopwatch = done.stderr.splitlines()[-1]
+    tokens = len(wanted.ids) - 1
+    assert stopwatch.startswith("prefill ")
+    assert f"tokens/s ({tokens} tokens)" in stopwatch
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_answer_ends_at_seq_len(kind: str, artifacts: Path, native: NativeRunner) -> None:
+    """Three positions behind the prompt: four tokens; a prompt that does not fit is refused."""
+    flags = {
+        "model_path": EMBEDDED_PTE,
+        "tokenizer_path": artifacts / "tokenizer.bin",
+        "image_path": artifacts / "pair_base.npy",
+    }
+    whole = _ask(_command(kind, native), **flags)
+    length = int(whole.stderr.splitlines()[-1].split("(")[1].split()[0])
+    done = _ask(_command(kind, native), **flags, seq_len=length + 3)
+    assert done.returncode == 0
+    assert "(4 tokens)" in done.stderr
+    assert whole.stdout.startswith(done.stdout.rstrip("\n"))
+    short = _ask(_command(kind, native), **flags, seq_len=length - 1)
+    assert short.returncode == 2
+    assert str(length) in short.stderr
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"model_path": "none.pte"}, "no such program"),
+        ({"tokenizer_path": "none.bin"}, "no such tokenizer"),
+        ({"image_path": "none.npy"}, "no such image"),
+        ({"tokenizer_path": "{image}"}, "not a tokenizer.bin"),
+        ({"model_path": "{text}"}, "not a program of this runtime"),
+        ({"image_path": "{flat}"}, "not an image"),
+        ({"temperature": "-1"}, ""),
+        ({"seq_len": "0"}, ""),
+    ],
+)
+def test_bad_inputs_are_refused(
+    kind: str, flags: dict[str, str], said: str, artifacts: Path, native: NativeRunner, tmp_path: Path
+) -> None:
+    """Exit status 2, and what is wrong."""
+    np.save(tmp_path / "flat.npy", np.zeros(5, np.uint8))
+    (tmp_path / "x.pte").write_text("text " * 1000)
+    places = {"image": artifacts / "pair_base.npy", "text": tmp_path / "x.pte", "flat": tmp_path / "flat.npy"}
+    sound = {
+        "model_path": str(EMBEDDED_PTE),
+        "tokenizer_path": str(artifacts / "tokenizer.bin"),
+        "image_path": str(artifacts / "pair_base.npy"),
+    }
+    done = _ask(_command(kind, native), **(sound | {k: v.format(**places) for k, v in flags.items()}))
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:
+    """Ids of 300 odd texts, and the pieces back."""
+    ours, theirs = BinTokenizer(artifacts / "tokenizer.bin"), prompt.Tokenizer(EMBEDDED / "tokenizer.model")
+    rng = random.Random(0)
+    texts = ["", " two  blanks ", "ASSISTANT:"]
+    for _ in range(300):
+        texts.append(
+            "".join(rng.choice(WORDS.split(" ")) + rng.choice((" ", "", "  ")) for _ in range(rng.randint(1, 30)))
+        )
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text)
+        assert b"".join(ours.piece(i) for i in ids).decode() == (f" {text}" if text else "")
+    assert (ours.bos, ours.eos) == (theirs.bos_id, theirs.eos_id)
+
+
+def test_prompt_is_the_verifiers() -> None:
+    """Both runners begin as the definition's prompt does."""
+    from runner.llava_main import BEFORE_IMAGE
+
+    source = (Path(__file__).resolve().parents[2] / "runner" / "native" / "src" / "chat.cpp").read_text()
+    assert BEFORE_IMAGE == prompt.BEFORE_IMAGE
+    assert (
+        "".join(line.strip().strip('";') for line in source.split("kBeforeImage =\n")[1].splitlines()[:2])
+        == BEFORE_IMAGE
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"\xff" * 4096])
+def test_damaged_tokenizer_is_refused(tmp_path: Path, data: bytes) -> None:
+    """Whatever the bytes say."""
+    (tmp_path / "t.bin").write_bytes(data)
+    with pytest.raises(RunnerError, match=r"not a tokenizer\.bin"):
+        BinTokenizer(tmp_path / "t.bin")
