@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench fuzz native embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint test-slow bench fuzz native native-arm embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -39,6 +39,9 @@ fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 
 native: $(READY)  ## build llava_main, the C++ runner, for this machine
 	$(BIN)/python -m runner.native.build
+
+native-arm: $(READY)  ## cross-compile llava_main for aarch64 (needs Debian's g++-aarch64-linux-gnu)
+	$(BIN)/python -m runner.native.build --arch aarch64
 
 train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 	$(BIN)/python -m golden.llava_tiny.make.train --work build/train

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 import resource
 import sys
 import time
@@ -29,6 +30,7 @@ from runner.protocol import (
     output_path,
 )
 
+FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "sme", "fphp")
 KERNEL_LIBRARIES = (
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
     "kernels/quantized/libquantized_ops_aot_lib.so",
@@ -59,6 +61,14 @@ def _runtime() -> Any:
     for library in KERNEL_LIBRARIES:
         torch.ops.load_library(wheel / library)  # type: ignore[no-untyped-call]
     return _C
+
+
+def cpu_features() -> list[str]:
+    """What the kernel says of this CPU that matters to XNNPACK: vector and matrix extensions."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    listed = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return [name for name in listed.split() if name.startswith(FEATURES)]
 
 
 def _write(directory: Path, **fields: Any) -> None:
@@ -117,6 +127,7 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
         files = (bundle.trace.directory / name for name in (ETDUMP_FILE, BUFFER_FILE))
         programs[0].write_etdump_result_to_file(*(str(file) for file in files))
     fields["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    fields["isa"], fields["cpu_features"] = platform.machine(), cpu_features()
     fields["operators"] = sorted(_runtime()._get_operator_names())
     fields["versions"] = {name: importlib.metadata.version(name) for name in ("executorch", "torch")}
     _write(directory, **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ class LocalRunner:
     def name(self) -> str:
         """`local`."""
         return "local"
+
+    @property
+    def isa(self) -> str:
+        """That of this machine."""
+        return platform.machine()
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""

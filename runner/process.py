@@ -63,6 +63,8 @@ def _finished(folder: Path, bundle: Bundle, fields: dict[str, Any]) -> Result:
         peak_rss_bytes=fields["peak_rss_bytes"],
         versions=fields["versions"],
         operators=tuple(fields["operators"]),
+        isa=str(fields["isa"]),
+        cpu_features=tuple(str(name) for name in fields["cpu_features"]),
     )
 
 

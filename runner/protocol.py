@@ -89,7 +89,7 @@ class Result:
     """What a runner brings back.
 
     `outputs` by call number, `further` parts by call and place, and the `errors` of calls that might fail. `call_s`: one
-    time per finished call.
+    time per finished call. `isa` and `cpu_features` are of the machine that ran it, emulated or not.
     `operators` are those that the runtime has kernels for.
     """
 
@@ -103,6 +103,8 @@ class Result:
     peak_rss_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     operators: tuple[str, ...] = field(default=(), repr=False)
+    isa: str = ""
+    cpu_features: tuple[str, ...] = ()
 
     @property
     def finished_calls(self) -> int:
@@ -116,6 +118,11 @@ class Runner(Protocol):
     @property
     def name(self) -> str:
         """As given to `--target`."""
+        ...
+
+    @property
+    def isa(self) -> str:
+        """Architecture of the machine that runs the program, emulated or not, as `uname -m` says it."""
         ...
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:

@@ -19,6 +19,7 @@ from torch import Tensor
 from runner.local import LocalRunner
 from runner.native import NativeRunner, find_binary
 from runner.protocol import Bundle, Result, Runner
+from runner.qemu import make_qemu_runner
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.audit.run import Audit, audit_weights
@@ -118,7 +119,10 @@ def make_runner(target: str) -> Runner:
         return LocalRunner()
     if target == "native":
         return NativeRunner(find_binary())
-    raise UsageError("unknown target", got=target, expected="local or native", fix="give --target local")
+    if target == "qemu" or target.startswith("qemu:"):
+        return make_qemu_runner(target)
+    expected = "local, native or qemu[:CPU]"
+    raise UsageError("unknown target", got=target, expected=expected, fix="give --target local")
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
@@ -355,20 +359,22 @@ def _question(opened: Opened) -> str:
 
 
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
-    from verifier.export.manifest import cpu_kind
-
-    kind = cpu_kind()
+    """The machine that ran the program, as its runner says."""
+    ran = evidence.runtime.conversations
     return {
         "name": opened.runner.name,
-        "isa": platform.machine(),
-        "cpu_features": [kind["capability"]],
-        "versions": evidence.runtime.conversations.versions,
+        "isa": opened.runner.isa,
+        "cpu_features": list(ran.cpu_features),
+        "versions": ran.versions,
     }
 
 
-def run_checks(checks: tuple[Check, ...], evidence: Evidence) -> list[CheckResult]:
-    """All results of all checks, in registry order."""
-    return [result for check in checks for result in check.run(check, evidence)]
+def run_checks(opened: Opened, evidence: Evidence) -> list[CheckResult]:
+    """All results of all checks, in registry order. On a machine of another kind than this one the kernels that ran are the
+    device's, and so is the step."""
+    results = [result for check in opened.checks for result in check.run(check, evidence)]
+    foreign = opened.runner.isa != platform.machine()
+    return [replace(r, step="device") if foreign and r.step == "kernel" else r for r in results]
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:
@@ -381,7 +387,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
             opened = open_request(request)
         evidence = gather(opened, progress)
         with progress.stage("checks"):
-            results = run_checks(opened.checks, evidence)
+            results = run_checks(opened, evidence)
     judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)
     usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from runner.process import run_child
 from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError
 
-BINARY = Path(__file__).resolve().parents[2] / "build" / "native" / "llava_main"
+_BUILD = Path(__file__).resolve().parents[2] / "build"
+BINARY = _BUILD / "native" / "llava_main"
+ARM_BINARY = _BUILD / "native-aarch64" / "llava_main"
 
 
 def find_binary() -> Path:
@@ -35,6 +38,11 @@ class NativeRunner:
     def name(self) -> str:
         """`native`."""
         return "native"
+
+    @property
+    def isa(self) -> str:
+        """That of this machine."""
+        return platform.machine()
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""

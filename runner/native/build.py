@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.native import BINARY
+from runner.native import ARM_BINARY, BINARY
 from verifier.errors import RunnerError, VerifierError
 
 SOURCE = Path(__file__).resolve().parent
@@ -29,43 +32,68 @@ def _tool(name: str, package: str) -> Path:
 
 def _wheel() -> Path:
     spec = importlib.util.find_spec("executorch")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    config = next((Path(p) / "share" / "cmake" for p in places if (Path(p) / "share" / "cmake").is_dir()), None)
-    if config is None:
-        raise RunnerError("the installed executorch has no CMake package", expected="executorch 1.5.1 from PyPI")
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    return _package(places[0].parent if places else Path(), "the installed executorch")
+
+
+def _package(site: Path, what: str) -> Path:
+    config = site / "executorch" / "share" / "cmake"
+    if not config.is_dir():
+        raise RunnerError(f"{what} has no CMake package", where=site, expected="executorch 1.5.1 from PyPI")
     return config
 
 
-def build(out: Path = BINARY.parent) -> Path:
-    """Build into a folder, again only what changed; the path of the binary. Raises `RunnerError` with the compiler's words."""
+def _foreign_wheel(arch: str, folder: Path) -> Path:
+    """The wheel of the installed ExecuTorch's version for another architecture, unpacked; fetched once."""
+    version = importlib.metadata.version("executorch")
+    site = folder / f"executorch-{version}"
+    if not site.is_dir():
+        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        words += ["--platform", f"manylinux_2_28_{arch}", "--python-version", "3.11", "--dest", str(folder)]
+        _run([*words, f"executorch=={version}"], "the wheel of ExecuTorch cannot be fetched", folder)
+        wheel = next(folder.glob(f"executorch-{version}-*_{arch}.whl"))
+        partial = Path(tempfile.mkdtemp(dir=folder))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial)
+        partial.rename(site)
+    return _package(site, f"the wheel for {arch}")
+
+
+def _run(words: Sequence[object], what: str, where: Path) -> None:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-_TAIL:]
+        raise RunnerError(what, got=said, where=where, fix="see its first error")
+
+
+def build(out: Path = BINARY.parent, *, arch: str | None = None) -> Path:
+    """Build into a folder, again only what changed; the path of the binary. `arch` cross-compiles.
+
+    Raises `RunnerError` with the compiler's words, or with what to install.
+    """
     cmake, ninja = _tool("cmake", "pip install 'cmake>=3.28'"), _tool("ninja", "pip install ninja")
-    _tool("g++", "apt-get install g++ (12 or newer)")
     out.mkdir(parents=True, exist_ok=True)
-    configure = [
-        cmake,
-        "-G",
-        "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={ninja}",
-        f"-Dexecutorch_DIR={_wheel()}",
-        "-S",
-        SOURCE,
-        "-B",
-        out,
-    ]
-    for words in (configure, [cmake, "--build", out]):
-        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stdout + done.stderr)[-_TAIL:]
-            raise RunnerError("llava_main cannot be built", got=said, where=out, fix="see the compiler's first error")
+    words: list[object] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", SOURCE, "-B", out]
+    if arch is None:
+        _tool("g++", "apt-get install g++ (12 or newer)")
+        words.append(f"-Dexecutorch_DIR={_wheel()}")
+    else:
+        compiler = _tool(f"{arch}-linux-gnu-g++", f"apt-get install g++-{arch}-linux-gnu")
+        words += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={arch}"]
+        words.append(f"-Dexecutorch_DIR={_foreign_wheel(arch, out)}")
+    _run(words, "llava_main cannot be configured", out)
+    _run([cmake, "--build", out], "llava_main cannot be built", out)
     return out / BINARY.name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 built, 2 not."""
     parser = argparse.ArgumentParser(prog="python -m runner.native.build", description="Build llava_main.")
-    parser.add_argument("--out", type=Path, default=BINARY.parent)
+    parser.add_argument("--arch", choices=("aarch64",), help="cross-compile (default: for this machine)")
+    parser.add_argument("--out", type=Path, help="build folder (default: build/native, build/native-aarch64)")
+    options = parser.parse_args(arguments)
     try:
-        print(build(parser.parse_args(arguments).out))
+        print(build(options.out or (ARM_BINARY if options.arch else BINARY).parent, arch=options.arch))
     except VerifierError as error:
         print(error, file=sys.stderr)
         return 2

@@ -199,6 +199,7 @@ class _FaultyRunner:
     """A runtime whose batched matrix product and all that follows it in a delegate is off by a hundredth."""
 
     name: str = "faulty"
+    isa: str = "x86_64"
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Run the cut for real, and spoil what a faulty kernel would have spoilt."""

@@ -2,7 +2,8 @@
 
 Rounding in fp32 has unit roundoff u = 2^-24. Every operation passes on the errors of its operands by its derivative and adds
 its own: one rounding for IEEE operations, a stated number of units for XNNPACK's polynomials, and for a sum of K products
-4 (sqrt(K) + 1) u times the sum of their magnitudes, since order and blocking are the kernel's own affair (Higham 2002,
+4 (sqrt(K) + 1) u times the sum of their magnitudes (and for a linear on dynamically quantized rows a step of every activation
+that lies within fp32's rounding of a tie), since order and blocking are the kernel's own affair (Higham 2002,
 Accuracy and Stability, ch. 3 and 4; the errors of K roundings add up like sqrt(K), and 4 is almost seven standard
 deviations of their uniform distribution). Nothing here is fitted: a bound holds for any
 kernel that computes the operation in fp32. Values of int8 have no bound; they are judged in steps.
@@ -74,7 +75,8 @@ def _linear(node: Node, values: Context, bounds: dict[int, Tensor]) -> Tensor:
     dynamic = isinstance(values.fact(node.inputs[0]).quantization, PerToken)
     x = dequantize_rows(first).abs() if isinstance(first, QuantizedRows) else values.real(node.inputs[0]).double().abs()
     passed = torch.zeros(()).double() if dynamic else _bound(values, bounds, node.inputs[0]) @ weights
-    return sum_units(weights.shape[0]) * UNIT * (x @ weights) + passed
+    tipped = (first.tied * first.scale.double()) @ weights if isinstance(first, QuantizedRows) else 0.0
+    return sum_units(weights.shape[0]) * UNIT * (x @ weights) + passed + tipped
 
 
 def _binary(node: Node, values: Context, bounds: dict[int, Tensor], out: Tensor) -> Tensor:

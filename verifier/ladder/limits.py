@@ -14,7 +14,7 @@ ALLOWED_OFF = 1e-3
 """int8: another order of a sum may tip a tie, by one step, on at most 0.1 % of elements (measured: 5.5e-5)."""
 ALLOWED_LINEAR_DB = 120.0
 """4-bit linears, local. The interpreter repeats XNNPACK's arithmetic exactly, so only the order of fp32 sums is left
-(measured: no difference at all with AVX-512; 133 dB and more in the prototype)."""
+and, on other vector units, ties of the activations, which the bound holds (measured: no difference at all with AVX-512)."""
 
 ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
 """A decoder block against the eager quantized rung: rounding before a linear may tip ties of its int8 rows. Rounding every

@@ -14,6 +14,7 @@
 #include <executorch/runtime/kernel/operator_registry.h>
 
 #include "bundle.hpp"
+#include "cpu.hpp"
 #include "engine.hpp"
 #include "kernels.hpp"
 #include "npy.hpp"
@@ -72,6 +73,12 @@ struct Result {
     comma = "";
     for (const auto& kernel : executorch::runtime::get_registered_kernels()) {
       text += comma + quoted(kernel.name_);
+      comma = ", ";
+    }
+    text += "], \"isa\": " + quoted(isa()) + ", \"cpu_features\": [";
+    comma = "";
+    for (const std::string& name : cpu_features()) {
+      text += comma + quoted(name);
       comma = ", ";
     }
     text += "], \"versions\": {\"llava_main\": \"1\", \"executorch\": " + quoted(EXECUTORCH_VERSION) + "}}\n";
