@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.native import ARM_BINARY
+from runner.native import find_arm_binary
 from runner.process import run_child
 from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError, UsageError
@@ -65,6 +65,4 @@ def make_qemu_runner(target: str) -> QemuRunner:
             expected=SYSROOT,
             fix="apt-get install libc6-arm64-cross libstdc++6-arm64-cross",
         )
-    if not ARM_BINARY.is_file():
-        raise RunnerError("the aarch64 runner is not built", expected=ARM_BINARY, fix="run make native-arm")
-    return QemuRunner(cpu, Path(emulator), ARM_BINARY)
+    return QemuRunner(cpu, Path(emulator), find_arm_binary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from filelock import FileLock
 # before torch is imported: with several workers and their children on two cores, threads of OpenMP wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from runner.native import NativeRunner
+from runner.native.build import build
+from runner.qemu import EMULATORS, QemuRunner
 from tests.support import EMBEDDED_PTE, make_micro_checkpoint, make_micro_model
 from verifier.checkpoint import Checkpoint, open_checkpoint
 
@@ -63,3 +67,19 @@ def micro_model(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 def micro(micro_model: Path) -> Checkpoint:
     """The micro checkpoint."""
     return open_checkpoint(micro_model)
+
+
+@pytest.fixture(scope="session")
+def native(once: Callable[[str, Callable[[Path], None]], Path]) -> NativeRunner:
+    """`llava_main`, built from this tree."""
+    return NativeRunner(once("native", lambda folder: print(build(folder))) / "llava_main")
+
+
+@pytest.fixture(scope="session")
+def emulated(once: Callable[[str, Callable[[Path], None]], Path]) -> QemuRunner:
+    """The aarch64 `llava_main` under qemu, where compiler and emulator are installed."""
+    emulator = next((found for name in EMULATORS if (found := shutil.which(name))), None)
+    if emulator is None or shutil.which("aarch64-linux-gnu-g++") is None:
+        pytest.skip("needs Debian's qemu-user-static and g++-aarch64-linux-gnu")
+    folder = once("native-aarch64", lambda folder: print(build(folder, arch="aarch64")))
+    return QemuRunner("cortex-a76", Path(emulator), folder / "llava_main")

@@ -18,13 +18,19 @@ ARM_BINARY = _BUILD / "native-aarch64" / "llava_main"
 
 def find_binary() -> Path:
     """The built runner: `LLAVA_MAIN` if it is set, else the one of `make native`. Raises `RunnerError` if there is none."""
-    path = Path(os.environ.get("LLAVA_MAIN", BINARY))
+    fix = "run make native (needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main"
+    return _existing(Path(os.environ.get("LLAVA_MAIN", BINARY)), "the native runner is not built", fix)
+
+
+def find_arm_binary() -> Path:
+    """The same for aarch64: `LLAVA_MAIN_AARCH64`, or the one of `make native-arm`."""
+    fix = "run make native-arm (needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_AARCH64 to a llava_main for aarch64"
+    return _existing(Path(os.environ.get("LLAVA_MAIN_AARCH64", ARM_BINARY)), "the aarch64 runner is not built", fix)
+
+
+def _existing(path: Path, what: str, fix: str) -> Path:
     if not path.is_file():
-        raise RunnerError(
-            "the native runner is not built",
-            expected=path,
-            fix="run make native (needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main",
-        )
+        raise RunnerError(what, expected=path, fix=fix)
     return path
 
 
