@@ -14,6 +14,8 @@ from typing import Any
 from runner.protocol import Bundle, Outcome, Result, load_further, load_outputs, save_bundle
 from verifier.errors import RunnerError
 
+LONGEST_S = 86_400.0
+"""A day: `poll` takes no more than 2^31 milliseconds, and no bundle is worth waiting longer for."""
 _TAIL = 2000
 
 
@@ -35,7 +37,7 @@ def run_child(
                 env=os.environ | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=timeout_s,
+                timeout=min(timeout_s, LONGEST_S),
                 check=False,
             )
         except subprocess.TimeoutExpired:

@@ -147,3 +147,9 @@ def test_endings_of_a_child_have_names(
     result = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
     assert result.outcome == outcome
     assert said in result.message
+
+
+def test_limit_of_years_is_cut_to_a_day(runner: Runner) -> None:
+    """An emulated bundle of many calls may ask for more than the system can wait."""
+    result = runner.run(Bundle(EMBEDDED_PTE, (Call("token_embedding", (np.array([[5]]),)),)), timeout_s=1e9)
+    assert result.outcome == "ok"
