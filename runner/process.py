@@ -29,7 +29,12 @@ def run_child(
     """
     with tempfile.TemporaryDirectory(prefix="verifier-") as name:
         folder = Path(name)
-        save_bundle(bundle, folder)
+        try:
+            save_bundle(bundle, folder)
+        except OSError as error:
+            if _is_full(str(error)):
+                raise _no_space(folder) from error
+            raise
         words = list(command(folder))
         try:
             child = subprocess.run(
@@ -47,9 +52,20 @@ def run_child(
         if child.returncode == 0 and (folder / "result.json").is_file():
             return _finished(folder, bundle, json.loads((folder / "result.json").read_text()))
         errors = child.stderr.decode(errors="replace")[-_TAIL:]
+        if child.returncode > 0 and _is_full(errors):
+            raise _no_space(folder)
         if child.returncode == 2 or (child.returncode > 0 and "Traceback" in errors):
             raise RunnerError("the child process failed in its own code", got=errors, where=" ".join(words[:3]))
         return _unfinished(folder, bundle, "crashed", f"{_ending(child.returncode)}: {_last_lines(errors)}")
+
+
+def _is_full(text: str) -> bool:
+    """Whether an error speaks of a full disk: the system's words, NumPy's for a short write, the C++ runner's."""
+    return any(words in text for words in ("No space left", " requested and ", "is the disk full?"))
+
+
+def _no_space(folder: Path) -> RunnerError:
+    return RunnerError("no space is left for a bundle and its results", where=folder, fix="free some, or set TMPDIR")
 
 
 def _finished(folder: Path, bundle: Bundle, fields: dict[str, Any]) -> Result:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +155,31 @@ def test_limit_of_years_is_cut_to_a_day(runner: Runner) -> None:
     """An emulated bundle of many calls may ask for more than the system can wait."""
     result = runner.run(Bundle(EMBEDDED_PTE, (Call("token_embedding", (np.array([[5]]),)),)), timeout_s=1e9)
     assert result.outcome == "ok"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("inputs_bytes", [1 << 19, 1 << 10], ids=["inputs", "outputs"])
+def test_full_disk_has_its_name(
+    runner: Runner, small_disk: Path, monkeypatch: pytest.MonkeyPatch, inputs_bytes: int
+) -> None:
+    """What goes in does not fit, or what comes out; nothing is left behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    ids = np.full((1, 96), 5)
+    extra = (Call("token_embedding", (np.zeros(inputs_bytes // 8, np.int64),), may_fail=True),)
+    calls = (*(Call("token_embedding", (ids,)) for _ in range(4)), *extra)
+    with pytest.raises(RunnerError, match="no space is left"):
+        runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    assert list(small_disk.iterdir()) == []
