@@ -137,6 +137,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
         lines.append(f"threads {bundle.threads}")
     if bundle.trace is not None:
         lines.append(f"trace {bundle.trace.buffer_bytes} {bundle.trace.directory.resolve()}")
+    written: dict[int, str] = {}  # an array that several calls are given is one file
     for number, call in enumerate(bundle.calls):
         lines.append(f"call {call.keep:d} {call.may_fail:d} {call.instance} {call.method}")
         for position, value in enumerate(call.inputs):
@@ -147,8 +148,9 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                     )
                 words = f"argmax {value.call}" if isinstance(value, ArgmaxOf) else f"output {value.call} {value.output}"
             else:
-                name = f"in_{number:05d}_{position}.npy"
-                _save_array(np.array(value, order="C"), directory / name)
+                name = written.setdefault(id(value), f"in_{number:05d}_{position}.npy")
+                if not (directory / name).exists():
+                    _save_array(np.array(value, order="C"), directory / name)
                 words = f"array {name}"
             lines.append(f"in {words}")
         lines += [f"part {part.output} {part.axis} {part.length}" for part in call.further]

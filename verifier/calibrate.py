@@ -33,7 +33,8 @@ from verifier.files import replacing
 from verifier.golden import TOLERANCE_SCHEMA
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
-from verifier.pipeline import Opened, Request, gather, open_request
+from verifier.opening import Opened, Request, open_request
+from verifier.pipeline import gather
 from verifier.progress import Progress, hushed
 
 SPREADS, UPPER_SPREADS = 4.0, 3.0
@@ -41,6 +42,8 @@ SPREADS, UPPER_SPREADS = 4.0, 3.0
 BOOTSTRAP_LEAST, RESAMPLES = 8, 4000
 FLOOR = 0.05
 """A margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing."""
+MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*", "weights.*")
+"""Checks whose evidence is needed here; what is traced is traced anew, on every image."""
 DIRECTION = {"_db": 1, "agreement": 1}
 
 
@@ -203,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         progress = Progress()
         files = [options.pte] * options.repeats + options.variant
-        requests = [Request(path, options.model) for path in files]
+        requests = [Request(path, options.model, checks=MEASURED) for path in files]
         opened = [open_request(request) for request in requests]
         names = {one.recipe.name for one in opened}
         if len(names) > 1:

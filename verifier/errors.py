@@ -23,6 +23,11 @@ class VerifierError(Exception):
         details = (("got", got), ("expected", expected), ("where", where), ("to fix", fix))
         super().__init__("\n".join([what, *(f"  {name}: {value}" for name, value in details if value is not None)]))
 
+    @property
+    def one_line(self) -> str:
+        """The text for a place where a line break would not do."""
+        return str(self).replace("\n  ", "; ")
+
 
 class UsageError(VerifierError):
     """The command line cannot be carried out as given."""

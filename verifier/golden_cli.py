@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verifier.checkpoint import Checkpoint, open_checkpoint, sha256_of_file
-from verifier.errors import GoldenError, UsageError, VerifierError
+from verifier.errors import UsageError, VerifierError
 from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
@@ -34,7 +34,7 @@ ANSWER_TOKENS = 40
 
 
 def answer(checkpoint: Checkpoint, definition: Definition, path: Path, *, kind: str, question: str) -> dict[str, Any]:
-    """The golden entry of an image in `images/` beside the checkpoint: the fp32 model's greedy answer with its margins."""
+    """The golden entry of an image that is in `images/` beside the checkpoint, or will be: the fp32 model's greedy answer with its margins."""
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
     sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
@@ -54,7 +54,7 @@ def answer(checkpoint: Checkpoint, definition: Definition, path: Path, *, kind: 
 def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, Any]], reason: str) -> Path:
     """Write `golden.json`, whole or not at all; what was said before about why stays in it."""
     path = folder / "golden.json"
-    history: list[dict[str, str]] = json.loads(path.read_bytes()).get("history", []) if path.is_file() else []
+    history = _text(folder).get("history", [])
     text = {
         "schema": GOLDEN_SCHEMA,
         "checkpoint_sha256": checkpoint.sha256,
@@ -67,9 +67,18 @@ def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, 
     return path
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
+def _text(folder: Path) -> dict[str, Any]:
+    """What `golden.json` holds, nothing if there is none yet. It has been through `load_golden`, or is about to be."""
     path = folder / "golden.json"
-    found: list[dict[str, Any]] = json.loads(path.read_bytes())["images"] if path.is_file() else []
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
+
+
+def _owned(checkpoint: Checkpoint, folder: Path) -> list[dict[str, Any]]:
+    """The entries there are. Raises `GoldenError` for a set that cannot be read or belongs to another checkpoint."""
+    if (folder / "golden.json").is_file():
+        load_golden(folder, checkpoint.sha256)
+    found: list[dict[str, Any]] = _text(folder).get("images", [])
     return found
 
 
@@ -81,33 +90,31 @@ def _show(checkpoint: Checkpoint, golden: GoldenSet) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(f"{golden.path}  checkpoint {checkpoint.name} {checkpoint.sha256[:16]}…", highlight=False)
     console.print(table)
-    text = json.loads(golden.path.read_bytes())
-    for entry in text.get("history", []):
+    for entry in _text(golden.path.parent).get("history", []):
         console.print(f"{entry['date']}  {entry['reason']}", highlight=False)
 
 
 def _add(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> Path:
     source: Path = options.image
     name = source.stem
-    entries = _entries(folder)
-    if entries:
-        load_golden(folder, checkpoint.sha256)  # refuses a set that belongs to another checkpoint
+    entries = _owned(checkpoint, folder)
     if any(entry["name"] == name for entry in entries):
         raise UsageError("there is a golden image of this name", got=name, fix="use update, or rename the file")
     read_image(source)
-    (folder / "images").mkdir(exist_ok=True)
     target = folder / "images" / source.name
-    if not (target.exists() and target.samefile(source)):
-        if target.exists():
-            raise UsageError("another file of this name is in the way", got=target, fix="rename the image")
+    here = target.exists() and target.samefile(source)
+    if target.exists() and not here:
+        raise UsageError("another file of this name is in the way", got=target, fix="rename the image")
+    entry = answer(checkpoint, build_definition(checkpoint), source, kind=options.kind, question=options.question)
+    if not here:
+        target.parent.mkdir(exist_ok=True)
         shutil.copy(source, target)
-    entry = answer(checkpoint, build_definition(checkpoint), target, kind=options.kind, question=options.question)
     print(f"{name}: {entry['text']!r}, least margin {min(entry['margins']):.2f}")
     return write_entries(checkpoint, folder, [*entries, entry], options.reason)
 
 
 def _update(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> Path:
-    entries = _entries(folder)
+    entries = _owned(checkpoint, folder)
     names = [entry["name"] for entry in entries]
     unknown = sorted(set(options.names) - set(names))
     if unknown or not entries:
@@ -163,9 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with hushed():
             path = (_add if options.command == "add" else _update)(checkpoint, folder, options)
         print(f"written: {path}")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        print(GoldenError("golden data cannot be read", got=f"{type(error).__name__}: {error}"), file=sys.stderr)
-        return 2
     except VerifierError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,6 +11,10 @@ from scipy import special, stats
 Array = NDArray[np.floating]
 
 
+EQUAL_DB = 400.0
+"""SQNR of equal arrays, and the largest there is."""
+
+
 @dataclass(frozen=True)
 class Mismatch:
     """Why two arrays cannot be compared at all; `index` is the first non-finite element."""
@@ -36,12 +40,12 @@ def comparable(*, actual: Array, expected: Array) -> Mismatch | None:
 
 
 def sqnr_db(*, actual: Array, expected: Array) -> float:
-    """Signal to noise in dB: 10 log10(sum expected^2 / sum (actual - expected)^2); capped at 400 for equal arrays."""
+    """Signal to noise in dB: 10 log10(sum expected^2 / sum (actual - expected)^2); capped at `EQUAL_DB` for equal arrays."""
     signal = float(np.square(expected, dtype=np.float64).sum())
     noise = float(np.square(actual.astype(np.float64) - expected).sum())
     if noise == 0.0:
-        return 400.0
-    return -400.0 if signal == 0.0 else float(np.clip(10 * np.log10(signal / noise), -400, 400))
+        return EQUAL_DB
+    return -EQUAL_DB if signal == 0.0 else float(np.clip(10 * np.log10(signal / noise), -EQUAL_DB, EQUAL_DB))
 
 
 def row_sqnr_db(*, actual: Array, expected: Array) -> Array:

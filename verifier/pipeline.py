@@ -16,24 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.local import LocalRunner
-from runner.native import NativeRunner, find_binary
-from runner.protocol import Bundle, Result, Runner
-from runner.qemu import make_qemu_runner
-from verifier.artifact.program import Artifact, open_artifact
-from verifier.audit.assign import list_parameters
+from runner.protocol import Bundle, Result
+from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
-from verifier.checkpoint import Checkpoint, open_checkpoint
-from verifier.checks.common import Check
-from verifier.checks.registry import select
-from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError, VerifierError
+from verifier.checkpoint import Checkpoint
+from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
     LAST_TOKENS,
     USER,
     Evidence,
     FullAnswer,
     RuntimeEvidence,
-    Subjects,
     collect_cases,
     collect_vocabulary,
     conversation_bundle,
@@ -43,22 +36,16 @@ from verifier.evidence import (
     reference_answers,
     run_bundle,
 )
-from verifier.export.manifest import Manifest, read_manifest
 from verifier.golden import (
-    Expectation,
     GoldenImage,
     GoldenSet,
     Tolerances,
-    load_expectation,
-    load_golden,
     load_tolerances,
 )
-from verifier.ladder.align import list_blocks
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.keymap import map_keys
-from verifier.model.preprocess import read_image
 from verifier.model.prompt import Tokenizer
+from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
@@ -69,33 +56,6 @@ from verifier.verdict import Judgement, judge_run
 USER_ANSWER_TOKENS = 64
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
 """Families that look at the golden conversations."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a face asks for."""
-
-    pte: Path
-    model: str | None = None
-    target: str = "local"
-    checks: tuple[str, ...] = ()
-    allow_partial: bool = False
-    image: Path | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Everything that can be refused, read and found to belong together. Nothing has run yet."""
-
-    request: Request
-    artifact: Artifact
-    manifest: Manifest | None
-    checkpoint: Checkpoint
-    recipe: Recipe
-    checks: tuple[Check, ...]
-    golden: GoldenSet
-    expectation: Expectation | None
-    runner: Runner
 
 
 @dataclass(frozen=True)
@@ -111,89 +71,6 @@ class Run:
     wall_s: float
     peak_rss_bytes: int
     partial: bool
-
-
-def make_runner(target: str) -> Runner:
-    """The runner of a target. Raises `UsageError` for one that is unknown."""
-    if target == "local":
-        return LocalRunner()
-    if target == "native":
-        return NativeRunner(find_binary())
-    if target == "qemu" or target.startswith("qemu:"):
-        return make_qemu_runner(target)
-    expected = "local, native or qemu[:CPU]"
-    raise UsageError("unknown target", got=target, expected=expected, fix="give --target local")
-
-
-def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
-    if manifest is None:
-        return
-    if manifest.checkpoint_sha256 != checkpoint.sha256:
-        raise CheckpointError(
-            "this checkpoint is not the one that the artifact was made from",
-            got=f"{checkpoint.name} {checkpoint.sha256[:16]}",
-            expected=f"{manifest.checkpoint_id} {manifest.checkpoint_sha256[:16]}",
-            where=checkpoint.directory,
-            fix="give --model the checkpoint of the manifest, or export this checkpoint",
-        )
-    if manifest.recipe.max_seq_len != artifact.max_seq_len:
-        raise ManifestError(
-            "the manifest belongs to another file: its max_seq_len is not the program's",
-            got=f"get_max_seq_len {artifact.max_seq_len}",
-            expected=manifest.recipe.max_seq_len,
-            where=artifact.path,
-            fix="put the manifest of this very file beside it, or remove it",
-        )
-
-
-def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a file without manifest: the exporter's defaults, with what the file itself tells."""
-    from verifier.artifact.program import TensorFacts
-    from verifier.export.run import default_group_size
-
-    operators = artifact.methods["text_decoder"].operators
-    image = artifact.methods["vision_encoder"].inputs[0]
-    return Recipe(
-        max_seq_len=artifact.max_seq_len,
-        max_context_len=artifact.max_seq_len,
-        group_size=default_group_size(checkpoint.geometry.text.width),
-        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
-        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
-    )
-
-
-def open_request(request: Request) -> Opened:
-    """Read everything that a verification needs. Raises `VerifierError` subclasses; see there for what they say."""
-    runner = make_runner(request.target)
-    expectation = load_expectation(request.model)
-    checks = select(request.checks, with_image=request.image is not None, with_expectation=expectation is not None)
-    if request.image is not None:
-        read_image(request.image)
-    artifact = open_artifact(request.pte)
-    artifact.max_seq_len  # noqa: B018  refused here if the file does not say
-    manifest = read_manifest(request.pte)
-    checkpoint = open_checkpoint(request.model)
-    _check_belonging(artifact, manifest, checkpoint)
-    recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
-    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
-
-
-def planned_cases(opened: Opened) -> list[tuple[str, str]]:
-    """(check id, case) of everything that a run will give, without running."""
-    subjects = subjects_of(opened)
-    return [(check.id, case) for check in opened.checks for case in check.cases(subjects)]
-
-
-def subjects_of(opened: Opened) -> Subjects:
-    """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model."""
-    checkpoint = opened.checkpoint
-    parameters = list_parameters(map_keys(checkpoint.keys, checkpoint.geometry))
-    return Subjects(
-        tuple(image.name for image in opened.golden.images),
-        tuple(parameter.name for parameter in parameters),
-        list_blocks(checkpoint.geometry),
-    )
 
 
 def _wants(opened: Opened, *families: str) -> bool:
@@ -218,7 +95,7 @@ def _compare_layers(
         return None
     if isinstance(audit, VerifierError):
         culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
-        return LayerEvidence({}, None, problem=str(audit), culprit=culprit)
+        return LayerEvidence({}, None, problem=audit.one_line, culprit=culprit)
     return compare_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, traced, opened.runner)
 
 
@@ -237,12 +114,11 @@ def _probe_cache(opened: Opened, image: Tensor) -> CacheEvidence | None:
     return ask_cache(opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
 
 
-def _ask_threads(opened: Opened, image: Tensor) -> ThreadEvidence | None:
+def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence | None:
     """The repetitions, None if no check wants them."""
     if not _wants(opened, "threads."):
         return None
-    table = embedding_table(opened.checkpoint).numpy()
-    return ask_threads(opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
+    return ask_threads(opened.artifact, table.numpy(), image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
 
 
 def gather(opened: Opened, progress: Progress) -> Evidence:
@@ -271,7 +147,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
                 artifact, samples, patches=geometry.vision.patches, vocabulary=geometry.text.vocabulary
             )
             answered = children.submit(_converse, opened, made.bundle)
-            repeated = children.submit(_ask_threads, opened, samples[0].image)
+            repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
             answers = reference_answers(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -322,10 +198,11 @@ def _one_core_for_children() -> Iterator[None]:
 
 
 def _converse(opened: Opened, bundle: Bundle) -> Result:
-    """The golden conversations, if a check wants them; no call at all if only the runtime's operators are asked for."""
+    """The golden conversations, if a check wants them; no call at all if others only want to know what ran: operators,
+    versions, CPU features. The audit of weights alone runs nothing."""
     if _wants(opened, *CONVERSING):
         return run_bundle(opened.runner, bundle)
-    if _wants(opened, "structure."):
+    if _wants(opened, "structure.", "layers.", "kvcache.", "threads."):
         return run_bundle(opened.runner, replace(bundle, calls=()))
     return Result("ok", "no check asked for a conversation")
 

@@ -60,7 +60,7 @@ class _Gate:
     """Collects the planned cases and answers them from one report."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from verifier.pipeline import Request
+        from verifier.opening import Request
 
         patterns = tuple(g.strip() for g in str(config.getoption("--pte-checks")).split(",") if g.strip())
         self.request = Request(
@@ -78,7 +78,7 @@ class _Gate:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self, session: pytest.Session) -> None:
         """Refuse what cannot be verified before anything is collected."""
-        from verifier.pipeline import open_request, planned_cases
+        from verifier.opening import open_request, planned_cases
 
         try:
             self.planned = planned_cases(open_request(self.request))

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
     try:
-        from verifier.pipeline import Request, verify
+        from verifier.opening import Request
+        from verifier.pipeline import verify
         from verifier.progress import Progress
         from verifier.report.as_json import write_json
         from verifier.report.as_junit import write_junit

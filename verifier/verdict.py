@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from verifier.metrics import EQUAL_DB
 from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
@@ -65,8 +66,6 @@ def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool 
 
 EXACT = ("compared", "wrong", "overlaps", "handovers_broken", "cache_bytes", "different", "differing")
 """Measures that are met or not: they have no share."""
-SAME_BITS_DB = 400.0
-"""SQNR of equal arrays: where that is demanded, nothing else is near."""
 
 
 def share_of_tolerance(result: CheckResult) -> tuple[float, str] | None:
@@ -75,7 +74,7 @@ def share_of_tolerance(result: CheckResult) -> tuple[float, str] | None:
     for key, bound in result.allowed.items():
         value = result.measured.get(key)
         numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) and x for x in (value, bound))
-        met_or_not = key in EXACT or (key.endswith("_db") and bound == SAME_BITS_DB)
+        met_or_not = key in EXACT or (key.endswith("_db") and bound == EQUAL_DB)
         if numeric and value is not None and not met_or_not:
             larger_is_better = key.endswith("_db") or key in ("logits.top1_agreement", "planned_bytes")
             shares.append((float(bound / value if larger_is_better else value / bound), key))

@@ -20,7 +20,8 @@ from verifier.golden import load_golden
 from verifier.metrics import sqnr_db
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
-from verifier.pipeline import Request, verify
+from verifier.opening import Request
+from verifier.pipeline import verify
 from verifier.progress import hushed
 from verifier.reference import answer_sample, load_sample
 

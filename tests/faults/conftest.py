@@ -20,7 +20,8 @@ def victim(micro_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gathered() -> Evidence:
     """The evidence of the embedded program but for its layers, to be broken in memory."""
-    from verifier.pipeline import Request, gather, open_request
+    from verifier.opening import Request, open_request
+    from verifier.pipeline import gather
     from verifier.progress import Progress, hushed
 
     families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from runner.local import LocalRunner
 from tests.support import verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
+from verifier.checks.registry import CHECKS
 from verifier.export.manifest import read_manifest
 from verifier.golden import load_golden
 from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
 from verifier.reference import load_sample
-from verifier.types import Recipe
+from verifier.types import CheckResult, Recipe
 
 UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+
+
+def results_of(check_id: str, evidence: Any) -> list[CheckResult]:
+    """What one check says of some evidence."""
+    check = next(c for c in CHECKS if c.id == check_id)
+    return check.run(check, evidence)
 
 
 def judged(pte: Path, model: Path, checks: str = UNBANDED) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.faults.judging import blamed
+from tests.faults.judging import blamed, results_of
 from tests.surgery import program_of, write_scalar
 from verifier.artifact.caches import find_caches
 from verifier.artifact.plan import TensorValue
@@ -19,7 +19,6 @@ from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
 from verifier.probes.kvcache import HISTORIES, PERTURBED, POISONS, SPLITS, Asked
 from verifier.probes.threads import CONFIGURATIONS
-from verifier.types import CheckResult
 
 pytestmark = pytest.mark.xdist_group("faults")
 CACHE_IDS = tuple(check.id for check in CHECKS if check.id.startswith(("kvcache.", "threads.")))
@@ -101,19 +100,14 @@ def test_rows_of_one_layer_written_to_one_place(victim: Path, micro_model: Path)
     assert "in the K cache of layer 1" in message
 
 
-def _results(check_id: str, broken: Evidence) -> list[CheckResult]:
-    check = next(c for c in CHECKS if c.id == check_id)
-    return check.run(check, broken)
-
-
 def _failed(check_id: str, broken: Evidence) -> set[str]:
-    return {result.case for result in _results(check_id, broken) if result.verdict == "fail"}
+    return {result.case for result in results_of(check_id, broken) if result.verdict == "fail"}
 
 
 def test_clean_cache_and_threads_pass(gathered: Evidence) -> None:
     """The clean side of what follows."""
     for check_id in CACHE_IDS:
-        assert {result.verdict for result in _results(check_id, gathered)} == {"pass"}, check_id
+        assert {result.verdict for result in results_of(check_id, gathered)} == {"pass"}, check_id
 
 
 def _with(gathered: Evidence, name: str, change: Callable[[Asked], Asked]) -> Evidence:
@@ -160,7 +154,7 @@ def test_other_logits_fail(gathered: Evidence, name: str, check_id: str, case: s
     for array in (clean + size * np.float32(np.sqrt(np.mean(clean**2))) * noise, poisoned, None):
         broken = _with(gathered, name, _output(pair.actual, array))
         assert _failed(check_id, broken) == {case}
-        failed = next(r for r in _results(check_id, broken) if r.verdict == "fail")
+        failed = next(r for r in results_of(check_id, broken) if r.verdict == "fail")
         assert failed.where is not None
         assert failed.where.index == (pair.position,)
 
@@ -171,7 +165,7 @@ def test_poison_that_was_not_set_proves_nothing(gathered: Evidence) -> None:
     other = _asked(gathered, "poison").result.outputs[call] * np.float32(1.1)
     use = _asked(gathered, "use").marks["next"]
     broken = _with(gathered, "use", _output(use, other))
-    assert {result.verdict for result in _results("kvcache.poison", broken)} == {"error"}
+    assert {result.verdict for result in results_of("kvcache.poison", broken)} == {"error"}
 
 
 def test_positions_past_the_end_that_work_or_kill_fail(gathered: Evidence) -> None:
@@ -244,7 +238,7 @@ def test_rows_that_are_not_their_tokens_fail(gathered: Evidence) -> None:
     }
     for (case, row), change in cases.items():
         broken = _with(gathered, "rows", change)
-        failed = [result for result in _results("kvcache.rows", broken) if result.verdict == "fail"]
+        failed = [result for result in results_of("kvcache.rows", broken) if result.verdict == "fail"]
         assert [result.case for result in failed] == [case]
         assert failed[0].where is not None
         assert failed[0].where.index == (row,)
@@ -274,7 +268,7 @@ def test_masks_that_see_too_much_or_too_little_fail(gathered: Evidence) -> None:
     }
     for (said, place, row), change in cases.items():
         broken = _with(gathered, "rows", _row("perturbed 40", place, change))
-        failed = [result for result in _results("kvcache.mask", broken) if result.verdict == "fail"]
+        failed = [result for result in results_of("kvcache.mask", broken) if result.verdict == "fail"]
         assert [result.case for result in failed] == ["second chunk"]
         assert said in failed[0].message
         assert failed[0].where is not None
@@ -301,7 +295,7 @@ def test_54_results_that_change_from_run_to_run_fail(gathered: Evidence) -> None
         moved.flat[9] = np.nextafter(moved.flat[9], np.float32(np.inf))
         changed = replace(mine, result=replace(mine.result, outputs=mine.result.outputs | {call: moved}))
         broken = replace(gathered, runtime=replace(gathered.runtime, threads=threads | {case: changed}))
-        failed = [result for result in _results("threads.repeats", broken) if result.verdict == "fail"]
+        failed = [result for result in results_of("threads.repeats", broken) if result.verdict == "fail"]
         assert [result.case for result in failed] == [case]
         assert failed[0].message.startswith("not deterministic: ")
         assert "text_decoder of 15" in failed[0].message
@@ -323,7 +317,7 @@ def test_wrong_results_of_one_thread_count_fail(gathered: Evidence) -> None:
 def test_nothing_asked_is_an_error(gathered: Evidence, check_id: str) -> None:
     """No probe, no pass."""
     broken = replace(gathered, runtime=replace(gathered.runtime, cache=None, threads=None))
-    assert {result.verdict for result in _results(check_id, broken)} == {"error"}
+    assert {result.verdict for result in results_of(check_id, broken)} == {"error"}
 
 
 def test_surgery_writes_where_it_should(victim: Path) -> None:

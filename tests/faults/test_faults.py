@@ -13,14 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, export, verify
 from verifier import driver, evidence
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.registry import CHECKS
+from verifier.errors import GoldenError
+from verifier.ladder.blocks import BlockError
+from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.replay import Replay
 from verifier.model import preprocess
 from verifier.model.keymap import map_keys
-from verifier.pipeline import Request
+from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
+from verifier.types import CheckResult
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -167,9 +174,7 @@ def _dying_run(self: object, bundle: object, *, timeout_s: float) -> object:
 
 
 def _verdicts(check_id: str, broken: evidence.Evidence) -> set[str]:
-
-    check = next(c for c in CHECKS if c.id == check_id)
-    return {result.verdict for result in check.run(check, broken)}
+    return {result.verdict for result in results_of(check_id, broken)}
 
 
 def _with_case(broken: evidence.Evidence, **fields: object) -> evidence.Evidence:
@@ -245,8 +250,7 @@ def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Eviden
     cases = list(gathered.cases)
     cases[at] = replace(case, logits=logits)
     broken = replace(gathered, cases=tuple(cases))
-    check = next(c for c in CHECKS if c.id == "greedy.golden")
-    failed = [result for result in check.run(check, broken) if result.verdict == "fail"]
+    failed = [result for result in results_of("greedy.golden", broken) if result.verdict == "fail"]
     assert [result.case for result in failed] == [case.sample.golden.name]
     position = case.sample.prompt.length(gathered.patches) - 1
     assert f"at token 0 (position {position})" in failed[0].message
@@ -270,7 +274,6 @@ def test_tie_of_the_reference_is_nobodys_fault(gathered: evidence.Evidence) -> N
 
 def test_mapping_fault_is_named_by_layer(gathered: evidence.Evidence) -> None:
     """An activation off by a thousandth."""
-    from verifier.checks.registry import CHECKS
 
     image, pairs = next(iter(gathered.mapping.items()))
     broken = [replace(p, actual=p.actual * 1.001) if p.name == "layers.2" else p for p in pairs]
@@ -341,3 +344,30 @@ def test_structure_faults_fail(gathered: evidence.Evidence) -> None:
     assert _verdicts("structure.signatures", with_decoder(inputs=half)) == {"fail"}
     shorter = (replace(embeddings, sizes=(1, 512, 256)), position)  # type: ignore[type-var]
     assert _verdicts("structure.limits", with_decoder(inputs=shorter)) == {"fail"}
+
+
+@pytest.mark.parametrize(
+    ("check_id", "metric", "place"), [("layers.vision", VISION, "blocks"), ("layers.profile", PROFILE, "profile")]
+)
+def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str, metric: str, place: str) -> None:
+    """What the clean export measured passes on every image; one block a little below its band on one image fails, by name."""
+    assert not isinstance(gathered.tolerances, GoldenError)
+    band = gathered.tolerances.bands[metric]
+    clean = [
+        BlockError(*name.split(" on ")[:1], "part", 0, value, 1, name.split(" on ")[1])
+        for name, value in band.measured.items()
+    ]
+
+    def judged(errors: list[BlockError]) -> list[CheckResult]:
+        replay = Replay((), (), (), {}, {}, {})
+        layers = replace(LayerEvidence({}, replay), **{place: tuple(errors)})
+        return results_of(check_id, replace(gathered, layers=layers))
+
+    assert {result.verdict for result in judged(clean)} == {"pass"}
+    for at in (0, len(clean) // 2, len(clean) - 1):
+        worse = replace(clean[at], sqnr_db=clean[at].sqnr_db - 1.01 * band.margin)
+        failed = [result for result in judged([*clean[:at], worse, *clean[at + 1 :]]) if result.verdict == "fail"]
+        assert [result.case for result in failed] == [worse.block]
+        assert f"on {worse.sample}" in failed[0].message
+        left_out = [error for error in clean if error.block != worse.block]
+        assert [r.case for r in judged(left_out) if r.verdict == "fail"] == [worse.block]

@@ -13,13 +13,12 @@ import torch
 
 from runner.local import LocalRunner
 from runner.protocol import Bundle, Result
-from tests.faults.judging import compare_with_trace, recipe_of, trace_conversation
+from tests.faults.judging import compare_with_trace, recipe_of, results_of, trace_conversation
 from verifier.artifact.header import read_header
 from verifier.artifact.program import open_artifact, read_program
 from verifier.artifact.xnnpack import read_graph
 from verifier.audit.recipe import quantized_linear
 from verifier.checkpoint import Checkpoint
-from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
 from verifier.interpret.machine import Machine
 from verifier.ladder.align import list_blocks
@@ -53,24 +52,36 @@ def clean_layers(micro_model: Path, micro: Checkpoint, clean_trace: Traced) -> L
     return compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
 
 
-def _kernel_failures(
-    monkeypatch: pytest.MonkeyPatch,
-    micro_model: Path,
-    micro: Checkpoint,
-    traced: Traced,
-    clean: LayerEvidence,
-    fault: Callable[[list[CallTrace], LayerEvidence], None],
-) -> list[CheckResult]:
-    """Results of `layers.kernel` that fail when the runtime's trace is spoilt in place by `fault`."""
-    pte = micro_model / "model.pte"
-    traces = read_trace(traced.folder)
-    fault(traces, clean)
-    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
-    spoilt = compare_with_trace(pte, micro_model, micro, traced)
-    check = next(c for c in CHECKS if c.id == "layers.kernel")
-    subjects = Subjects((), (), list_blocks(micro.geometry))
-    evidence = SimpleNamespace(layers=spoilt, subjects=subjects)
-    return [r for r in check.run(check, evidence) if r.verdict == "fail"]  # type: ignore[arg-type]
+Fault = Callable[[list[CallTrace]], None]
+
+
+@pytest.fixture
+def layers_with(
+    monkeypatch: pytest.MonkeyPatch, micro_model: Path, micro: Checkpoint, clean_trace: Traced
+) -> Callable[[Fault], LayerEvidence]:
+    """The evidence from the clean trace, spoilt in place by a fault."""
+
+    def spoil(fault: Fault) -> LayerEvidence:
+        traces = read_trace(clean_trace.folder)
+        fault(traces)
+        monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
+        return compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
+
+    return spoil
+
+
+@pytest.fixture
+def kernel_failures(
+    layers_with: Callable[[Fault], LayerEvidence], micro: Checkpoint
+) -> Callable[[Fault], list[CheckResult]]:
+    """Results of `layers.kernel` that fail under a fault."""
+
+    def judge(fault: Fault) -> list[CheckResult]:
+        subjects = Subjects((), (), list_blocks(micro.geometry))
+        evidence = SimpleNamespace(layers=layers_with(fault), subjects=subjects)
+        return [r for r in results_of("layers.kernel", evidence) if r.verdict == "fail"]
+
+    return judge
 
 
 def _instruction(layers: LayerEvidence, module: str) -> int:
@@ -78,21 +89,17 @@ def _instruction(layers: LayerEvidence, module: str) -> int:
 
 
 def test_33_mask_of_the_last_query_row_unset(
-    monkeypatch: pytest.MonkeyPatch,
-    micro_model: Path,
-    micro: Checkpoint,
-    clean_trace: Traced,
-    clean_layers: LayerEvidence,
+    clean_layers: LayerEvidence, kernel_failures: Callable[[Fault], list[CheckResult]]
 ) -> None:
     """Attention's last row of a chunk sees what it must not: here, the mean of all values."""
 
-    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
-        at = _instruction(layers, "text_decoder.layers.1.attention.sdpa")
+    def fault(traces: list[CallTrace]) -> None:
+        at = _instruction(clean_layers, "text_decoder.layers.1.attention.sdpa")
         out = traces[2][at][0].array()
         out[:, -1] = out.mean(1)
         traces[2][at] = (Spoilt(out),)  # type: ignore[assignment]
 
-    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    failed = kernel_failures(fault)
     assert failed[0].step == "kernel"
     assert failed[0].message.startswith("text_decoder.layers.1.attention.sdpa")
 
@@ -100,16 +107,15 @@ def test_33_mask_of_the_last_query_row_unset(
 @pytest.mark.parametrize("kind", ["symmetric", "per tensor", "stride"])
 def test_41_42_51_linear_computed_otherwise(
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
     micro_model: Path,
     micro: Checkpoint,
-    clean_trace: Traced,
     clean_layers: LayerEvidence,
+    kernel_failures: Callable[[Fault], list[CheckResult]],
 ) -> None:
     """Activations quantized symmetrically (41), with one scale for all rows (42); packed weights read with a wrong stride (51)."""
 
-    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
-        at = _instruction(layers, "text_decoder.layers.0.feed_forward.w1")
+    def fault(traces: list[CallTrace]) -> None:
+        at = _instruction(clean_layers, "text_decoder.layers.0.feed_forward.w1")
         x = torch.from_numpy(traces[2][at][0].array()).double()
         weight = micro.tensor("model.language_model.layers.0.mlp.gate_proj.weight")
         made = quantized_linear(weight, recipe_of(micro_model))
@@ -123,7 +129,7 @@ def test_41_42_51_linear_computed_otherwise(
         made_out = (rows @ w.T).float().numpy()
         traces[2][at] = (*traces[2][at][:-1], Spoilt(made_out))  # type: ignore[assignment]
 
-    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    failed = kernel_failures(fault)
     assert failed[0].step == "kernel"
     assert failed[0].message.startswith("text_decoder.layers.0.feed_forward.w1")
 
@@ -131,66 +137,56 @@ def test_41_42_51_linear_computed_otherwise(
 @pytest.mark.parametrize("kind", ["alpha ignored", "clamp dropped"])
 def test_47_48_one_elementwise_operation_wrong(
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
     micro_model: Path,
-    micro: Checkpoint,
-    clean_trace: Traced,
     clean_layers: LayerEvidence,
+    kernel_failures: Callable[[Fault], list[CheckResult]],
 ) -> None:
     """A residual added once too often (as an ignored alpha of 0 would, 47); a result that a clamp should have limited (48)."""
 
-    def fault(traces: list[CallTrace], layers: LayerEvidence) -> None:
+    def fault(traces: list[CallTrace]) -> None:
         plan = open_artifact(micro_model / "model.pte").plans["text_decoder"]
-        first = _instruction(layers, "text_decoder.layers.0.feed_forward.w2") + 1
+        first = _instruction(clean_layers, "text_decoder.layers.0.feed_forward.w2") + 1
         assert plan.instructions[first].kind == "delegate"
         tensors = list(traces[2][first])
         out = tensors[-2].array()
         tensors[-2] = Spoilt(out + tensors[0].array() if kind == "alpha ignored" else out * np.float32(1.5))  # type: ignore[call-overload]
         traces[2][first] = tuple(tensors)
 
-    failed = _kernel_failures(monkeypatch, micro_model, micro, clean_trace, clean_layers, fault)
+    failed = kernel_failures(fault)
     assert failed[0].step == "kernel"
     assert failed[0].message.startswith("text_decoder.layers.0.feed_forward")
 
 
 def test_memory_shared_where_it_must_not_be(
-    monkeypatch: pytest.MonkeyPatch,
-    micro_model: Path,
-    micro: Checkpoint,
-    clean_trace: Traced,
-    clean_layers: LayerEvidence,
+    clean_layers: LayerEvidence, layers_with: Callable[[Fault], LayerEvidence]
 ) -> None:
     """36, 54: what a linear is handed is not what the norm made. Its own arithmetic is right, so only the handover shows it."""
-    pte = micro_model / "model.pte"
     assert clean_layers.replay is not None and not clean_layers.replay.handovers
-    traces = read_trace(clean_trace.folder)
     at = _instruction(clean_layers, "text_decoder.layers.1.attention.wv")
-    x = traces[2][at][0].array()
-    x[0, 3, :5] += 1
-    traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
-    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
-    spoilt = compare_with_trace(pte, micro_model, micro, clean_trace)
+
+    def fault(traces: list[CallTrace]) -> None:
+        x = traces[2][at][0].array()
+        x[0, 3, :5] += 1
+        traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
+
+    spoilt = layers_with(fault)
     assert spoilt.replay is not None
     assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
 
 
 def test_trace_with_a_hole_is_never_a_pass(
-    monkeypatch: pytest.MonkeyPatch,
-    micro_model: Path,
-    micro: Checkpoint,
-    clean_trace: Traced,
-    clean_layers: LayerEvidence,
+    clean_trace: Traced, clean_layers: LayerEvidence, layers_with: Callable[[Fault], LayerEvidence]
 ) -> None:
     """An instruction that left no trace in any call is an error of coverage."""
-    traces = read_trace(clean_trace.folder)
     at = _instruction(clean_layers, "text_decoder.layers.0.attention.wo")
-    for call, trace in zip(clean_trace.calls, traces, strict=True):
-        if call.method == "text_decoder":
-            trace.pop(at)
-    monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
-    holed = compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
-    check = next(c for c in CHECKS if c.id == "layers.coverage")
-    result = check.run(check, SimpleNamespace(layers=holed, subjects=Subjects((), (), ())))[0]  # type: ignore[arg-type]
+
+    def fault(traces: list[CallTrace]) -> None:
+        for call, trace in zip(clean_trace.calls, traces, strict=True):
+            if call.method == "text_decoder":
+                trace.pop(at)
+
+    holed = SimpleNamespace(layers=layers_with(fault), subjects=Subjects((), (), ()))
+    result = results_of("layers.coverage", holed)[0]
     assert (result.verdict, result.measured["compared"]) == ("error", result.measured["instructions"] - 1)
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from runner.local import LocalRunner
 from runner.protocol import OutputOf
+from tests.faults.judging import results_of
 from verifier import driver, evidence
 from verifier.checks import preprocess as pixel_checks
-from verifier.checks.registry import CHECKS
 from verifier.evidence import Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.golden import Expectation
 from verifier.model import preprocess, prompt
 from verifier.model.prompt import Prompt, Segment, Tokenizer
 from verifier.reference import Sample
@@ -25,13 +26,8 @@ pytestmark = pytest.mark.xdist_group("faults")
 COUNT = 3
 
 
-def _results(check_id: str, broken: Evidence) -> list[CheckResult]:
-    check = next(c for c in CHECKS if c.id == check_id)
-    return check.run(check, broken)
-
-
 def _first_failure(check_id: str, broken: Evidence) -> CheckResult:
-    return next(result for result in _results(check_id, broken) if result.verdict == "fail")
+    return next(result for result in results_of(check_id, broken) if result.verdict == "fail")
 
 
 def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given: given) -> Evidence:
@@ -74,9 +70,9 @@ def test_sound_use_passes(gathered: Evidence) -> None:
         "greedy.limit",
         "greedy.history",
     ):
-        assert {r.verdict for r in _results(check_id, again)} == {"pass"}, check_id
+        assert {r.verdict for r in results_of(check_id, again)} == {"pass"}, check_id
     for check_id in ("splice.prompts", "preprocess.sizes", "preprocess.pixels"):
-        assert {r.verdict for r in _results(check_id, gathered)} == {"pass"}, check_id
+        assert {r.verdict for r in results_of(check_id, gathered)} == {"pass"}, check_id
 
 
 def _prefill(fault: Callable[..., tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +143,7 @@ def test_22_stray_blank_in_the_template(monkeypatch: pytest.MonkeyPatch, gathere
 def test_stray_blank_in_the_template_of_dialogues(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
     """What follows a special token must be encoded without a blank in front."""
     monkeypatch.setattr(Tokenizer, "encode_continuation", lambda self, text: self.encode(text))
-    failed = {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"}
+    failed = {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"}
     assert {"empty", "two turns", "unicode", "to the limit"} <= failed
     assert "text only" not in failed
 
@@ -162,7 +158,7 @@ def test_users_text_is_no_image_slot(monkeypatch: pytest.MonkeyPatch, gathered: 
         return [token for part in parts for token in (image, *part)][1:]
 
     monkeypatch.setattr(Tokenizer, "encode_continuation", special)
-    assert {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"} == {"literal <image>"}
+    assert {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"} == {"literal <image>"}
 
 
 def test_prompt_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
@@ -172,8 +168,8 @@ def test_prompt_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, gat
         raise driver.UsageError("too long", got="701 tokens")
 
     monkeypatch.setattr("verifier.checks.splice.splice", tight)
-    failed = {r.case for r in _results("splice.prompts", gathered) if r.verdict == "fail"}
-    assert failed == {r.case for r in _results("splice.prompts", gathered)} - {"two images"}
+    failed = {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"}
+    assert failed == {r.case for r in results_of("splice.prompts", gathered)} - {"two images"}
 
 
 def test_24_image_embedding_of_the_last_request(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
@@ -254,6 +250,20 @@ def test_answer_that_does_not_stop_at_the_limit_fails(gathered: Evidence) -> Non
         assert failed.where.index == (gathered.artifact.max_seq_len - 1,)
 
 
+def test_published_answer_is_compared(gathered: Evidence) -> None:
+    """The program's answer to the user's image begins as published, or parts from it at a place that is named."""
+    case = gathered.cases[0]
+    text = case.sample.golden.text
+    published = Expectation("m", "ASSISTANT:", 768, "a picture; not here", text[:12], "a paper")
+    given = replace(gathered, user_case=case, expectation=published)
+    assert [r.verdict for r in results_of("greedy.expected", given)] == ["pass"]
+    other = replace(published, begins_with=text[:8] + "?")
+    failed = _first_failure("greedy.expected", replace(given, expectation=other))
+    assert "parts from the published one at character 8" in failed.message
+    for missing in (replace(given, expectation=None), replace(given, user_case=None)):
+        assert [r.verdict for r in results_of("greedy.expected", missing)] == ["error"]
+
+
 def test_history_that_shows_fails(gathered: Evidence) -> None:
     """The first conversation answers otherwise behind others."""
     assert gathered.runtime.again is not None
@@ -267,7 +277,7 @@ def test_history_that_shows_fails(gathered: Evidence) -> None:
 
 def _pixels(monkeypatch: pytest.MonkeyPatch, gathered: Evidence, prepare: Callable[..., torch.Tensor]) -> set[str]:
     monkeypatch.setattr(pixel_checks, "prepare_image", prepare)
-    return {r.case for r in _results("preprocess.sizes", gathered) if r.verdict == "fail"}
+    return {r.case for r in results_of("preprocess.sizes", gathered) if r.verdict == "fail"}
 
 
 def test_5_bilinear_where_bicubic_is_due(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:

@@ -37,6 +37,7 @@ def test_embedded_program_is_verified(report_folder: Path) -> None:
     assert (report_folder / "status").read_text() == "0"
     assert report["verdict"] == "pass"
     assert report["blame"] is None
+    assert report["partial"] is False
     compared = {rung["step"]: rung["compared"] for rung in report["rungs"]}
     assert all(compared[step] > 0 for step in ("mapping", "quantization", "lowering", "kernel"))
 
@@ -110,3 +111,12 @@ def test_hugging_face_loads_the_model_offline(monkeypatch: pytest.MonkeyPatch) -
     out = model.generate(**inputs, max_new_tokens=30, do_sample=False)
     caption = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     assert caption == "A large red circle next to a small blue square on a white background."
+
+
+def test_run_in_part_is_no_ground_to_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some checks alone may pass; what is said then speaks for those."""
+    assert verify(EMBEDDED_PTE, "--checks", "weights.*") == 0
+    said = capsys.readouterr().out
+    assert "VERIFIED IN PART" in said
+    assert "no ground to ship" in said
+    assert "may ship" not in said

@@ -42,24 +42,25 @@ MANY = [
 ]
 
 
-def _is_clean(shape: str, recipes: tuple[str, ...], folder: Path) -> None:
+def _verified(shape: str, recipes: tuple[str, ...], folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
+    """Exit status and alarms of a clean model's verification."""
     arguments = [argument for recipe in recipes for argument in RECIPES[recipe]]
     make_micro_model(folder, *arguments, seed=len(shape) + len(arguments), **SHAPES[shape])
     pte = folder / "model.pte"
     status = verify(pte, "--model", str(folder), "--checks", UNBANDED, "--report", str(folder))
     report = json.loads((folder / "report.json").read_text())
     alarms = [(c["id"], c["case"], c["message"]) for c in report["checks"] if c["verdict"] != "pass"]
-    assert (status, alarms) == (0, [])
+    return status, alarms
 
 
 @pytest.mark.parametrize(("shape", "recipes"), QUICK)
 def test_clean_model_gives_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
     """One that differs in nearly everything; the slow test has twenty."""
-    _is_clean(shape, recipes, tmp_path)
+    assert _verified(shape, recipes, tmp_path) == (0, [])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("shape", "recipes"), MANY)
 def test_twenty_clean_models_give_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
     """GQA, other widths and depths, groups, HQQ, without custom SDPA, static image shape, embeddings."""
-    _is_clean(shape, recipes, tmp_path)
+    assert _verified(shape, recipes, tmp_path) == (0, [])

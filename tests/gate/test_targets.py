@@ -48,6 +48,9 @@ def test_every_instruction_is_right_on_an_emulated_phone(
     target = report["target"]
     assert isinstance(target, dict)
     assert (target["isa"], target["name"]) == ("aarch64", "qemu:cortex-a76")
+    assert "asimddp" in target["cpu_features"]
+    assert "llava_main" in target["versions"]
+    assert report["partial"] is True
 
 
 @pytest.mark.slow

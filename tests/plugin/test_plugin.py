@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import EMBEDDED_PTE
 from verifier.checks.registry import CHECKS
-from verifier.pipeline import Request, open_request, planned_cases
+from verifier.opening import Request, open_request, planned_cases
 from verifier.pytest_plugin import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -69,7 +69,7 @@ def _odd(expected: str, got: str) -> ArtifactError:
 
 
 def _meets_table(artifact: Artifact, plan: Plan, write: Instruction, rows: int) -> bool:
-    makers = {index: step for step in plan.instructions[: write.index] for index in _results(artifact, plan, step)}
+    makers = {index: step for step in plan.instructions[: write.index] for index in artifact.results(plan, step)}
     waiting, seen = [rows], set()
     while waiting:
         index = waiting.pop()
@@ -90,7 +90,7 @@ def _meets_table(artifact: Artifact, plan: Plan, write: Instruction, rows: int) 
 def _sources(artifact: Artifact, plan: Plan, step: Instruction, result: int) -> set[int]:
     """EValues that a result of an instruction depends on; nothing behind a linear. Inside a delegate node by node."""
     if step.kind != "delegate":
-        return set(step.args) - _results(artifact, plan, step)
+        return set(step.args) - set(artifact.results(plan, step))
     graph = artifact.graph(plan, step)
     makers = {node.output: node for node in graph.nodes}
     given = dict(zip(graph.inputs, step.args, strict=False))
@@ -105,12 +105,3 @@ def _sources(artifact: Artifact, plan: Plan, step: Instruction, result: int) -> 
                 return set()
             waiting += [source for source in makers.pop(id).inputs if source is not None]
     return found
-
-
-def _results(artifact: Artifact, plan: Plan, step: Instruction) -> set[int]:
-    if step.kind == "delegate":
-        return set(step.args[len(artifact.graph(plan, step).inputs) :])
-    if step.kind != "kernel":
-        return {step.args[1]} if step.kind == "move" else set()
-    last = plan.values[step.args[-1]]
-    return set(last.items) | {step.args[-1]} if isinstance(last, ListValue) else {step.args[-1]}

@@ -61,73 +61,71 @@ class ProgramDifference:
 
 def compare_programs(actual: Path, expected: Path) -> ProgramDifference:
     """Compare every instruction, EValue, delegate and constant of two programs. Raises `ArtifactError`."""
-    ours, theirs = open_artifact(actual), open_artifact(expected)
-    found = ProgramDifference()
-    if found.same("methods", list(ours.plans), list(theirs.plans)):
-        for name, plan in ours.plans.items():
-            _compare_plans(found, ours, theirs, plan, theirs.plans[name])
-    return found
+    pair = _Pair(open_artifact(actual), open_artifact(expected), ProgramDifference())
+    if pair.found.same("methods", list(pair.ours.plans), list(pair.theirs.plans)):
+        for name, plan in pair.ours.plans.items():
+            pair.plans(plan, pair.theirs.plans[name])
+    return pair.found
 
 
-def _compare_plans(found: ProgramDifference, ours: Artifact, theirs: Artifact, a: Plan, b: Plan) -> None:
-    where = a.name
-    steps = [[(s.kind, s.name, s.args) for s in plan.instructions] for plan in (a, b)]
-    alike = found.same(f"instructions of {where}", *steps)
-    alike &= found.same(f"memory of {where}", a.arenas_bytes, b.arenas_bytes)
-    if not found.same(f"EValues of {where}", len(a.values), len(b.values)) or not alike:
-        return
-    for number, (x, y) in enumerate(zip(a.values, b.values, strict=True)):
-        if isinstance(x, float) and isinstance(y, float):
-            found.numbers(x, y)
-        elif isinstance(x, TensorValue) and isinstance(y, TensorValue):
-            facts = [(v.dtype, v.sizes, v.dim_order, v.dynamic, v.place, v.constant is None) for v in (x, y)]
-            if found.same(f"EValue {number} of {where}", *facts):
-                _compare_bytes(found, ours, theirs, x.dtype, x.constant, y.constant)
-        else:
-            found.same(f"EValue {number} of {where}", x, y)
-    for one, other in zip(a.instructions, b.instructions, strict=True):
-        if one.kind == "delegate":
-            at = f"{where}, instruction {one.index}"
-            _compare_graphs(found, ours, theirs, at, ours.graph(a, one), theirs.graph(b, other))
+@dataclass(frozen=True)
+class _Pair:
+    """Two programs under comparison; what each method finds goes into `found`."""
 
+    ours: Artifact
+    theirs: Artifact
+    found: ProgramDifference
 
-def _compare_graphs(  # noqa: PLR0917
-    found: ProgramDifference, ours: Artifact, theirs: Artifact, where: str, a: Graph, b: Graph
-) -> None:
-    nodes = [[(n.kind, n.inputs, n.output, n.attributes, n.clamp) for n in graph.nodes] for graph in (a, b)]
-    if not found.same(f"nodes of {where}", *nodes) or not found.same(
-        f"values of {where}", list(a.values), list(b.values)
-    ):
-        return
-    for number, x in a.values.items():
-        y = b.values[number]
-        facts = [(v.dtype, v.dims, v.external, type(v.quantization), v.constant is None) for v in (x, y)]
-        if found.same(f"value {number} of {where}", *facts):
-            _compare_quantization(found, ours, theirs, x, y)
-            _compare_bytes(found, ours, theirs, x.dtype, x.constant, y.constant)
+    def plans(self, a: Plan, b: Plan) -> None:
+        where, same = a.name, self.found.same
+        steps = [[(s.kind, s.name, s.args) for s in plan.instructions] for plan in (a, b)]
+        alike = same(f"instructions of {where}", *steps)
+        alike &= same(f"memory of {where}", a.arenas_bytes, b.arenas_bytes)
+        if not same(f"EValues of {where}", len(a.values), len(b.values)) or not alike:
+            return
+        for number, (x, y) in enumerate(zip(a.values, b.values, strict=True)):
+            if isinstance(x, float) and isinstance(y, float):
+                self.found.numbers(x, y)
+            elif isinstance(x, TensorValue) and isinstance(y, TensorValue):
+                facts = [(v.dtype, v.sizes, v.dim_order, v.dynamic, v.place, v.constant is None) for v in (x, y)]
+                if same(f"EValue {number} of {where}", *facts):
+                    self.stored(x.dtype, x.constant, y.constant)
+            else:
+                same(f"EValue {number} of {where}", x, y)
+        for one, other in zip(a.instructions, b.instructions, strict=True):
+            if one.kind == "delegate":
+                at = f"{where}, instruction {one.index}"
+                self.graphs(at, self.ours.graph(a, one), self.theirs.graph(b, other))
 
+    def graphs(self, where: str, a: Graph, b: Graph) -> None:
+        same = self.found.same
+        nodes = [[(n.kind, n.inputs, n.output, n.attributes, n.clamp) for n in graph.nodes] for graph in (a, b)]
+        if not same(f"nodes of {where}", *nodes) or not same(f"values of {where}", list(a.values), list(b.values)):
+            return
+        for number, x in a.values.items():
+            y = b.values[number]
+            facts = [(v.dtype, v.dims, v.external, type(v.quantization), v.constant is None) for v in (x, y)]
+            if same(f"value {number} of {where}", *facts):
+                self.quantization(x, y)
+                self.stored(x.dtype, x.constant, y.constant)
 
-def _compare_quantization(
-    found: ProgramDifference, ours: Artifact, theirs: Artifact, x: GraphValue, y: GraphValue
-) -> None:
-    p, q = x.quantization, y.quantization
-    if isinstance(p, PerTensor) and isinstance(q, PerTensor):
-        found.numbers(p.scale, q.scale)
-        found.numbers(p.zero_point, q.zero_point)
-    elif isinstance(p, PerGroup) and isinstance(q, PerGroup):
-        _compare_bytes(found, ours, theirs, "bf16", p.scales, q.scales)
-    elif isinstance(p, PerChannel) and isinstance(q, PerChannel):
-        found.numbers(_scales(ours, p), _scales(theirs, q))
+    def quantization(self, x: GraphValue, y: GraphValue) -> None:
+        p, q = x.quantization, y.quantization
+        if isinstance(p, PerTensor) and isinstance(q, PerTensor):
+            self.found.numbers(p.scale, q.scale)
+            self.found.numbers(p.zero_point, q.zero_point)
+        elif isinstance(p, PerGroup) and isinstance(q, PerGroup):
+            self.stored("bf16", p.scales, q.scales)
+        elif isinstance(p, PerChannel) and isinstance(q, PerChannel):
+            self.found.numbers(_scales(self.ours, p), _scales(self.theirs, q))
+
+    def stored(self, dtype: str, a: Span | None, b: Span | None) -> None:
+        """Contents of two constants of one dtype."""
+        if a is not None and b is not None and self.found.same("bytes of a constant", a.size, b.size):
+            raws = [np.array(artifact.storage.read(span)) for artifact, span in ((self.ours, a), (self.theirs, b))]
+            self.found.numbers(*(raw.view(_STORED.get(dtype, np.uint8)) for raw in raws))
 
 
 def _scales(artifact: Artifact, quantization: PerChannel) -> Any:
     held = quantization.scales
     return artifact.storage.read(held).view(np.float32) if isinstance(held, Span) else np.asarray(held, np.float32)
-
-
-def _compare_bytes(  # noqa: PLR0917
-    found: ProgramDifference, ours: Artifact, theirs: Artifact, dtype: str, a: Span | None, b: Span | None
-) -> None:
-    if a is not None and b is not None and found.same("bytes of a constant", a.size, b.size):
-        stored = [np.array(artifact.storage.read(span)) for artifact, span in ((ours, a), (theirs, b))]
-        found.numbers(*(raw.view(_STORED.get(dtype, np.uint8)) for raw in stored))

@@ -74,6 +74,17 @@ class Artifact:
             self._graphs[payload] = read_graph(payload, self.storage, where=f"{plan.name}, instruction {step.index}")
         return self._graphs[payload]
 
+    def results(self, plan: Plan, step: Instruction) -> tuple[int, ...]:
+        """Numbers of the EValues that an instruction makes, in order. Raises `ArtifactError` for a delegate that cannot be read."""
+        if step.kind == "delegate":
+            return step.args[len(self.graph(plan, step).inputs) :]
+        if step.kind == "move":
+            return (step.args[1],)
+        if step.kind != "kernel":
+            return ()
+        last = plan.values[step.args[-1]]  # the return value, which repeats the output or lists the outputs
+        return tuple(last.items) if isinstance(last, ListValue) else (step.args[-1],)
+
     @property
     def name(self) -> str:
         """File name, for messages."""

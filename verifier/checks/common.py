@@ -36,9 +36,13 @@ class Check:
         return CheckResult(self.id, self.step, case, "error", message, **fields)  # type: ignore[arg-type]
 
 
-def one_case(_subjects: Subjects) -> tuple[str, ...]:
-    """A check of the whole file."""
-    return ("program",)
+def fixed_cases(*names: str) -> Cases:
+    """Cases that do not depend on the model."""
+    return lambda _subjects: names
+
+
+one_case = fixed_cases("program")
+"""A check of the whole file."""
 
 
 def per_image(subjects: Subjects) -> tuple[str, ...]:
@@ -89,11 +93,7 @@ def judge(
         of = measure.case or case
         bound = None if isinstance(band, GoldenError) else band.allowed(of)
         if isinstance(band, GoldenError) or bound is None:
-            reason = (
-                str(band).replace("\n  ", "; ")
-                if isinstance(band, GoldenError)
-                else f"no band of {measure.metric} for {of}"
-            )
+            reason = band.one_line if isinstance(band, GoldenError) else f"no band of {measure.metric} for {of}"
             return check.error(case, f"{what} cannot be judged: {reason}", measured=measured, where=where)
         allowed[measure.metric] = bound
         if (measure.value - bound) * band.direction < 0:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from verifier.checks.common import Check, band_of, one_case, per_image
+from verifier.checks.common import Check, band_of, fixed_cases, one_case, per_image
 from verifier.errors import GoldenError
 from verifier.evidence import Case, Evidence, Subjects, answered_freely
 from verifier.ladder.divergence import quantized_token
+from verifier.ladder.quantized import build_quantized_decoder
 from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
 NOISE = "greedy.margin_noise"
 TIE = 1e-3
 """Logits. Below this margin fp32 itself may favour the other token on another machine: 137 dB between two fp32 sides and
-logits of up to 40 make 1e-5; the least margin of llava_tiny's goldens is 0.045."""
+logits of up to 26 make 1e-5; the least margin of llava_tiny's goldens is 0.045."""
 
 
 def margin_noise(actual: Array, expected: Array) -> float:
@@ -34,18 +38,27 @@ def margin_noise(actual: Array, expected: Array) -> float:
     return float(np.abs(lead(actual) - lead(expected)).max())
 
 
+def _silent(check: Check, evidence: Evidence, case: str) -> CheckResult:
+    said = f"no answer: {evidence.runtime.conversations.message}"
+    return check.failed(case, said, where=Where(method="text_decoder"))
+
+
 def golden(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Greedy tokens equal the golden ones. Another token is accepted only where fp32's own top-2 margin is smaller than
     the noise of a clean export; teacher forcing keeps what follows comparable."""
-    return [_golden(check, evidence, case) for case in evidence.cases]
+    quantized = _quantized(evidence)
+    return [_golden(check, evidence, case, quantized) for case in evidence.cases]
 
 
-def _golden(check: Check, evidence: Evidence, case: Case) -> CheckResult:
+def _quantized(evidence: Evidence) -> Callable[[], Any]:
+    """The quantized rung's decoder, made when the first wrong token asks for it, and once."""
+    return cache(lambda: build_quantized_decoder(evidence.checkpoint, evidence.recipe))
+
+
+def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[], Any]) -> CheckResult:
     wanted = case.sample.golden
     if case.logits is None:
-        return check.failed(
-            wanted.name, f"no answer: {evidence.runtime.conversations.message}", where=Where(method="text_decoder")
-        )
+        return _silent(check, evidence, wanted.name)
     recomputed = np.array(wanted.ids)
     parted = np.flatnonzero(case.expected.logits.argmax(-1) != recomputed)
     if any(wanted.margins[at] > TIE for at in parted):
@@ -77,7 +90,7 @@ def _golden(check: Check, evidence: Evidence, case: Case) -> CheckResult:
             return check.failed(
                 wanted.name,
                 f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-                f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, int(at), int(actual[at]))}",
+                f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, quantized, int(at), int(actual[at]))}",
                 where=Where(method="text_decoder", index=(position,)),
                 measured={"margin": margin} | fields["measured"],
                 allowed={"margin": noise},
@@ -87,14 +100,14 @@ def _golden(check: Check, evidence: Evidence, case: Case) -> CheckResult:
     )
 
 
-def _cause(evidence: Evidence, case: Case, at: int, said: int) -> str:
+def _cause(evidence: Evidence, case: Case, quantized: Callable[[], Any], at: int, said: int) -> str:
     """The step of the ladder that the wrong token comes from, by what the quantized rung says there."""
     if case.vision is None:
         return "See the first failing check above for the cause."
-    quantized = quantized_token(evidence.checkpoint, evidence.recipe, evidence.definition, case.sample, case.vision, at)
-    if quantized == said:
+    token = quantized_token(quantized(), evidence.definition, case.sample, case.vision, at)
+    if token == said:
         return "The eager model with the recipe's quantization, fed with these image tokens, says the same: step quantization, or the image tokens."
-    word = evidence.tokenizer.decode([quantized]) or f"<{quantized}>"
+    word = evidence.tokenizer.decode([token]) or f"<{token}>"
     return f"The eager model with the recipe's quantization says {word!r}: step lowering or kernel, see the first failing check above."
 
 
@@ -102,11 +115,7 @@ def user_image(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The caption of the user's own image, in fp32 and by the program."""
     if evidence.user_case is None:
         return [check.error("image", "no image was given")]
-    return [replace(_golden(check, evidence, evidence.user_case), case="image")]
-
-
-def _user_cases(_subjects: Subjects) -> tuple[str, ...]:
-    return ("image",)
+    return [replace(_golden(check, evidence, evidence.user_case, _quantized(evidence)), case="image")]
 
 
 def free(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -118,8 +127,7 @@ def free(check: Check, evidence: Evidence) -> list[CheckResult]:
 def _free(check: Check, evidence: Evidence, case: Case, logits: Array | None) -> CheckResult:
     name, wanted = case.sample.golden.name, case.sample.golden.ids
     if logits is None or case.logits is None:
-        said = f"no answer: {evidence.runtime.conversations.message}"
-        return check.failed(name, said, where=Where(method="text_decoder"))
+        return _silent(check, evidence, name)
     forced, own = case.logits.argmax(-1), logits.argmax(-1)
     # behind the first token that is not the golden one, the two have been fed differently
     parted = next((i for i, token in enumerate(forced) if int(token) != wanted[i]), len(wanted) - 1)
@@ -151,8 +159,7 @@ def images(check: Check, evidence: Evidence) -> list[CheckResult]:
     own: dict[str, list[int]] = {}
     for name, logits in evidence.runtime.free.items():
         if logits is None:
-            said = f"no answer: {evidence.runtime.conversations.message}"
-            return [check.failed("program", said, where=Where(method="text_decoder"))]
+            return [_silent(check, evidence, "program")]
         own[name] = [int(i) for i in logits.argmax(-1)]
     pairs = [(one, two) for one, two in combinations(own, 2) if wanted[one].ids != wanted[two].ids]
     if not pairs:
@@ -174,9 +181,8 @@ def history(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The first conversation once more, behind all others: the same logits, bit by bit."""
     first = evidence.cases[0] if evidence.cases else None
     again = evidence.runtime.again
-    where = Where(method="text_decoder")
     if first is None or first.logits is None or again is None:
-        return [check.failed("program", f"no answer: {evidence.runtime.conversations.message}", where=where)]
+        return [_silent(check, evidence, "program")]
     name = first.sample.golden.name
     wrong = np.flatnonzero((again != first.logits).any(-1))
     fields = {"measured": {"different": len(wrong)}, "allowed": {"different": 0}}
@@ -232,8 +238,8 @@ def expected(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("image", f"as published: {wanted.begins_with!r}")]
 
 
-EXPECTED = Check("greedy.expected", "quantization", _user_cases, expected)
-USER_IMAGE = Check("greedy.image", "quantization", _user_cases, user_image)
+EXPECTED = Check("greedy.expected", "quantization", fixed_cases("image"), expected)
+USER_IMAGE = Check("greedy.image", "quantization", fixed_cases("image"), user_image)
 CHECKS = (
     Check("greedy.golden", "quantization", per_image, golden),
     Check("greedy.free", "mapping", _freely, free),

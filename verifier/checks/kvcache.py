@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from verifier.checks.common import Check, one_case
-from verifier.evidence import Evidence, Subjects
+from verifier.checks.common import Check, fixed_cases, one_case
+from verifier.errors import ArtifactError
+from verifier.evidence import Evidence
 from verifier.ladder.limits import chunk_limit_db
-from verifier.metrics import comparable, sqnr_db
-from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, poisons
+from verifier.metrics import EQUAL_DB, comparable, sqnr_db
+from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, beyond, chunk_name, poisons
 from verifier.probes.tape import Pair
 from verifier.types import CheckResult, Where
 
 CAPACITY = ("last position", "one token beyond", "chunks beyond", "cache after an error")
-SAME_DB = 400.0
-"""The same chunks must give the same bits."""
 _HINTS = {
     "after a full cache": "Something of the old prompt is left: check that attention ends at the current position.",
     "other methods in between": "Methods write into each other's memory: check that they do not share an arena.",
@@ -35,7 +34,7 @@ def _judge_pairs(check: Check, asked: Asked, case: str, pairs: list[Pair], *, al
     if not pairs:
         return check.error(case, "nothing was asked")
     outputs = asked.result.outputs
-    worst, at = SAME_DB, pairs[0].position
+    worst, at = EQUAL_DB, pairs[0].position
     for pair in sorted(pairs, key=lambda pair: pair.position):
         actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
         if actual is None or expected is None:
@@ -61,7 +60,7 @@ def _judge_pairs(check: Check, asked: Asked, case: str, pairs: list[Pair], *, al
         "allowed": {"sqnr_db": allowed},
         "where": _where(at),
     }
-    words = "the same bits" if worst == SAME_DB else f"{worst:.1f} dB and more"
+    words = "the same bits" if worst == EQUAL_DB else f"{worst:.1f} dB and more"
     return check.passed(case, f"{len(pairs)} logits compared, {words}", **fields)
 
 
@@ -88,7 +87,7 @@ def history(check: Check, evidence: Evidence) -> list[CheckResult]:
     if cache is None:
         return [check.error(case, "the cache was not probed") for case in HISTORIES]
     return [
-        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=SAME_DB, what=_HINTS[case])
+        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=EQUAL_DB, what=_HINTS[case])
         for case in HISTORIES
     ]
 
@@ -103,7 +102,7 @@ def poison(check: Check, evidence: Evidence) -> list[CheckResult]:
     found = []
     for case in POISONS:
         what = f"{values[case]:g} stands beyond that position and leaks in: check mask and attended length."
-        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=SAME_DB, what=what)
+        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=EQUAL_DB, what=what)
         fresh = _agrees_with_shipped(cache.poison, cache.use)
         found.append(result if result.verdict != "pass" or fresh else check.error(case, _NOT_SET))
     return found
@@ -119,11 +118,7 @@ def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
 
 
 def _unread(caches: object) -> str:
-    return (
-        str(caches).replace("\n  ", "; ")
-        if isinstance(caches, Exception)
-        else "the program with readable caches did not run"
-    )
+    return caches.one_line if isinstance(caches, ArtifactError) else "the program with readable caches did not run"
 
 
 def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -132,16 +127,15 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     if cache is None:
         return [check.error(case, "the cache was not probed") for case in CAPACITY]
     limit, asked = cache.limit, cache.capacity
-    one = [name for name in asked.marks if name.endswith("+ 1")]
-    chunks = [name for name in asked.marks if name not in one]
+    one, longer = ([chunk for chunk in beyond(limit) if (chunk[1] == 1) == single] for single in (True, False))
     hint = "The program computes something else after a refused call: an error must leave what lies before its start."
     # a refused call takes its own pair out of the comparison only if the process died with it
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
-    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=SAME_DB, what=hint)
+    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=EQUAL_DB, what=hint)
     return [
         _last(check, cache.chunks, limit),
-        _beyond(check, asked, "one token beyond", one, limit),
-        _beyond(check, asked, "chunks beyond", chunks, limit),
+        _beyond(check, asked, "one token beyond", one),
+        _beyond(check, asked, "chunks beyond", longer),
         intact,
     ]
 
@@ -154,19 +148,20 @@ def _last(check: Check, asked: Asked, limit: int) -> CheckResult:
     return check.passed("last position", f"position {limit - 1} works", where=where)
 
 
-def _beyond(check: Check, asked: Asked, case: str, names: list[str], limit: int) -> CheckResult:
-    for name in names:
-        call, start = asked.marks[name], int(name.split()[0])
+def _beyond(check: Check, asked: Asked, case: str, refused: list[tuple[int, int]]) -> CheckResult:
+    kinds = set()
+    for start, size in refused:
+        call, limit = asked.marks[chunk_name(start, size)], start + size - 1
         where = Where(method="text_decoder", index=(start,))
         if call in asked.result.outputs:
-            said = f"a chunk of {name.split()[-1]} from position {start} is accepted, though the cache ends at {limit}"
+            said = f"a chunk of {size} from position {start} is accepted, though the cache ends at {limit}"
             hint = f"The program reads or writes beyond its cache. Runners must stop at {limit}."
             return check.failed(case, f"{said}. {hint}", where=where)
         if call not in asked.result.errors:
-            said = f"a chunk of {name.split()[-1]} from position {start} ends in {asked.result.outcome}: {asked.result.message}"
+            said = f"a chunk of {size} from position {start} ends in {asked.result.outcome}: {asked.result.message}"
             return check.failed(case, f"{said}. It should be a clean error.", where=where)
-    kinds = {asked.result.errors[asked.marks[name]].split("error:")[-1].strip().splitlines()[0] for name in names}
-    return check.passed(case, f"{len(names)} refused with an error ({', '.join(sorted(kinds))})")
+        kinds.add(asked.result.errors[call].split("error:")[-1].strip().splitlines()[0])
+    return check.passed(case, f"{len(refused)} refused with an error ({', '.join(sorted(kinds))})")
 
 
 def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -187,26 +182,10 @@ def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("program", f"{actual:,} bytes are {product}", **fields)]
 
 
-def _splits(_subjects: Subjects) -> tuple[str, ...]:
-    return SPLITS
-
-
-def _histories(_subjects: Subjects) -> tuple[str, ...]:
-    return HISTORIES
-
-
-def _capacity(_subjects: Subjects) -> tuple[str, ...]:
-    return CAPACITY
-
-
-def _poisons(_subjects: Subjects) -> tuple[str, ...]:
-    return POISONS
-
-
 CHECKS = (
     Check("kvcache.memory", "lowering", one_case, memory),
-    Check("kvcache.chunks", "kernel", _splits, chunks),
-    Check("kvcache.capacity", "kernel", _capacity, capacity),
-    Check("kvcache.history", "kernel", _histories, history),
-    Check("kvcache.poison", "kernel", _poisons, poison),
+    Check("kvcache.chunks", "kernel", fixed_cases(*SPLITS), chunks),
+    Check("kvcache.capacity", "kernel", fixed_cases(*CAPACITY), capacity),
+    Check("kvcache.history", "kernel", fixed_cases(*HISTORIES), history),
+    Check("kvcache.poison", "kernel", fixed_cases(*POISONS), poison),
 )

@@ -30,9 +30,7 @@ def _compared(
         return [check.error(case, "the program was not traced") for case in cases]
     if layers.replay is None:
         give = check.failed if layers.culprit == "program" else check.error
-        return [
-            give(case, f"nothing could be compared: {layers.problem.replace(chr(10) + '  ', '; ')}") for case in cases
-        ]
+        return [give(case, f"nothing could be compared: {layers.problem}") for case in cases]
     return layers, layers.replay
 
 

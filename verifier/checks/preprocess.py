@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from verifier.checks.common import Check, one_case, per_image
+from verifier.checks.common import Check, fixed_cases, one_case, per_image
 from verifier.errors import VerifierError
-from verifier.evidence import Evidence, Subjects
+from verifier.evidence import Evidence
 from verifier.metrics import sqnr_db
 from verifier.model.preprocess import frame_size, prepare_image, read_image
 from verifier.model.vision import CLIP_MEAN, CLIP_STD
@@ -40,6 +40,7 @@ SIZES = (
     (1200, 60),
 )
 """Width and height in pixels: squares, ordinary and odd sizes, wide and tall ones up to 20 : 1."""
+SIZE_CASES = tuple(f"{width} x {height}" for width, height in SIZES)
 
 
 def _hugging_face_pixels(image: Image.Image, side_px: int) -> Any:
@@ -68,7 +69,7 @@ def sizes(check: Check, evidence: Evidence) -> list[CheckResult]:
     square = evidence.recipe.static_image_shape
     side_px = evidence.checkpoint.geometry.vision.image_px
     found = []
-    for case, (width, height) in zip(_sizes(evidence.subjects), SIZES, strict=True):
+    for case, (width, height) in zip(SIZE_CASES, SIZES, strict=True):
         image = drawn(width, height)
         ours = prepare_image(image, side_px=side_px, square=square)
         result = _compare(check, evidence, case, image, ours)
@@ -164,12 +165,8 @@ def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("program", "mean and std of the checkpoint's processor are those of the program")]
 
 
-def _sizes(_subjects: Subjects) -> tuple[str, ...]:
-    return tuple(f"{width} x {height}" for width, height in SIZES)
-
-
 CHECKS = (
     Check("preprocess.constants", "mapping", one_case, constants),
     Check("preprocess.pixels", "mapping", per_image, pixels),
-    Check("preprocess.sizes", "mapping", _sizes, sizes),
+    Check("preprocess.sizes", "mapping", fixed_cases(*SIZE_CASES), sizes),
 )

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from runner.protocol import ArgmaxOf, Call, OutputOf
-from verifier.checks.common import Check, one_case, per_image
+from verifier.checks.common import Check, fixed_cases, one_case, per_image
 from verifier.driver import Script, splice
 from verifier.errors import UsageError
-from verifier.evidence import Case, Evidence, Subjects
+from verifier.evidence import Case, Evidence
 from verifier.model.prompt import Segment, Turn, dialogue_segments, spelled, spelled_dialogue
 from verifier.types import CheckResult, Where
 
@@ -270,13 +270,9 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("program", f"the longest conversation takes {longest} of {limit} tokens", **fields)]
 
 
-def _prompts(_subjects: Subjects) -> tuple[str, ...]:
-    return tuple(PROMPTS)
-
-
 CHECKS = (
     Check("splice.tokens", "mapping", per_image, tokens),
     Check("splice.positions", "mapping", per_image, positions),
-    Check("splice.prompts", "mapping", _prompts, prompts),
+    Check("splice.prompts", "mapping", fixed_cases(*PROMPTS), prompts),
     Check("splice.capacity", "mapping", one_case, capacity),
 )

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from verifier.checks.common import Check
-from verifier.evidence import Evidence, Subjects
+from verifier.checks.common import Check, fixed_cases
+from verifier.evidence import Evidence
 from verifier.ladder.limits import chunk_limit_db
-from verifier.metrics import comparable, sqnr_db
+from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.probes.threads import CALLS, CONFIGURATIONS, Repeated
 from verifier.types import CheckResult, Where
 
-FIRST = CONFIGURATIONS[0]
+FIRST, OTHERS = CONFIGURATIONS[0], CONFIGURATIONS[1:3]
 
 
 def _where(call: int) -> Where:
@@ -51,22 +51,22 @@ def _repeats(check: Check, case: str, mine: Repeated, other: Repeated) -> CheckR
 
 def counts(check: Check, evidence: Evidence) -> list[CheckResult]:
     """With other thread counts the results are those of one thread, up to rounding ties."""
-    threads, cases = evidence.runtime.threads, _counts(evidence.subjects)
+    threads = evidence.runtime.threads
     if threads is None:
-        return [check.error(case, "nothing was run again") for case in cases]
+        return [check.error(case, "nothing was run again") for case in OTHERS]
     text = evidence.checkpoint.geometry.text
     allowed = chunk_limit_db(text.width, text.layers)
-    return [_counts_of(check, case, threads[case], threads[FIRST], allowed) for case in cases]
+    return [_counts_of(check, case, threads[case], threads[FIRST], allowed) for case in OTHERS]
 
 
 def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed: float) -> CheckResult:
-    worst = 400.0
+    worst = EQUAL_DB
     for call in range(len(CALLS)):
         actual, expected = mine.output(0, call), first.output(0, call)
         if actual is None or expected is None:
             return check.failed(case, f"{CALLS[call]} did not return: {mine.result.message}", where=_where(call))
         mismatch = comparable(actual=actual, expected=expected)
-        value = -400.0 if mismatch else sqnr_db(actual=actual, expected=expected)
+        value = -EQUAL_DB if mismatch else sqnr_db(actual=actual, expected=expected)
         worst = min(worst, value)
         if value < allowed:
             reason = mismatch.reason if mismatch else f"{value:.1f} dB, allowed at least {allowed:.1f} dB"
@@ -77,15 +77,7 @@ def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed
     return check.passed(case, f"{mine.threads} threads as one, {worst:.0f} dB and more", **fields)
 
 
-def _configurations(_subjects: Subjects) -> tuple[str, ...]:
-    return CONFIGURATIONS
-
-
-def _counts(_subjects: Subjects) -> tuple[str, ...]:
-    return CONFIGURATIONS[1:3]
-
-
 CHECKS = (
-    Check("threads.repeats", "kernel", _configurations, repeats),
-    Check("threads.counts", "kernel", _counts, counts),
+    Check("threads.repeats", "kernel", fixed_cases(*CONFIGURATIONS), repeats),
+    Check("threads.counts", "kernel", fixed_cases(*OTHERS), counts),
 )

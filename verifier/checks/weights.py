@@ -17,7 +17,7 @@ moves scales to lessen the sum of errors and may clip: it is held to the recipe'
 
 def _audit(check: Check, evidence: Evidence, cases: tuple[str, ...]) -> Audit | list[CheckResult]:
     if isinstance(evidence.audit, VerifierError):
-        reason = str(evidence.audit).replace("\n  ", "; ")
+        reason = evidence.audit.one_line
         return [check.error(case, f"the constants cannot be audited: {reason}") for case in cases]
     return evidence.audit
 

@@ -64,13 +64,8 @@ class MethodState:
     def results(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction computes, in order."""
         if step.kind == "delegate":
-            return step.args[len(self.graph(step).inputs) :]
-        if step.kind == "move":
-            return (step.args[1],)
-        if step.kind != "kernel":
-            return ()
-        last = self.plan.values[step.args[-1]]  # the return value, which repeats the output or lists the outputs
-        return tuple(last.items) if isinstance(last, ListValue) else (step.args[-1],)
+            self.graph(step)  # refuses another backend by name
+        return self.artifact.results(self.plan, step)
 
     def operands(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction reads, lists included by their items."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from verifier.checkpoint import Checkpoint
-from verifier.ladder.quantized import build_quantized_decoder
 from verifier.metrics import Array
 from verifier.model.definition import Definition
 from verifier.reference import Sample, splice
-from verifier.types import Recipe
 
 
-def quantized_token(  # noqa: PLR0917
-    checkpoint: Checkpoint, recipe: Recipe, definition: Definition, sample: Sample, vision: Array, at: int
-) -> int:
-    """The token that the `quantized` rung favours at place `at` of the golden answer, fed with image tokens [P, D]."""
-    decoder = build_quantized_decoder(checkpoint, recipe)
+def quantized_token(decoder: Any, definition: Definition, sample: Sample, vision: Array, at: int) -> int:
+    """The token that the `quantized` rung's decoder favours at place `at` of the golden answer, fed with image tokens [P, D]."""
     answer = (*sample.golden.ids[:at], 0)  # splice drops the last one
     x = splice(definition, sample, torch.from_numpy(vision)[None], answer)
     position = torch.tensor([0])

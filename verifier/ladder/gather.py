@@ -121,7 +121,7 @@ def compare_layers(  # noqa: PLR0917
         replayer = Replayer(artifact, recipe=with_recipe_constants(artifact, audit), watched=taps.watched())
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
-        return LayerEvidence({}, None, problem=str(error), culprit="verifier")
+        return LayerEvidence({}, None, problem=error.one_line, culprit="verifier")
     except ProgramFaultError as error:
         return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()

@@ -46,6 +46,6 @@ def block_limit_db(elements: int) -> float:
 
 def chunk_limit_db(width: int, layers: int) -> float:
     """SQNR that logits keep when the same tokens come in other chunks: sums run in another order, so ties are tipped in
-    every layer, and their errors add up. 39.1 dB for llava_tiny (measured: 49.5 dB at worst of 9,000 positions in 12
-    splits), 38.8 dB for 32 layers of 4,096."""
+    every layer, and their errors add up. 39.1 dB for llava_tiny (measured: 51.2 dB at worst of 94 chunk ends in 12
+    splits, 49.5 dB with other tokens), 38.8 dB for 32 layers of 4,096."""
     return block_limit_db(width) - 10 * math.log10(layers)

@@ -169,6 +169,11 @@ def beyond(limit: int) -> list[tuple[int, int]]:
     return [(start, limit + 1 - start) for start in dict.fromkeys(starts)] + [(limit, 1)]
 
 
+def chunk_name(start: int, size: int) -> str:
+    """The mark of a chunk that is asked beyond the limit."""
+    return f"{start} + {size}"
+
+
 def _capacity(tokens: Array, limit: int) -> tuple[Tape, dict[str, int]]:
     """One past the end from many starts, each behind a fresh prompt whose next token is asked before and after.
 
@@ -180,9 +185,9 @@ def _capacity(tokens: Array, limit: int) -> tuple[Tape, dict[str, int]]:
         if intact:
             tape.feed(tokens[:intact], keep=False)
         before = tape.feed(tokens[intact : intact + 1], intact)
-        marks[f"{start} + {size}"] = tape.feed(tokens[start : start + size], start, may_fail=True)
+        marks[chunk_name(start, size)] = tape.feed(tokens[start : start + size], start, may_fail=True)
         after = tape.feed(tokens[intact : intact + 1], intact)
-        tape.same(f"{start} + {size}", after, before, intact)
+        tape.same(chunk_name(start, size), after, before, intact)
     return tape, marks
 
 
@@ -191,16 +196,16 @@ def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Tape, 
     tape = Tape()
     prompt, end = tokens[:PROMPT_TOKENS], PROMPT_TOKENS + STEPS
 
-    def steps(embeddings: Array, start: int = PROMPT_TOKENS, instance: int = 0) -> list[int]:
-        return [tape.feed(embeddings[at : at + 1], at, instance=instance) for at in range(start, PROMPT_TOKENS + STEPS)]
+    def steps() -> list[int]:
+        return [tape.feed(tokens[at : at + 1], at) for at in range(PROMPT_TOKENS, end)]
 
     def agree(case: str, actual: list[int], expected: list[int]) -> None:
         for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
             tape.same(case, a, e, end - len(actual) + number)
 
-    fresh = [tape.feed(prompt), *steps(tokens)]
+    fresh = [tape.feed(prompt), *steps()]
     tape.chunks(others, [limit], keep=False)
-    agree("after a full cache", [tape.feed(prompt), *steps(tokens)], fresh)
+    agree("after a full cache", [tape.feed(prompt), *steps()], fresh)
     again = [tape.feed(prompt)]
     for at in range(PROMPT_TOKENS, end):
         tape.script.add("vision_encoder", image, keep=False)
@@ -214,15 +219,15 @@ def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Tape, 
         again.append(tape.feed(tokens[at : at + 1], at))
     agree("another instance", again, fresh)
     tape.feed(others[end : end + 20], end, keep=False)
-    agree("rewind behind the prompt", steps(tokens), fresh[1:])
+    agree("rewind behind the prompt", steps(), fresh[1:])
     head, tail = tokens[:20], others[20:PROMPT_TOKENS]
     tape.feed(head, keep=False)
-    straight = [tape.feed(tail, 20), *steps(tokens)]
+    straight = [tape.feed(tail, 20), *steps()]
     tape.feed(head, keep=False)
     tape.feed(tokens[20:PROMPT_TOKENS], 20, keep=False)
     tape.feed(tokens[PROMPT_TOKENS:end], PROMPT_TOKENS, keep=False)
-    agree("rewind into the prompt", [tape.feed(tail, 20), *steps(tokens)], straight)
-    return tape, {"prompt": fresh[0], "next": fresh[1]}
+    agree("rewind into the prompt", [tape.feed(tail, 20), *steps()], straight)
+    return tape, {"next": fresh[1]}
 
 
 def _rows(tokens: Array, others: Array, caches: tuple[Cache, ...], limit: int) -> tuple[Tape, dict[str, int]]:

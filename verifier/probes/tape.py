@@ -46,11 +46,11 @@ class Tape:
         inputs = (embeddings[None], position_array(start), *caches)
         return self.script.add("text_decoder", *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
 
-    def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True, instance: int = 0) -> list[int]:
+    def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True) -> list[int]:
         """Chunks of the given sizes one behind the other from position 0; the numbers of their calls."""
         calls, position = [], 0
         for size in sizes:
-            calls.append(self.feed(embeddings[position : position + size], position, keep=keep, instance=instance))
+            calls.append(self.feed(embeddings[position : position + size], position, keep=keep))
             position += size
         return calls
 

@@ -1,0 +1,142 @@
+"""Open a request: everything that can be refused is refused here, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.local import LocalRunner
+from runner.native import NativeRunner, find_binary
+from runner.protocol import Runner
+from runner.qemu import make_qemu_runner
+from verifier.artifact.program import Artifact, open_artifact
+from verifier.audit.assign import list_parameters
+from verifier.checkpoint import Checkpoint, open_checkpoint
+from verifier.checks.common import Check
+from verifier.checks.registry import select
+from verifier.errors import CheckpointError, ManifestError, UsageError
+from verifier.evidence import (
+    Subjects,
+    golden_folder,
+)
+from verifier.export.manifest import Manifest, read_manifest
+from verifier.golden import (
+    Expectation,
+    GoldenSet,
+    load_expectation,
+    load_golden,
+)
+from verifier.ladder.align import list_blocks
+from verifier.model.keymap import map_keys
+from verifier.model.preprocess import read_image
+from verifier.types import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a face asks for."""
+
+    pte: Path
+    model: str | None = None
+    target: str = "local"
+    checks: tuple[str, ...] = ()
+    allow_partial: bool = False
+    image: Path | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything that can be refused, read and found to belong together. Nothing has run yet."""
+
+    request: Request
+    artifact: Artifact
+    manifest: Manifest | None
+    checkpoint: Checkpoint
+    recipe: Recipe
+    checks: tuple[Check, ...]
+    golden: GoldenSet
+    expectation: Expectation | None
+    runner: Runner
+
+
+def make_runner(target: str) -> Runner:
+    """The runner of a target. Raises `UsageError` for one that is unknown."""
+    if target == "local":
+        return LocalRunner()
+    if target == "native":
+        return NativeRunner(find_binary())
+    if target == "qemu" or target.startswith("qemu:"):
+        return make_qemu_runner(target)
+    expected = "local, native or qemu[:CPU]"
+    raise UsageError("unknown target", got=target, expected=expected, fix="give --target local")
+
+
+def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
+    if manifest is None:
+        return
+    if manifest.checkpoint_sha256 != checkpoint.sha256:
+        raise CheckpointError(
+            "this checkpoint is not the one that the artifact was made from",
+            got=f"{checkpoint.name} {checkpoint.sha256[:16]}",
+            expected=f"{manifest.checkpoint_id} {manifest.checkpoint_sha256[:16]}",
+            where=checkpoint.directory,
+            fix="give --model the checkpoint of the manifest, or export this checkpoint",
+        )
+    if manifest.recipe.max_seq_len != artifact.max_seq_len:
+        raise ManifestError(
+            "the manifest belongs to another file: its max_seq_len is not the program's",
+            got=f"get_max_seq_len {artifact.max_seq_len}",
+            expected=manifest.recipe.max_seq_len,
+            where=artifact.path,
+            fix="put the manifest of this very file beside it, or remove it",
+        )
+
+
+def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a file without manifest: the exporter's defaults, with what the file itself tells."""
+    from verifier.artifact.program import TensorFacts
+    from verifier.export.run import default_group_size
+
+    operators = artifact.methods["text_decoder"].operators
+    image = artifact.methods["vision_encoder"].inputs[0]
+    return Recipe(
+        max_seq_len=artifact.max_seq_len,
+        max_context_len=artifact.max_seq_len,
+        group_size=default_group_size(checkpoint.geometry.text.width),
+        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
+        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
+    )
+
+
+def open_request(request: Request) -> Opened:
+    """Read everything that a verification needs. Raises `VerifierError` subclasses; see there for what they say."""
+    runner = make_runner(request.target)
+    expectation = load_expectation(request.model)
+    checks = select(request.checks, with_image=request.image is not None, with_expectation=expectation is not None)
+    if request.image is not None:
+        read_image(request.image)
+    artifact = open_artifact(request.pte)
+    artifact.max_seq_len  # noqa: B018  refused here if the file does not say
+    manifest = read_manifest(request.pte)
+    checkpoint = open_checkpoint(request.model)
+    _check_belonging(artifact, manifest, checkpoint)
+    recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
+    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
+
+
+def planned_cases(opened: Opened) -> list[tuple[str, str]]:
+    """(check id, case) of everything that a run will give, without running."""
+    subjects = subjects_of(opened)
+    return [(check.id, case) for check in opened.checks for case in check.cases(subjects)]
+
+
+def subjects_of(opened: Opened) -> Subjects:
+    """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model."""
+    checkpoint = opened.checkpoint
+    parameters = list_parameters(map_keys(checkpoint.keys, checkpoint.geometry))
+    return Subjects(
+        tuple(image.name for image in opened.golden.images),
+        tuple(parameter.name for parameter in parameters),
+        list_blocks(checkpoint.geometry),
+    )
