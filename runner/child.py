@@ -1,12 +1,12 @@
-"""The process that runs an untrusted program: `python -m runner.child FOLDER`. It may abort; its parent sees that.
+"""The process that runs an untrusted program: `python -m runner.child BUNDLE RESULT`. It may abort; its parent sees that.
 
-Exit status: 0 with a `result.json`, whatever the program answered; anything else is a crash.
+Exit status: 0 with a `result.json`, whatever the program answered; 2 for a bundle that cannot be read; anything else is a
+crash.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import resource
 import sys
@@ -17,18 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from runner.protocol import (
-    BUFFER_FILE,
-    ETDUMP_FILE,
-    ArgmaxOf,
-    Array,
-    Bundle,
-    OutputOf,
-    TraceRequest,
-    further_path,
-    load_bundle,
-    output_path,
-)
+from runner.bundle import load_bundle
+from runner.protocol import BUFFER_FILE, ETDUMP_FILE, ArgmaxOf, Array, Bundle, OutputOf
+from runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
+from verifier.errors import RunnerError
 
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "sme", "fphp")
 KERNEL_LIBRARIES = (
@@ -37,13 +29,13 @@ KERNEL_LIBRARIES = (
 )
 
 
-def load_program(pte: Path, threads: int | None = None, trace: TraceRequest | None = None) -> Any:
+def load_program(pte: Path, threads: int | None = None, trace_bytes: int | None = None) -> Any:
     """The program on ExecuTorch's runtime, in this very process. Raises `RuntimeError` for what it does not load."""
     runtime = _runtime()
     if threads is not None:
         runtime._unsafe_reset_threadpool(threads)
-    if trace is not None:
-        return runtime._load_for_executorch(str(pte), enable_etdump=True, debug_buffer_size=trace.buffer_bytes)
+    if trace_bytes is not None:
+        return runtime._load_for_executorch(str(pte), enable_etdump=True, debug_buffer_size=trace_bytes)
     return runtime._load_for_executorch(str(pte))
 
 
@@ -71,15 +63,8 @@ def cpu_features() -> list[str]:
     return [name for name in listed.split() if name.startswith(FEATURES)]
 
 
-def _write(directory: Path, **fields: Any) -> None:
-    text = json.dumps(fields)
-    temporary = directory / "result.tmp"
-    temporary.write_text(text)
-    temporary.rename(directory / "result.json")
-
-
 def carry_out(bundle: Bundle, directory: Path) -> None:
-    """Run all calls in order; the first error ends the bundle. Writes `result.json` and the kept outputs."""
+    """Run all calls in order; the first error ends the bundle. Writes `result.json` and the kept outputs into a folder."""
     import torch
 
     used = {(v.call, v.output) for call in bundle.calls for v in call.inputs if isinstance(v, OutputOf)}
@@ -87,9 +72,10 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
     begun = time.perf_counter()
     fields: dict[str, Any] = {"outcome": "ok", "message": "", "call_s": [], "errors": {}}
     programs: dict[int, Any] = {}
+    trace_bytes = None if bundle.trace is None else bundle.trace.buffer_bytes
     try:
         for instance in sorted({0, *(call.instance for call in bundle.calls)}):
-            programs[instance] = load_program(bundle.pte, None if programs else bundle.threads, bundle.trace)
+            programs[instance] = load_program(bundle.pte, None if programs else bundle.threads, trace_bytes)
     except (RuntimeError, ValueError) as error:
         fields |= {"outcome": "refused", "message": str(error)}
     fields["load_s"] = time.perf_counter() - begun
@@ -103,7 +89,7 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
         return torch.from_numpy(np.array(value))
 
     for number, call in enumerate(bundle.calls if fields["outcome"] == "ok" else ()):
-        (directory / "at.txt").write_text(str(number))
+        (directory / PLACE_FILE).write_text(str(number))
         inputs = tuple(given(value) for value in call.inputs)
         begun = time.perf_counter()
         try:
@@ -120,25 +106,29 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
         for output in {output for at, output in used if at == number}:
             outputs[number, output] = answer[output].clone()
         if call.keep:
-            _save(answer[0], output_path(directory, number))
+            save_array(_plain(answer[0]), output_path(directory, number))
         for place, part in enumerate(call.further):
-            _save(answer[part.output].narrow(part.axis, 0, part.length), further_path(directory, number, place))
+            part_of = answer[part.output].narrow(part.axis, 0, part.length)
+            save_array(_plain(part_of), further_path(directory, number, place))
     if bundle.trace is not None and fields["outcome"] == "ok":
-        files = (bundle.trace.directory / name for name in (ETDUMP_FILE, BUFFER_FILE))
+        files = (directory / name for name in (ETDUMP_FILE, BUFFER_FILE))
         programs[0].write_etdump_result_to_file(*(str(file) for file in files))
     fields["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     fields["isa"], fields["cpu_features"] = platform.machine(), cpu_features()
     fields["operators"] = sorted(_runtime()._get_operator_names())
     fields["versions"] = {name: importlib.metadata.version(name) for name in ("executorch", "torch")}
-    _write(directory, **fields)
+    fields |= {"instructions": {}, "in_use": [], "conditions": {}}  # the C++ runner looks into these
+    save_fields(directory, **fields)
 
 
-def _save(output: Any, path: Path) -> None:
+def _plain(output: Any) -> Array:
     array: Array = output.numpy() if hasattr(output, "numpy") else np.asarray(output)
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    return array
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    carry_out(load_bundle(folder), folder)
+    try:
+        asked = load_bundle(Path(sys.argv[1]))
+    except RunnerError as error:
+        sys.exit(print(error, file=sys.stderr) or 2)
+    carry_out(asked, Path(sys.argv[2]))

@@ -32,7 +32,10 @@ class LocalRunner:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
         path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
 
-        def command(folder: Path) -> list[str]:
-            return [sys.executable, "-m", "runner.child", str(folder)]
+        def command(sent: Path, back: Path) -> list[str]:
+            return [sys.executable, "-m", "runner.child", str(sent), str(back)]
 
         return run_child(command, bundle, timeout_s=timeout_s, env={"PYTHONPATH": path})
+
+    def close(self) -> None:
+        """Nothing is left behind."""

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import subprocess
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-from runner.native import find_arm_binary
+from runner.native import bundle_command, find_arm_binary
 from runner.process import run_child
 from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError, UsageError
@@ -42,11 +44,26 @@ class QemuRunner:
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error. The limit grows with the emulation."""
 
-        def command(folder: Path) -> list[str]:
-            emulation = [str(self.emulator), "-L", str(SYSROOT), "-cpu", self.cpu]
-            return [*emulation, str(self.binary), "--bundle", str(folder)]
+        def command(sent: Path, back: Path) -> list[str]:
+            return [*self.emulation, *bundle_command(self.binary, sent, back)]
 
-        return run_child(command, bundle, timeout_s=SLOWER * timeout_s)
+        result = run_child(command, bundle, timeout_s=SLOWER * timeout_s)
+        return replace(result, versions=result.versions | {"qemu": emulator_version(self.emulator)})
+
+    @property
+    def emulation(self) -> tuple[str, ...]:
+        """What stands before the command that is emulated."""
+        return (str(self.emulator), "-L", str(SYSROOT), "-cpu", self.cpu)
+
+    def close(self) -> None:
+        """Nothing is left behind."""
+
+
+@cache
+def emulator_version(emulator: Path) -> str:
+    """As QEMU says it: 7.2.22."""
+    said = subprocess.run([str(emulator), "--version"], capture_output=True, text=True, check=False).stdout.split()
+    return said[2] if len(said) > 2 else "unknown"
 
 
 def make_qemu_runner(target: str) -> QemuRunner:

@@ -7,6 +7,7 @@ no PyTorch to read. Both hold the resized image, uint8 [3, h, w].
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from verifier.errors import UsageError, VerifierError
 from verifier.files import replacing
 from verifier.model.preprocess import prepare_image, read_image
 
-SUFFIXES = (".pt", ".npy")
+SUFFIXES, EXTRA = (".pt", ".npy"), "image.npy"
 
 
 class _Holder(nn.Module):
@@ -47,7 +48,10 @@ def save_image_tensor(image: Tensor, path: Path) -> None:
     check_suffix(path)
     with replacing(path) as temporary:
         if path.suffix == ".pt":
-            torch.jit.script(_Holder(image)).save(str(temporary))  # type: ignore[no-untyped-call]
+            plain = io.BytesIO()
+            np.save(plain, image.numpy(), allow_pickle=False)
+            # the same array once more, stored as it is: llava_main in C++ reads that one
+            torch.jit.script(_Holder(image)).save(str(temporary), _extra_files={EXTRA: plain.getvalue()})  # type: ignore[no-untyped-call]
         else:
             with temporary.open("wb") as file:
                 np.save(file, image.numpy(), allow_pickle=False)

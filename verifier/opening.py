@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.local import LocalRunner
-from runner.native import NativeRunner, find_binary
 from runner.protocol import Runner
-from runner.qemu import make_qemu_runner
+from runner.remote import Told
+from runner.targets import make_runner, silent
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import select
-from verifier.errors import CheckpointError, ManifestError, UsageError
+from verifier.errors import CheckpointError, ManifestError
 from verifier.evidence import (
     Subjects,
     golden_folder,
@@ -34,7 +34,7 @@ from verifier.types import Recipe
 
 @dataclass(frozen=True)
 class Request:
-    """What a face asks for."""
+    """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`."""
 
     pte: Path
     model: str | None = None
@@ -42,6 +42,7 @@ class Request:
     checks: tuple[str, ...] = ()
     allow_partial: bool = False
     image: Path | None = None
+    reproduction: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,6 @@ class Opened:
     golden: GoldenSet
     expectation: Expectation | None
     runner: Runner
-
-
-def make_runner(target: str) -> Runner:
-    """The runner of a target. Raises `UsageError` for one that is unknown."""
-    if target == "local":
-        return LocalRunner()
-    if target == "native":
-        return NativeRunner(find_binary())
-    if target == "qemu" or target.startswith("qemu:"):
-        return make_qemu_runner(target)
-    expected = "local, native or qemu[:CPU]"
-    raise UsageError("unknown target", got=target, expected=expected, fix="give --target local")
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
@@ -108,11 +97,13 @@ def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
     )
 
 
-def open_request(request: Request) -> Opened:
-    """Read everything that a verification needs. Raises `VerifierError` subclasses; see there for what they say."""
-    runner = make_runner(request.target)
+def open_request(request: Request, told: Told = silent) -> Opened:
+    """Read everything that a verification needs, and connect to the target; `told` hears of what is sent there.
+
+    Whoever opens closes the runner. Raises `VerifierError` subclasses; see there for what they say.
+    """
     expectation = load_expectation(request.model)
-    checks = select(request.checks, with_image=request.image is not None, with_expectation=expectation is not None)
+    select(request.checks)  # a glob that matches nothing is refused first: a connection takes time
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
@@ -122,6 +113,13 @@ def open_request(request: Request) -> Opened:
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
     golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    runner = make_runner(request.target, told)
+    checks = select(
+        request.checks,
+        with_image=request.image is not None,
+        with_expectation=expectation is not None,
+        with_device=runner.isa != platform.machine(),
+    )
     return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
 
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from runner.protocol import Bundle, Result
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
 from verifier.checkpoint import Checkpoint
+from verifier.checks.device import unsound
 from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
     LAST_TOKENS,
@@ -51,7 +52,7 @@ from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
 from verifier.reference import Sample, greedy_answer, load_sample
 from verifier.types import CheckResult, Recipe
-from verifier.verdict import Judgement, judge_run
+from verifier.verdict import Judgement, doubt, judge_run
 
 USER_ANSWER_TOKENS = 64
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
@@ -79,7 +80,7 @@ def _wants(opened: Opened, *families: str) -> bool:
 
 def _audit(opened: Opened) -> Audit | VerifierError:
     """The audit of the constants, or why there is none. Not made if no check wants it."""
-    if not _wants(opened, "weights.", "layers."):
+    if not _wants(opened, "weights.", "layers.", "device."):
         return VerifierError("no check asked for the audit")
     try:
         return audit_weights(opened.artifact, opened.checkpoint, opened.recipe)
@@ -96,7 +97,16 @@ def _compare_layers(
     if isinstance(audit, VerifierError):
         culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
         return LayerEvidence({}, None, problem=audit.one_line, culprit=culprit)
-    return compare_layers(opened.artifact, opened.checkpoint, opened.recipe, audit, definition, traced, opened.runner)
+    return compare_layers(
+        opened.artifact,
+        opened.checkpoint,
+        opened.recipe,
+        audit,
+        definition,
+        traced,
+        opened.runner,
+        opened.request.reproduction,
+    )
 
 
 def _tolerances(opened: Opened) -> Tolerances | GoldenError:
@@ -202,13 +212,13 @@ def _converse(opened: Opened, bundle: Bundle) -> Result:
     versions, CPU features. The audit of weights alone runs nothing."""
     if _wants(opened, *CONVERSING):
         return run_bundle(opened.runner, bundle)
-    if _wants(opened, "structure.", "layers.", "kvcache.", "threads."):
+    if _wants(opened, "structure.", "layers.", "kvcache.", "threads.", "device."):
         return run_bundle(opened.runner, replace(bundle, calls=()))
     return Result("ok", "no check asked for a conversation")
 
 
 def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:
-    if not _wants(opened, "layers."):
+    if not _wants(opened, "layers.", "device."):
         return None
     patches = opened.checkpoint.geometry.vision.patches
     return run_traced(opened.artifact, choose_samples(samples), opened.runner, folder, patches=patches)
@@ -242,6 +252,9 @@ def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
         "name": opened.runner.name,
         "isa": opened.runner.isa,
         "cpu_features": list(ran.cpu_features),
+        "instructions": {name: said or "right" for name, said in ran.instructions.items()},
+        "in_use": list(ran.in_use),
+        "conditions": ran.conditions,
         "versions": ran.versions,
     }
 
@@ -251,7 +264,8 @@ def run_checks(opened: Opened, evidence: Evidence) -> list[CheckResult]:
     device's, and so is the step."""
     results = [result for check in opened.checks for result in check.run(check, evidence)]
     foreign = opened.runner.isa != platform.machine()
-    return [replace(r, step="device") if foreign and r.step == "kernel" else r for r in results]
+    placed = [replace(r, step="device") if foreign and r.step == "kernel" else r for r in results]
+    return doubt(placed, unsound(evidence.runtime.conversations.instructions))
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:
@@ -261,8 +275,9 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
     with hushed() as stream:
         progress.stream = stream
         with progress.stage("open"):
-            opened = open_request(request)
-        evidence = gather(opened, progress)
+            opened = open_request(request, progress.transferred)
+        with closing(opened.runner):
+            evidence = gather(opened, progress)
         with progress.stage("checks"):
             results = run_checks(opened, evidence)
     judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)

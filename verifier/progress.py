@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
+from rich.status import Status
 
 from verifier.errors import VerifierError
 
@@ -64,6 +65,7 @@ class Progress:
     quiet: bool = field(default_factory=lambda: not sys.stderr.isatty())
     stream: TextIO | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
+    _shown: tuple[str, Status] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -73,7 +75,15 @@ class Progress:
             yield
         else:
             console = Console(file=self.stream or sys.stderr)
-            with console.status(name):
+            with console.status(name) as status:
+                self._shown = name, status
                 yield
+            self._shown = None
             console.print(f"[green]✓[/] {name} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
         self.stage_s[name] = time.perf_counter() - begun
+
+    def transferred(self, what: str, done: int, whole: int) -> None:
+        """Show how far a transfer is, beside the stage that waits for it."""
+        if self._shown is not None:
+            name, status = self._shown
+            status.update(f"{name}: {what} {done / 1e6:.0f} of {whole / 1e6:.0f} MB")

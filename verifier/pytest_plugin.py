@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ FAMILIES = (
     "vision",
     "logits",
     "greedy",
+    "device",
 )
 """Of `verifier.checks.registry`, which is not imported here: every pytest run would pay for it."""
 
@@ -39,7 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("verifier", "release gate for LLaVA on ExecuTorch")
     group.addoption("--pte", type=Path, metavar="PTE", help="verify this program")
     group.addoption("--pte-model", metavar="DIR", help="its checkpoint (default: the embedded llava_tiny)")
-    group.addoption("--pte-target", default="local", metavar="T", help="where to run it: local")
+    group.addoption(
+        "--pte-target",
+        default="local",
+        metavar="T",
+        help="where to run it: local, native, qemu[:CPU], ssh:[user@]host or adb[:serial]",
+    )
     group.addoption("--pte-checks", default="", metavar="GLOB,...", help="only these checks")
     group.addoption("--pte-report", type=Path, metavar="DIR", help="also write report.json and junit.xml")
 
@@ -62,14 +69,15 @@ class _Gate:
     def __init__(self, config: pytest.Config) -> None:
         from verifier.opening import Request
 
+        self.report_folder: Path | None = config.getoption("--pte-report")
         patterns = tuple(g.strip() for g in str(config.getoption("--pte-checks")).split(",") if g.strip())
         self.request = Request(
             Path(config.getoption("--pte")),
             config.getoption("--pte-model"),
             str(config.getoption("--pte-target")),
             patterns,
+            reproduction=self.report_folder and self.report_folder / "reproduction",
         )
-        self.report_folder: Path | None = config.getoption("--pte-report")
         worker = getattr(config, "workerinput", {})
         self.run_id = str(worker.get("testrunuid", os.getpid()))
         self.planned: list[tuple[str, str]] = []
@@ -81,7 +89,9 @@ class _Gate:
         from verifier.opening import open_request, planned_cases
 
         try:
-            self.planned = planned_cases(open_request(self.request))
+            opened = open_request(self.request)
+            with closing(opened.runner):
+                self.planned = planned_cases(opened)
         except VerifierError as error:
             raise pytest.UsageError(f"not verified: {error}") from error
 

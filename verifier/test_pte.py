@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.targets import TARGETS
 from verifier.errors import VerifierError
 
 __test__ = False  # a command, not a test module, whatever its name says
@@ -26,11 +27,16 @@ def _parser() -> argparse.ArgumentParser:
         "image", type=Path, nargs="?", metavar="IMAGE", help="also caption this image, in fp32 and by the program"
     )
     parser.add_argument("--model", help="checkpoint folder or hub id (default: the embedded llava_tiny)")
-    parser.add_argument("--target", default="local", help="where to run: local")
+    parser.add_argument("--target", default="local", help=f"where to run: {TARGETS}")
     parser.add_argument(
         "--checks", default="", help="only these checks: comma-separated globs such as 'logits.*,kvcache.*'"
     )
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write report.json and junit.xml into this folder")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.json and junit.xml into this folder, and a wrong kernel's reproduction",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write report.json under this name")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML under this name")
     parser.add_argument(
@@ -68,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         json_paths, junit_paths = _destinations(options)
         checks = tuple(glob.strip() for glob in options.checks.split(",") if glob.strip())
-        request = Request(options.pte, options.model, options.target, checks, options.allow_partial, options.image)
+        reproduction = options.report and options.report / "reproduction"
+        request = Request(
+            options.pte, options.model, options.target, checks, options.allow_partial, options.image, reproduction
+        )
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
         for path in json_paths:
             write_json(run, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from verifier.metrics import EQUAL_DB
@@ -10,7 +10,7 @@ from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
 # Checks that may be skipped without leaving a hole: what they look at is optional.
-OPTIONAL = frozenset({"structure.manifest"})
+OPTIONAL = frozenset({"structure.manifest", "device.instructions"})
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
 Overall = Literal["pass", "fail", "error"]
 
@@ -41,6 +41,22 @@ class Judgement:
         return EXIT_STATUS[self.verdict]
 
 
+STATIC = ("structure.", "mapping.", "preprocess.", "splice.", "weights.")
+"""Families that look at the file, or at this machine's references, and not at what the program computed."""
+
+
+def doubt(results: list[CheckResult], unsound: str) -> list[CheckResult]:
+    """Failures that a machine may be to blame for itself are no failures of the file: on an `unsound` one they are errors."""
+    if not unsound:
+        return results
+    return [
+        replace(r, verdict="error", message=f"not to be trusted on this machine: {r.message}")
+        if r.verdict == "fail" and not r.id.startswith(STATIC)
+        else r
+        for r in results
+    ]
+
+
 def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool = False) -> Judgement:
     """Judge all results. A failure is a fail; else anything missing, skipped or in error is an error, never a pass.
 
@@ -64,7 +80,7 @@ def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool 
     )
 
 
-EXACT = ("compared", "wrong", "overlaps", "handovers_broken", "cache_bytes", "different", "differing")
+EXACT = ("compared", "wrong", "tried", "overlaps", "handovers_broken", "cache_bytes", "different", "differing")
 """Measures that are met or not: they have no share."""
 
 

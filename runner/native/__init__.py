@@ -34,6 +34,11 @@ def _existing(path: Path, what: str, fix: str) -> Path:
     return path
 
 
+def bundle_command(binary: Path, sent: Path, back: Path) -> list[str]:
+    """How `llava_main` is told to carry out a bundle."""
+    return [str(binary), f"--bundle={sent}", f"--result={back}"]
+
+
 @dataclass(frozen=True)
 class NativeRunner:
     """One process of the C++ runner per bundle."""
@@ -52,4 +57,7 @@ class NativeRunner:
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
-        return run_child(lambda folder: [str(self.binary), "--bundle", str(folder)], bundle, timeout_s=timeout_s)
+        return run_child(lambda sent, back: bundle_command(self.binary, sent, back), bundle, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Nothing is left behind."""

@@ -51,7 +51,7 @@ def _ask(command: list[str], **flags: object) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("native", "npy"), ("python", "npy"), ("python", "pt")])
+@pytest.mark.parametrize(("kind", "suffix"), [("native", "npy"), ("native", "pt"), ("python", "npy"), ("python", "pt")])
 @pytest.mark.parametrize("image", ["odd_333x335", "pair_base"])
 def test_golden_caption_by_the_seeds_command(
     kind: str, suffix: str, image: str, artifacts: Path, native: NativeRunner

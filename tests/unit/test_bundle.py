@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, load_bundle, save_bundle
+from runner.bundle import load_bundle, save_bundle
+from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part
 from verifier.errors import RunnerError
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from verifier.checks import (
     cache_rows,
+    device,
     embedding,
     greedy,
     kvcache,
@@ -30,7 +31,9 @@ CHECKS: tuple[Check, ...] = (
     *preprocess.CHECKS,
     *splice.CHECKS,
     *weights.CHECKS,
+    *device.CHECKS[:1],  # a machine that computes wrongly explains everything behind it
     *layers.CHECKS,
+    *device.CHECKS[1:],
     structure.MANIFEST,  # behind what can say which bytes changed
     *cache_rows.CHECKS,  # what each row depends on, before what comes out
     *kvcache.CHECKS,
@@ -43,11 +46,13 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def select(patterns: tuple[str, ...], *, with_image: bool = False, with_expectation: bool = False) -> tuple[Check, ...]:
+def select(
+    patterns: tuple[str, ...], *, with_image: bool = False, with_expectation: bool = False, with_device: bool = False
+) -> tuple[Check, ...]:
     """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
 
     The check of the user's own image is among them only if there is one, that of a published answer only if there is one
-    for this checkpoint too.
+    for this checkpoint too, those of a device only if the program runs on another architecture than this machine's.
     """
     for pattern in patterns:
         if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
@@ -59,5 +64,6 @@ def select(patterns: tuple[str, ...], *, with_image: bool = False, with_expectat
             )
     left_out = [] if with_image else [greedy.USER_IMAGE]
     left_out += [] if with_image and with_expectation else [greedy.EXPECTED]
+    left_out += [] if with_device else device.CHECKS
     offered = tuple(check for check in CHECKS if check not in left_out)
     return tuple(c for c in offered if not patterns or any(fnmatchcase(c.id, pattern) for pattern in patterns))

@@ -59,11 +59,13 @@ class BlockError:
 
 @dataclass(frozen=True)
 class TracedCall:
-    """A call as it was replayed. `start` is its position, for the decoder. `sample` names the image of the conversation."""
+    """A call as it was replayed, with its output. `start` is its position, for the decoder. `sample` names the image of the
+    conversation."""
 
     method: str
     inputs: tuple[Tensor, ...]
     sample: str
+    output: Tensor
     start: int = 0
 
 

@@ -11,7 +11,9 @@ import json
 import math
 import struct
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,14 @@ _DTYPES = {torch.float32: "FLOAT", torch.int8: "CHAR"}
 
 @dataclass(frozen=True)
 class NodeError:
-    """A node of a delegate, cut out and run: how its value compares with the interpreter's."""
+    """A node of a delegate, cut out and run: how its value compares with the interpreter's, which is `expected`.
+    `cut` makes a `.pte` of this cut alone."""
 
     node: int
     kind: str
     compared: Compared
+    expected: Tensor = field(repr=False)
+    cut: Callable[[], bytes] = field(repr=False)
 
 
 def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outputs: dict[int, Tensor]) -> bytes:
@@ -198,7 +203,8 @@ def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: 
         kind = "step" if quantum else "bound"
         record = Compared(0, state.plan.name, instruction, node.kind, 0, kind, value.numel())
         compared = compare_tensors(record, actual[index], value, quantum=quantum, bound=limits[index], propagated=value)
-        found.append(NodeError(index, node.kind, compared))
+        cut = partial(cut_program, state, instruction, inputs, {index: value})
+        found.append(NodeError(index, node.kind, compared, value, cut))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from runner.local import LocalRunner
 from runner.protocol import Bundle, OutputOf, Runner, TraceRequest
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
@@ -18,6 +19,7 @@ from verifier.driver import Script, converse
 from verifier.errors import VerifierError
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
+from verifier.ladder.abroad import Counterpart, run_here
 from verifier.ladder.align import Aligned, align_program
 from verifier.ladder.blocks import (
     BlockError,
@@ -32,6 +34,7 @@ from verifier.ladder.descend import descend
 from verifier.ladder.limits import excess
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.ladder.replay import Replay, Replayer
+from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.model.definition import Definition
 from verifier.reference import Sample
@@ -47,7 +50,8 @@ TIMEOUT_S = 3600.0
 class LayerEvidence:
     """Everything known layer by layer. `problem` says why there is no replay; `culprit` is `program` if the program is to
     blame for that and `verifier` if the interpreter lacks something. `descents` say of a delegate that the runtime computes
-    wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits."""
+    wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits. `tokens` are
+    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine, or why there are none."""
 
     alignment: dict[tuple[str, int], Aligned]
     replay: Replay | None
@@ -57,6 +61,8 @@ class LayerEvidence:
     culprit: str = ""
     descents: dict[tuple[str, int], str] = field(default_factory=dict)
     error_shares: dict[str, float] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
+    counterparts: tuple[Counterpart, ...] | str = "the program ran on this machine"
 
 
 def choose_samples(samples: list[Sample]) -> list[Sample]:
@@ -94,12 +100,13 @@ def run_traced(artifact: Artifact, samples: list[Sample], runner: Runner, folder
     result = runner.run(bundle, timeout_s=TIMEOUT_S)
     if result.outcome != "ok":
         return Traced(folder, problem=f"the traced run ended in {result.outcome}: {result.message}")
-    calls = []
+    calls: list[TracedCall] = []
     for call, owner in zip(kept, owners, strict=True):
         inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
         tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
         start = int(tensors[1][0]) if call.method == "text_decoder" else 0
-        calls.append(TracedCall(call.method, tensors, owner, start))
+        output = torch.from_numpy(np.array(result.outputs[len(calls)]))
+        calls.append(TracedCall(call.method, tensors, owner, output, start))
     return Traced(folder, tuple(calls))
 
 
@@ -111,8 +118,10 @@ def compare_layers(  # noqa: PLR0917
     definition: Definition,
     traced: Traced,
     runner: Runner,
+    reproduction: Path | None = None,
 ) -> LayerEvidence:
-    """Replay the traces and hold them against every rung. Raises `VerifierError` for our own failures."""
+    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one.
+    Raises `VerifierError` for our own failures."""
     try:
         alignment = align_program(Machine(artifact), audit, checkpoint.geometry)
         if traced.problem:
@@ -133,11 +142,32 @@ def compare_layers(  # noqa: PLR0917
             blocks += decoder.compare(number, call, replay)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
-    descents = _descend(replayer.shadow, replay, traces, runner)
+    descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     first = traced.calls[0].sample
     prompts = [c.inputs[0] for c in traced.calls if c.method == "token_embedding" and c.sample == first]
     shares = error_shares(definition, quantized, torch.cat([definition.embed(ids) for ids in prompts], dim=1))
-    return LayerEvidence(alignment, replay, tuple(blocks), tuple(found), descents=descents, error_shares=shares)
+    tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == "text_decoder"}
+    return LayerEvidence(
+        alignment,
+        replay,
+        tuple(blocks),
+        tuple(found),
+        descents=descents,
+        error_shares=shares,
+        tokens=tokens,
+        counterparts=_at_home(artifact, traced, runner),
+    )
+
+
+def _at_home(artifact: Artifact, traced: Traced, runner: Runner) -> tuple[Counterpart, ...] | str:
+    """The traced calls on this machine, if they ran on one of another kind."""
+    host = LocalRunner()
+    if runner.isa == host.isa:
+        return "the program ran on this machine"
+    try:
+        return run_here(artifact, traced.calls, host)
+    except VerifierError as error:
+        return error.one_line
 
 
 def against_fp32(
@@ -165,7 +195,9 @@ def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
     return traces
 
 
-def _descend(machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner) -> dict[tuple[str, int], str]:
+def _descend(
+    machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner, reproduction: Path | None
+) -> dict[tuple[str, int], str]:
     """Look into the first delegate that the runtime computes wrongly, if it has several nodes."""
     broken = [record for record in replay.compared if excess(record) > 1 and "+" in record.operator]
     if not broken:
@@ -182,7 +214,12 @@ def _descend(machine: Machine, replay: Replay, traces: list[CallTrace], runner: 
         return {
             place: "Cut out and run node by node it computes rightly: look at threads, memory and the order of calls"
         }
-    return {place: f"Its first wrong node is number {wrong.node}, {wrong.kind}"}
+    said = f"Its first wrong node is number {wrong.node}, {wrong.kind}"
+    if reproduction is None:
+        return {place: said}
+    what = f"{first.method}, instruction {first.instruction}, on {runner.name}. {said}."
+    save_reproduction(reproduction, wrong.cut(), wrong.node, inputs, expected=wrong.expected, said=what)
+    return {place: f"{said}; saved with its inputs in {reproduction}"}
 
 
 def _tokens(script: Script, number: int, patches: int) -> int:

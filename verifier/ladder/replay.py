@@ -8,7 +8,7 @@ where it must not be, it is not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class Replay:
     """Everything compared in some calls. `constants` repeats the instructions that use a constant, with the recipe's constant
     in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the
     instructions that compute a tensor, by method, and `covered` those of them that were compared; a cache that was written is
-    compared where it is read."""
+    compared where it is read. `covered_in` is the same by call."""
 
     compared: tuple[Compared, ...]
     constants: tuple[Compared, ...]
@@ -84,6 +84,7 @@ class Replay:
     taps: dict[tuple[int, int], Tensor]
     computing: dict[str, frozenset[int]]
     covered: dict[str, frozenset[int]]
+    covered_in: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
 def operator_name(state: MethodState, step: Instruction) -> str:
@@ -128,7 +129,7 @@ class Replayer:
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
         self.handovers: list[Handover] = []
-        self.covered: dict[str, set[int]] = {}
+        self.covered: dict[tuple[str, int], set[int]] = {}
         self.calls = 0
 
     def call(self, method: str, inputs: list[Tensor], trace: CallTrace) -> None:
@@ -145,9 +146,18 @@ class Replayer:
             for method, state in self.shadow.methods.items()
             if state.plan.instructions
         }
-        covered = {method: frozenset(found) for method, found in self.covered.items()}
+        covered: dict[str, frozenset[int]] = {}
+        for (method, _), found in self.covered.items():
+            covered[method] = covered.get(method, frozenset()) | found
+        covered_in = {call: frozenset(found) for (_, call), found in self.covered.items()}
         return Replay(
-            tuple(self.compared), tuple(self.constants), tuple(self.handovers), dict(self.taps), computing, covered
+            tuple(self.compared),
+            tuple(self.constants),
+            tuple(self.handovers),
+            dict(self.taps),
+            computing,
+            covered,
+            covered_in,
         )
 
 
@@ -259,7 +269,7 @@ class _Follower:
             if not isinstance(value, Tensor):
                 self.known[index] = value
         if (tensors and len(recorded) == len(tensors)) or instruction.name == "llama::update_cache.out":
-            self.replayer.covered.setdefault(method, set()).add(instruction.index)
+            self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
 
     def _compare(  # noqa: PLR0917
         self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, bound: Tensor | None

@@ -7,7 +7,7 @@
 namespace runner {
 namespace {
 
-constexpr const char* kSchema = "runner.bundle/3";
+constexpr const char* kSchema = "runner.bundle/4";
 
 template <typename T>
 T number(std::istringstream& words) {
@@ -52,17 +52,21 @@ Input read_input(std::istringstream& words, const std::filesystem::path& folder,
   return input;
 }
 
-void read_line(const std::string& line, const std::filesystem::path& folder, Bundle& bundle) {
+void read_line(const std::string& line, const std::filesystem::path& folder, Bundle& bundle, uintmax_t& size_bytes) {
   std::istringstream words(line);
   std::string key;
   words >> key;
   if (key == "pte") {
-    bundle.pte = rest(words);
+    std::string hash;
+    words >> hash;
+    size_bytes = number<uintmax_t>(words);
+    bundle.pte = folder / rest(words);
   } else if (key == "threads") {
     bundle.threads = number<uint32_t>(words);
   } else if (key == "trace") {
-    const auto buffer_bytes = number<size_t>(words);
-    bundle.trace = Trace{rest(words), buffer_bytes};
+    bundle.trace_bytes = number<size_t>(words);
+  } else if (key == "memory") {
+    number<size_t>(words); // whoever starts this process limits it
   } else if (key == "call") {
     Call call{};
     call.keep = number<int>(words) != 0;
@@ -83,7 +87,7 @@ void read_line(const std::string& line, const std::filesystem::path& folder, Bun
 
 } // namespace
 
-Bundle read_bundle(const std::filesystem::path& folder) {
+Bundle read_bundle(const std::filesystem::path& folder, const std::filesystem::path& pte) {
   const std::filesystem::path path = folder / "bundle.txt";
   std::ifstream file(path);
   std::string line;
@@ -91,15 +95,28 @@ Bundle read_bundle(const std::filesystem::path& folder) {
     throw std::runtime_error(path.string() + ": not a bundle of schema " + kSchema);
   }
   Bundle bundle;
+  uintmax_t size_bytes = 0;
   for (int at = 2; std::getline(file, line); ++at) {
     try {
-      read_line(line, folder, bundle);
+      read_line(line, folder, bundle, size_bytes);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(path.string() + ", line " + std::to_string(at) + ": " + error.what());
     }
   }
   if (bundle.pte.empty()) {
     throw std::runtime_error(path.string() + ": it names no program");
+  }
+  if (!pte.empty()) {
+    bundle.pte = pte;
+  }
+  std::error_code problem;
+  const uintmax_t found = std::filesystem::file_size(bundle.pte, problem);
+  if (problem) {
+    throw std::runtime_error(bundle.pte.string() + ": the bundle's program is not there: " + problem.message());
+  }
+  if (found != size_bytes) {
+    throw std::runtime_error(
+        bundle.pte.string() + ": not the bundle's program: it has " + std::to_string(found) + " bytes, expected " + std::to_string(size_bytes));
   }
   return bundle;
 }

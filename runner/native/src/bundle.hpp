@@ -32,18 +32,15 @@ struct Call {
   std::vector<Part> parts;
 };
 
-struct Trace {
-  std::filesystem::path folder;
-  size_t buffer_bytes;
-};
-
 struct Bundle {
   std::filesystem::path pte;
   std::optional<uint32_t> threads;
-  std::optional<Trace> trace;
+  size_t trace_bytes = 0; // of the event tracer's buffer; 0 without it
   std::vector<Call> calls;
 };
 
-Bundle read_bundle(const std::filesystem::path& folder); // throws std::runtime_error that names the line
+// `pte` is where the program lies, if not where the bundle says. Throws std::runtime_error that names the line, or says that the
+// program is not as long as the bundle's.
+Bundle read_bundle(const std::filesystem::path& folder, const std::filesystem::path& pte);
 
 } // namespace runner

@@ -38,11 +38,14 @@ Array read_image(const std::filesystem::path& path) {
   if (path.empty() || !std::filesystem::is_regular_file(path)) {
     throw std::runtime_error("no such image: " + path.string());
   }
-  if (path.extension() != ".npy") {
+  // TorchScript is an archive, and verifier.image_util puts the plain array into it too: upstream's script does not
+  Array image;
+  try {
+    image = read_npy(path, path.extension() == ".pt" ? find_in_zip(path, "/extra/image.npy") : Place{});
+  } catch (const std::runtime_error& error) {
     throw std::runtime_error(
-        path.string() + ": only .npy is read without PyTorch; python -m verifier.image_util --image-path PICTURE --output-path image.npy");
+        std::string(error.what()) + "; write it again: python -m verifier.image_util --image-path PICTURE --output-path image.npy");
   }
-  Array image = read_npy(path);
   if (image.dtype != "u1" || image.shape.size() != 3 || image.shape[0] != 3) {
     throw std::runtime_error(path.string() + ": not an image of uint8 [3, h, w]");
   }

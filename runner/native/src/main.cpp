@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <map>
 #include <string>
 
@@ -20,8 +21,10 @@ namespace {
 constexpr const char* kUsage =
     "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=image.npy [--prompt=ASSISTANT:]\n"
     "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N]\n"
-    "       llava_main --bundle FOLDER\n"
-    "The image is uint8 [3, h, w] as python -m verifier.image_util --output-path image.npy writes it.\n";
+    "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
+    "       llava_main --about\n"
+    "The image is uint8 [3, h, w] as python -m verifier.image_util writes it, .npy or .pt.\n"
+    "A bundle is what runner/bundle.py writes. --about prints the machine and its kernels as JSON.\n";
 
 // `--name=value` and `--name value`. Throws std::runtime_error for a flag that is not known or has no value.
 std::map<std::string, std::string> read_flags(int count, char** words, const std::map<std::string, std::string>& defaults) {
@@ -59,9 +62,9 @@ T number(const std::map<std::string, std::string>& flags, const std::string& nam
 
 int run(int count, char** words) {
   const std::map<std::string, std::string> defaults = {
-      {"--model_path", "llava.pte"}, {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
+      {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
-      {"--bundle", ""}};
+      {"--bundle", ""},              {"--result", ""}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
@@ -69,10 +72,13 @@ int run(int count, char** words) {
     runner::kernel_threads() = threads;
   }
   if (!flags.at("--bundle").empty()) {
-    return runner::carry_out(flags.at("--bundle"));
+    if (!std::filesystem::is_directory(flags.at("--result"))) {
+      throw std::runtime_error("--result is " + flags.at("--result") + ", expected an existing folder");
+    }
+    return runner::carry_out(flags.at("--bundle"), flags.at("--result"), flags.at("--model_path"));
   }
   runner::Question question;
-  question.model = flags.at("--model_path");
+  question.model = flags.at("--model_path").empty() ? "llava.pte" : flags.at("--model_path");
   question.tokenizer = flags.at("--tokenizer_path");
   question.image = flags.at("--image_path");
   question.prompt = flags.at("--prompt");
@@ -93,6 +99,10 @@ int main(int count, char** words) {
   if (runner::register_llama_kernels() != executorch::runtime::Error::Ok) {
     std::fprintf(stderr, "llava_main: the llama kernels cannot be registered\n");
     return 2;
+  }
+  if (count == 2 && std::string(words[1]) == "--about") {
+    runner::print_machine();
+    return 0;
   }
   try {
     return run(count, words);

@@ -9,6 +9,7 @@ namespace runner {
 namespace {
 
 constexpr size_t kHeaderLimit = 4096;
+constexpr uint64_t kDirectoryLimit = 1 << 20;
 
 std::runtime_error failure(const std::filesystem::path& path, const std::string& reason) {
   return std::runtime_error(path.string() + ": " + reason);
@@ -47,8 +48,9 @@ size_t item_bytes(const std::string& dtype) {
   throw std::runtime_error("an array of dtype " + dtype + ", expected plain numbers");
 }
 
-Array read_npy(const std::filesystem::path& path) {
+Array read_npy(const std::filesystem::path& path, Place place) {
   std::ifstream file(path, std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(place.offset));
   char head[10] = {};
   if (!file.read(head, sizeof head) || std::memcmp(head, "\x93NUMPY\x01\x00", 8) != 0) {
     throw failure(path, "not an array in NumPy's format 1.0");
@@ -87,14 +89,55 @@ Array read_npy(const std::filesystem::path& path) {
     total *= size;
   }
   const auto expected = static_cast<uintmax_t>(total) + 10 + length;
-  if (std::filesystem::file_size(path) != expected) {
-    throw failure(path, "it has " + std::to_string(std::filesystem::file_size(path)) + " bytes, its shape wants " + std::to_string(expected));
+  const uintmax_t found = place.size == Place::kRest ? std::filesystem::file_size(path) - place.offset : place.size;
+  if (found != expected) {
+    throw failure(path, "it has " + std::to_string(found) + " bytes, its shape wants " + std::to_string(expected));
   }
   array.bytes.resize(static_cast<size_t>(total));
   if (!file.read(reinterpret_cast<char*>(array.bytes.data()), total)) {
     throw failure(path, "cannot be read to its end");
   }
   return array;
+}
+
+Place find_in_zip(const std::filesystem::path& path, const std::string& ending) {
+  // PKWARE's APPNOTE 6.3.10: the end record (4.3.16), the central directory (4.3.12), the local header (4.3.7)
+  std::ifstream file(path, std::ios::binary);
+  const uintmax_t whole = std::filesystem::file_size(path);
+  const auto read = [&](uintmax_t at, uintmax_t length) {
+    std::string text(static_cast<size_t>(at + length <= whole ? length : 0), '\0');
+    if (text.size() != length || !file.seekg(static_cast<std::streamoff>(at)).read(text.data(), static_cast<std::streamsize>(length))) {
+      throw failure(path, "its archive is cut off");
+    }
+    return text;
+  };
+  const auto number = [](const std::string& text, size_t at, size_t bytes) {
+    uint64_t value = 0;
+    for (size_t i = bytes; i-- > 0;) {
+      value = value << 8 | static_cast<uint8_t>(text.at(at + i));
+    }
+    return value;
+  };
+  const uintmax_t tail = std::min<uintmax_t>(whole, 22 + 65535);
+  const std::string end = read(whole - tail, tail);
+  const size_t last = end.rfind("PK\x05\x06");
+  if (last == std::string::npos || end.size() - last < 22) {
+    throw failure(path, "not an archive");
+  }
+  const uint64_t size = std::min<uint64_t>(number(end, last + 12, 4), kDirectoryLimit);
+  const std::string directory = read(number(end, last + 16, 4), size);
+  for (size_t at = 0; at + 46 <= directory.size() && directory.compare(at, 4, "PK\x01\x02") == 0;) {
+    const size_t name_length = number(directory, at + 28, 2);
+    const std::string name = directory.substr(at + 46, name_length);
+    const bool ends = name.size() >= ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0;
+    if (ends && number(directory, at + 10, 2) == 0) { // stored as it is
+      const uint64_t local = number(directory, at + 42, 4);
+      const std::string head = read(local, 30);
+      return {local + 30 + number(head, 26, 2) + number(head, 28, 2), number(directory, at + 24, 4)};
+    }
+    at += 46 + name_length + number(directory, at + 30, 2) + number(directory, at + 32, 2);
+  }
+  throw failure(path, "it holds no " + ending);
 }
 
 void write_npy(const Array& array, const std::filesystem::path& path) {

@@ -17,7 +17,16 @@ struct Array {
 };
 
 size_t item_bytes(const std::string& dtype); // throws std::runtime_error for a dtype that is not plain numbers
-Array read_npy(const std::filesystem::path& path); // throws std::runtime_error that names path and reason
+
+// A part of a file.
+struct Place {
+  static constexpr uint64_t kRest = ~uint64_t{0};
+  uint64_t offset = 0;
+  uint64_t size = kRest;
+};
+
+Array read_npy(const std::filesystem::path& path, Place place = {}); // throws std::runtime_error that names path and reason
+Place find_in_zip(const std::filesystem::path& path, const std::string& ending); // an entry that is stored as it is; throws
 void write_npy(const Array& array, const std::filesystem::path& path); // written beside, then renamed
 
 } // namespace runner

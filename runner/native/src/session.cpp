@@ -45,43 +45,54 @@ std::string quoted(const std::string& text) {
   return out + "\"";
 }
 
+template <typename Items, typename Write>
+std::string listed(const Items& items, Write write) {
+  std::string text;
+  for (const auto& item : items) {
+    text += (text.empty() ? "" : ", ") + write(item);
+  }
+  return text;
+}
+
+template <typename Items>
+std::string words(const Items& items) {
+  return "[" + listed(items, [](const auto& item) { return quoted(item); }) + "]";
+}
+
+std::string named(const std::map<std::string, std::string>& items) {
+  return "{" + listed(items, [](const auto& item) { return quoted(item.first) + ": " + quoted(item.second); }) + "}";
+}
+
+std::string named(const std::map<std::string, double>& items) {
+  return "{" + listed(items, [](const auto& item) { return quoted(item.first) + ": " + std::to_string(item.second); }) + "}";
+}
+
+// The machine and what it brings along: fields of `runner/protocol.py`'s Result.
+std::string machine() {
+  std::vector<std::string> operators;
+  for (const auto& kernel : executorch::runtime::get_registered_kernels()) {
+    operators.emplace_back(kernel.name_);
+  }
+  return "\"isa\": " + quoted(isa()) + ", \"cpu_features\": " + words(cpu_features()) + ", \"instructions\": " + named(try_instructions()) +
+      ", \"in_use\": " + words(used_instructions()) + ", \"conditions\": " + named(conditions()) + ", \"operators\": " + words(operators) +
+      ", \"versions\": {\"llava_main\": \"2\", \"executorch\": " + quoted(EXECUTORCH_VERSION) + "}";
+}
+
 // What `runner/child.py` writes, field by field.
 struct Result {
   std::string outcome = "ok";
   std::string message;
-  std::map<size_t, std::string> errors;
+  std::map<std::string, std::string> errors;
   std::vector<double> call_s;
   double load_s = 0;
 
   void write(const std::filesystem::path& folder) const {
-    std::string text = "{\"outcome\": " + quoted(outcome) + ", \"message\": " + quoted(message) + ", \"errors\": {";
-    const char* comma = "";
-    for (const auto& [call, said] : errors) {
-      text += comma + quoted(std::to_string(call)) + ": " + quoted(said);
-      comma = ", ";
-    }
-    text += "}, \"call_s\": [";
-    comma = "";
-    for (const double seconds : call_s) {
-      text += comma + std::to_string(seconds);
-      comma = ", ";
-    }
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
-    text += "], \"load_s\": " + std::to_string(load_s) + ", \"peak_rss_bytes\": " + std::to_string(usage.ru_maxrss * 1024L);
-    text += ", \"operators\": [";
-    comma = "";
-    for (const auto& kernel : executorch::runtime::get_registered_kernels()) {
-      text += comma + quoted(kernel.name_);
-      comma = ", ";
-    }
-    text += "], \"isa\": " + quoted(isa()) + ", \"cpu_features\": [";
-    comma = "";
-    for (const std::string& name : cpu_features()) {
-      text += comma + quoted(name);
-      comma = ", ";
-    }
-    text += "], \"versions\": {\"llava_main\": \"1\", \"executorch\": " + quoted(EXECUTORCH_VERSION) + "}}\n";
+    const std::string text = "{\"outcome\": " + quoted(outcome) + ", \"message\": " + quoted(message) + ", \"errors\": " + named(errors) +
+        ", \"call_s\": [" + listed(call_s, [](double seconds) { return std::to_string(seconds); }) +
+        "], \"load_s\": " + std::to_string(load_s) + ", \"peak_rss_bytes\": " + std::to_string(usage.ru_maxrss * 1024L) + ", " + machine() +
+        "}\n";
     const std::filesystem::path temporary = folder / "result.tmp";
     std::ofstream file(temporary);
     file << text;
@@ -127,8 +138,8 @@ class Session {
       std::ofstream(folder_ / "at.txt") << number;
       call(number, result);
     }
-    if (bundle_.trace && result.outcome == "ok") {
-      programs_.at(0)->write_trace(bundle_.trace->folder);
+    if (bundle_.trace_bytes != 0 && result.outcome == "ok") {
+      programs_.at(0)->write_trace(folder_);
     }
     return result;
   }
@@ -140,7 +151,7 @@ class Session {
       instances[call.instance] = true;
     }
     for (const auto& [instance, unused] : instances) {
-      const size_t buffer_bytes = bundle_.trace ? bundle_.trace->buffer_bytes : 0;
+      const size_t buffer_bytes = bundle_.trace_bytes;
       programs_[instance] = std::make_unique<Program>(bundle_.pte, buffer_bytes);
       if (programs_[instance]->loaded != executorch::runtime::Error::Ok) {
         result.outcome = "refused";
@@ -163,7 +174,7 @@ class Session {
       keep(number, call, answer);
     } catch (const CallError& error) {
       if (call.may_fail) {
-        result.errors[number] = error.what;
+        result.errors[std::to_string(number)] = error.what;
         result.call_s.push_back(since(begun));
       } else {
         result.outcome = "failed";
@@ -207,14 +218,14 @@ class Session {
 
 } // namespace
 
-int carry_out(const std::filesystem::path& folder) {
+int carry_out(const std::filesystem::path& folder, const std::filesystem::path& into, const std::filesystem::path& pte) {
   try {
-    const Bundle bundle = read_bundle(folder);
+    const Bundle bundle = read_bundle(folder, pte);
     if (bundle.threads) {
       set_threads(*bundle.threads);
       kernel_threads() = *bundle.threads;
     }
-    Session(bundle, folder).run().write(folder);
+    Session(bundle, into).run().write(into);
     return 0;
   } catch (const CallError& error) {
     std::fprintf(stderr, "llava_main: %s\n", error.what.c_str());
@@ -222,6 +233,10 @@ int carry_out(const std::filesystem::path& folder) {
     std::fprintf(stderr, "llava_main: %s\n", error.what());
   }
   return 2;
+}
+
+void print_machine() {
+  std::printf("{%s}\n", machine().c_str());
 }
 
 } // namespace runner

@@ -1,0 +1,84 @@
+"""`python -m runner BUNDLE --target T [--result DIR]`: carry out a saved bundle, keep the result, compare with what is expected.
+
+Exit status: 0 every call returned, and what the bundle expects came out; 1 it did not; 2 the bundle or the target cannot be
+used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from runner.bundle import load_bundle, recorded_hash
+from runner.protocol import Result, program_hash
+from runner.result import expected_path, save_result
+from runner.targets import TARGETS, make_runner
+from verifier.errors import RunnerError, VerifierError
+
+TIMEOUT_S = 3600.0
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Run and report; the exit status."""
+    bundle = load_bundle(options.bundle)
+    if program_hash(bundle.pte) != recorded_hash(options.bundle):
+        raise RunnerError("not the bundle's program", got=program_hash(bundle.pte), where=bundle.pte)
+    if options.result is not None:
+        options.result.mkdir(parents=True, exist_ok=True)
+    with closing(make_runner(options.target)) as runner:
+        result = runner.run(bundle, timeout_s=options.timeout_s)
+    if options.result is not None:
+        save_result(result, options.result)
+    machine = f"{result.isa} {' '.join(result.cpu_features)}".strip()
+    print(f"{result.outcome}: {result.finished_calls} of {len(bundle.calls)} calls on {options.target} ({machine})")
+    if result.message:
+        print(result.message)
+    agrees = [_compare(options.bundle, number, result) for number in range(len(bundle.calls))]
+    return 0 if result.outcome == "ok" and all(agrees) else 1
+
+
+def _compare(folder: Path, call: int, result: Result) -> bool:
+    """Print how far a call's output is from what the bundle expects, if it does; whether they agree."""
+    path = expected_path(folder, call)
+    if not path.is_file() or call not in result.outputs:
+        return True
+    actual, expected = result.outputs[call], np.load(path, allow_pickle=False)
+    if actual.shape != expected.shape:
+        print(f"call {call}: shape {actual.shape}, expected {expected.shape}")
+        return False
+    difference = np.abs(actual.astype(np.float64) - expected)
+    largest, scale = float(difference.max(initial=0)), float(np.abs(expected).max(initial=0))
+    at = np.unravel_index(int(difference.argmax()), difference.shape) if difference.size else ()
+    off = int((difference > CLOSE * scale).sum())
+    print(
+        f"call {call}: {off} of {difference.size} numbers are off by more than {CLOSE:g} of the largest; "
+        f"at most by {largest:.4g}, at {[int(i) for i in at]}"
+    )
+    return bool(off <= FEW * difference.size)
+
+
+CLOSE, FEW = 0.02, 1e-3
+"""int8 results may be one step of some hundred off where a tie is rounded, on few elements (verifier/ladder/limits.py)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m runner", description="Carry out a saved bundle.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
+    parser.add_argument("--target", default="local", help=TARGETS)
+    parser.add_argument("--result", type=Path, metavar="DIR", help="keep what comes back here")
+    parser.add_argument("--timeout-s", type=float, default=TIMEOUT_S)
+    try:
+        return carry_out(parser.parse_args(arguments))
+    except VerifierError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The `adb[:serial]` target: `llava_main` on an Android phone, by the debug bridge's own server.
+
+`LLAVA_MAIN_ANDROID` is a `llava_main` built with the Android NDK, its libraries beside it. Nothing is installed: all lies below
+`/data/local/tmp`, where a shell may run programs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import adbutils  # type: ignore[import-untyped]
+from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[import-untyped]
+
+from runner.remote import LostError, RemoteRunner, Said, Told
+from verifier.errors import RunnerError
+
+HOME = "/data/local/tmp/llava-verifier"
+_STATES = {
+    "unauthorized": ("the phone does not trust this computer", "unlock it and accept the key that it shows"),
+    "offline": ("the phone does not answer", "plug it in again, or: adb reconnect"),
+}
+
+
+@contextmanager
+def _named(serial: str) -> Iterator[None]:
+    """adbutils' errors as ours: a phone that is gone may come back, anything else is the user's to mend."""
+    try:
+        yield
+    except AdbConnectionError as error:
+        fix = "start it: adb start-server (Debian's package adb)"
+        raise RunnerError("the adb server cannot be reached", got=error, fix=fix) from error
+    except AdbSyncError as error:
+        full = "No space left" in str(error)
+        what = "no space is left on the device" if full else "a file could not be transferred"
+        raise RunnerError(
+            what, got=error, where=serial, fix=f"free some: {HOME} may be removed" if full else None
+        ) from error
+    except (adbutils.AdbTimeout, adbutils.AdbError, OSError) as error:
+        raise LostError(str(error) or type(error).__name__) from error
+
+
+class AdbLink:
+    """One phone. The server keeps the connection; here it is looked for again after every loss."""
+
+    def __init__(self, client: adbutils.AdbClient, serial: str) -> None:
+        self.client, self.serial = client, serial
+        self.phone = client.device(serial)
+
+    def connect(self) -> None:
+        """See that the phone is there and lets us in. Raises `RunnerError` that says what to do at the phone."""
+        with _named(self.serial):
+            states = {info.serial: info.state for info in self.client.list()}
+        state = states.get(self.serial, "not connected")
+        if state in _STATES:
+            what, fix = _STATES[state]
+            raise RunnerError(what, got=f"{self.serial}: {state}", fix=fix)
+        if state != "device":
+            raise LostError(f"{self.serial} is {state}")
+
+    def shell(self, command: str, *, timeout_s: float) -> Said:
+        """Run a command by the phone's shell."""
+        with _named(self.serial):
+            done = self.phone.shell2(command, timeout=timeout_s, v2=True)
+        return Said(int(done.returncode), str(done.stdout or done.output), str(done.stderr))
+
+    def send(self, local: Path, remote: str, told: Callable[[int], None]) -> None:
+        """Send a file by the sync service, which always begins at the beginning."""
+        with _named(self.serial), local.open("rb") as file:
+            self.phone.sync.push(_Watched(file, told), remote, mode=0o644)
+
+    def fetch(self, remote: str, local: Path) -> None:
+        """Fetch a file by the sync service."""
+        with _named(self.serial), local.open("wb") as file:
+            for chunk in self.phone.sync.iter_content(remote):
+                file.write(chunk)
+
+    def conditions(self) -> dict[str, float]:
+        """Android's thermal status: 0 none, 1 light, 2 moderate, 3 severe, 4 critical, 5 emergency, 6 shutdown."""
+        said = self.shell("dumpsys thermalservice 2>/dev/null", timeout_s=30).out
+        found = re.search(r"Thermal Status: (\d)", said)
+        return {"thermal_status": float(found.group(1))} if found else {}
+
+    def close(self) -> None:
+        """The server stays as it is."""
+
+
+class _Watched:
+    """A file that says how far it was read."""
+
+    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
+        self.file, self.told, self.done = file, told, 0
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        chunk = self.file.read(size)
+        self.done += len(chunk)
+        self.told(self.done)
+        return chunk
+
+    def close(self) -> None:
+        """Whoever opened the file closes it."""
+
+
+def find_android_main() -> Path:
+    """The `llava_main` of `LLAVA_MAIN_ANDROID`. Raises `RunnerError`."""
+    path = Path(os.environ.get("LLAVA_MAIN_ANDROID", ""))
+    if not path.is_file():
+        raise RunnerError(
+            "no llava_main for Android",
+            got=os.environ.get("LLAVA_MAIN_ANDROID") or "LLAVA_MAIN_ANDROID is not set",
+            fix="build runner/native with the NDK's toolchain against an ExecuTorch built for Android, and set LLAVA_MAIN_ANDROID to it",
+        )
+    return path
+
+
+def choose_phone(client: adbutils.AdbClient, wanted: str) -> str:
+    """The serial number of the phone that is meant. Raises `RunnerError` for none, and for one of several."""
+    with _named("adb"):
+        found: dict[str, str] = {info.serial: info.state for info in client.list()}
+    listed = ", ".join(f"{serial} ({state})" for serial, state in found.items()) or "none"
+    if wanted:
+        if wanted not in found:
+            raise RunnerError("this phone is not connected", got=wanted, expected=listed, fix="see: adb devices")
+        return wanted
+    if not found:
+        fix = "plug one in with USB debugging switched on, then see: adb devices"
+        raise RunnerError("no phone is connected", got=listed, fix=fix)
+    if len(found) > 1:
+        raise RunnerError("several phones are connected", got=listed, fix="give --target adb:SERIAL")
+    return next(iter(found))
+
+
+def make_adb_runner(target: str, told: Told) -> RemoteRunner:
+    """The runner of `adb` or `adb:serial`, connected. Raises `RunnerError` for all that can be wrong with it."""
+    binary = find_android_main()
+    client = adbutils.AdbClient()
+    link = AdbLink(client, choose_phone(client, target.partition(":")[2]))
+    runner = RemoteRunner(target, link, HOME, told)
+    runner.open(None, lambda machine: binary)
+    return runner

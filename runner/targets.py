@@ -1,0 +1,39 @@
+"""Targets by name: where a program can be made to run."""
+
+from __future__ import annotations
+
+from runner.local import LocalRunner
+from runner.native import NativeRunner, find_binary
+from runner.protocol import Runner
+from runner.qemu import make_qemu_runner
+from runner.remote import Told
+from verifier.errors import UsageError
+
+TARGETS = "local, native, qemu[:CPU], ssh:[user@]host or adb[:serial]"
+
+
+def silent(what: str, done: int, whole: int) -> None:
+    """Hears of transfers and says nothing."""
+
+
+def make_runner(target: str, told: Told = silent) -> Runner:
+    """The runner of a target; one on another machine is connected, and `told` hears of what is sent there.
+
+    Raises `UsageError` for a target that is unknown, `RunnerError` for one that cannot be used.
+    """
+    kind, _, rest = target.partition(":")
+    if target == "local":
+        return LocalRunner()
+    if target == "native":
+        return NativeRunner(find_binary())
+    if kind == "qemu":
+        return make_qemu_runner(target)
+    if kind == "ssh" and rest:
+        from runner.ssh import make_ssh_runner
+
+        return make_ssh_runner(target, told)
+    if kind == "adb":
+        from runner.adb import make_adb_runner
+
+        return make_adb_runner(target, told)
+    raise UsageError("unknown target", got=target, expected=TARGETS, fix="give --target local")
