@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[imp
 from runner.remote import LostError, RemoteRunner, Said, Told
 from verifier.errors import RunnerError
 
-HOME = "/data/local/tmp/llava-verifier"
+HOME, REFUSED = "/data/local/tmp/llava-verifier", "FAIL"
 _STATES = {
     "unauthorized": ("the phone does not trust this computer", "unlock it and accept the key that it shows"),
     "offline": ("the phone does not answer", "plug it in again, or: adb reconnect"),
@@ -35,12 +36,10 @@ def _named(serial: str) -> Iterator[None]:
         fix = "start it: adb start-server (Debian's package adb)"
         raise RunnerError("the adb server cannot be reached", got=error, fix=fix) from error
     except AdbSyncError as error:
-        full = "No space left" in str(error)
-        what = "no space is left on the device" if full else "a file could not be transferred"
-        raise RunnerError(
-            what, got=error, where=serial, fix=f"free some: {HOME} may be removed" if full else None
-        ) from error
+        raise RunnerError("a file could not be transferred", got=error, where=serial) from error
     except (adbutils.AdbTimeout, adbutils.AdbError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:  # on this side
+            raise
         raise LostError(str(error) or type(error).__name__) from error
 
 
@@ -71,7 +70,13 @@ class AdbLink:
     def send(self, local: Path, remote: str, told: Callable[[int], None]) -> None:
         """Send a file by the sync service, which always begins at the beginning."""
         with _named(self.serial), local.open("rb") as file:
-            self.phone.sync.push(_Watched(file, told), remote, mode=0o644)
+            try:
+                self.phone.sync.push(_Watched(file, told), remote, mode=0o644)
+            except adbutils.AdbError as error:
+                if str(error) != REFUSED:
+                    raise
+                fix = f"look at the space in {HOME}, and whether it can be written"  # adbutils does not say why
+                raise RunnerError("the phone refused a file", got=remote, where=self.serial, fix=fix) from error
 
     def fetch(self, remote: str, local: Path) -> None:
         """Fetch a file by the sync service."""

@@ -28,6 +28,11 @@ class LocalRunner:
         """That of this machine."""
         return platform.machine()
 
+    @property
+    def at_once(self) -> int:
+        """One: the other core computes references."""
+        return 1
+
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
         path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)

@@ -132,6 +132,11 @@ class Runner(Protocol):
         """Architecture of the machine that runs the program, emulated or not, as `uname -m` says it."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many bundles it is sensible to have carried out at the same time."""
+        ...
+
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle."""
         ...

@@ -89,6 +89,11 @@ class RemoteRunner:
     _sent: dict[str, Path] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def at_once(self) -> int:
+        """One: a phone has the memory for one program, and its times are to be its own."""
+        return 1
+
     def open(self, command: str | None, find_main: Callable[[str], Path]) -> None:
         """Connect, and find out what runs there: `command`, or `llava_main` for the architecture there, which is sent.
 
@@ -104,10 +109,7 @@ class RemoteRunner:
             self.isa = str(json.loads(said.out)["isa"])
         except (ValueError, KeyError, TypeError) as error:
             got = (said.errors or said.out).strip()[-400:] or f"exit status {said.status}"
-            wrong = said.status in (NOT_RUNNABLE, NOT_FOUND) or "Exec format" in got
-            fix = (
-                f"it is a {machine} machine: give a llava_main for it, with its libraries beside it" if wrong else None
-            )
+            fix = f"it is a {machine} machine: give a llava_main for it, with its libraries beside it"
             raise RunnerError("llava_main does not run there", got=got, where=self.name, fix=fix) from error
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
@@ -142,6 +144,8 @@ class RemoteRunner:
             self._shell(f"tar -xf {place}/bundle.tar -C {place}/bundle && rm {place}/bundle.tar")
             begun = time.monotonic()
             said = self.link.shell(self._command_line(bundle, program, place, timeout_s), timeout_s=timeout_s + GRACE_S)
+            if said.status in (NOT_RUNNABLE, NOT_FOUND):
+                raise RunnerError("llava_main cannot be started there", got=said.errors.strip(), where=self.name)
             late = time.monotonic() - begun >= timeout_s and said.status in TIMED_OUT
             self._shell(f"cd {place} && tar -cf result.tar -C result .", timeout_s=600)
             self._fetch_result(place, back)
@@ -192,7 +196,9 @@ class RemoteRunner:
     def _send_whole(self, local: Path, place: str, digest: str) -> None:
         """Send a file beside its place, check it there, and move it: twice at most, since a part may be of something else."""
         whole, part = local.stat().st_size, f"{place}.part"
-        self._shell(f"mkdir -p {place.rpartition('/')[0]}")
+        folder = place.rpartition("/")[0]
+        self._shell(f"mkdir -p {folder}")
+        self._see_room(folder, whole)
         for _ in range(2):
             self.link.send(local, part, lambda done: self.told(local.name, done, whole))
             arrived = self._hash(part)
@@ -208,6 +214,17 @@ class RemoteRunner:
             fix="check the connection and the space there",
         )
 
+    def _see_room(self, folder: str, needed_bytes: int) -> None:
+        """Raise `RunnerError` if a file would not fit: better now than after gigabytes."""
+        words = self.link.shell(f"df -Pk {folder}", timeout_s=60).out.splitlines()[-1:]
+        free = words[0].split()[3:4] if words else []
+        if free and free[0].isdigit() and int(free[0]) * 1024 < needed_bytes:
+            raise self._full(f"{int(free[0]) / 1024:.0f} MiB", f"{needed_bytes / 2**20:.0f} MiB")
+
+    def _full(self, got: str, expected: str | None = None) -> RunnerError:
+        fix = f"free some: {self.home} may be removed"
+        return RunnerError("no space is left on the device", got=got, expected=expected, where=self.name, fix=fix)
+
     def _hash(self, place: str) -> str:
         said = self.link.shell(f"test -f {place} && touch {place} && sha256sum {place}", timeout_s=1200)
         return said.out.split()[0] if said.status == 0 and said.out.split() else ""
@@ -222,15 +239,17 @@ class RemoteRunner:
             if self._hash(f"{place}/{name}") != digest:
                 self._send_whole(file, f"{place}/{name}", digest)
         self._shell(f"chmod 755 {place}/llava_main")
-        return f"LD_LIBRARY_PATH={place} {place}/llava_main"
+        return f"env LD_LIBRARY_PATH={place} {place}/llava_main"
 
     def _shell(self, command: str, *, timeout_s: float = 60.0) -> Said:
         said = self.link.shell(command, timeout_s=timeout_s)
         if said.status != 0:
-            full = "No space left" in said.errors
-            what = "no space is left on the device" if full else "a command failed there"
-            fix = f"free some: {self.home} may be removed" if full else None
-            raise RunnerError(what, got=said.errors.strip() or f"exit status {said.status}", where=self.name, fix=fix)
+            got = said.errors.strip() or f"exit status {said.status}"
+            raise (
+                self._full(got)
+                if "No space left" in got
+                else RunnerError("a command failed there", got=got, where=self.name)
+            )
         return said
 
     def _again(self, what: str, act: Callable[[], Value]) -> Value:

@@ -8,10 +8,12 @@ shell with `tar`, `timeout`, `sha256sum`, `find`, and Linux for one of the archi
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shlex
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,7 +86,7 @@ class SshLink:
 
         async def sent() -> None:
             process = await self._there.create_process(f"cat {into} {remote}", encoding=None)
-            with local.open("rb") as file:
+            with local.open("rb") as file, suppress(BrokenPipeError):  # the far end gave up: it says why when it ends
                 file.seek(begun)
                 done = begun
                 while chunk := file.read(_CHUNK_BYTES):
@@ -92,7 +94,7 @@ class SshLink:
                     await process.stdin.drain()
                     done += len(chunk)
                     told(done)
-            process.stdin.write_eof()
+                process.stdin.write_eof()
             ended = await process.wait()
             if ended.exit_status is None:
                 raise LostError("the connection ended in a transfer")
@@ -141,6 +143,8 @@ class SshLink:
         except TimeoutError as error:
             raise LostError(f"no answer for {timeout_s:g} s") from error
         except (asyncssh.Error, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:  # on this side
+                raise
             raise LostError(str(error) or type(error).__name__) from error
         except BaseException:
             future.cancel()

@@ -134,7 +134,8 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
 def gather(opened: Opened, progress: Progress) -> Evidence:
     """Run references and runtime; nothing is judged here.
 
-    The program runs in children one after the other on one core while the references are computed on the other.
+    The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
+    in two rows of children.
     """
     checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
     geometry = checkpoint.geometry
@@ -144,7 +145,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
     with ExitStack() as stack:
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
-        children = stack.enter_context(ThreadPoolExecutor(1))
+        children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
         probed = children.submit(_probe_cache, opened, samples[0].image)
         tracing = children.submit(_trace, opened, list(samples), folder)
         with progress.stage("fp32 reference"):

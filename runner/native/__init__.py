@@ -13,24 +13,40 @@ from verifier.errors import RunnerError
 
 _BUILD = Path(__file__).resolve().parents[2] / "build"
 BINARY = _BUILD / "native" / "llava_main"
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+"""`e_machine` of the ELF specification."""
 ARM_BINARY = _BUILD / "native-aarch64" / "llava_main"
 
 
 def find_binary() -> Path:
     """The built runner: `LLAVA_MAIN` if it is set, else the one of `make native`. Raises `RunnerError` if there is none."""
     fix = "run make native (needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main"
-    return _existing(Path(os.environ.get("LLAVA_MAIN", BINARY)), "the native runner is not built", fix)
+    path = _existing(Path(os.environ.get("LLAVA_MAIN", BINARY)), "the native runner is not built", fix)
+    return _built_for(platform.machine(), path)
 
 
 def find_arm_binary() -> Path:
     """The same for aarch64: `LLAVA_MAIN_AARCH64`, or the one of `make native-arm`."""
     fix = "run make native-arm (needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_AARCH64 to a llava_main for aarch64"
-    return _existing(Path(os.environ.get("LLAVA_MAIN_AARCH64", ARM_BINARY)), "the aarch64 runner is not built", fix)
+    path = _existing(Path(os.environ.get("LLAVA_MAIN_AARCH64", ARM_BINARY)), "the aarch64 runner is not built", fix)
+    return _built_for("aarch64", path)
 
 
 def _existing(path: Path, what: str, fix: str) -> Path:
     if not path.is_file():
         raise RunnerError(what, expected=path, fix=fix)
+    return path
+
+
+def _built_for(machine: str, path: Path) -> Path:
+    """The path of a binary that is for an architecture, or none at all: a script may start one. Raises `RunnerError`."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    found = int.from_bytes(head[18:20], "little")
+    if head.startswith(b"\x7fELF") and found != ELF_MACHINES.get(machine, found):
+        names = {number: name for name, number in ELF_MACHINES.items()}
+        got = names.get(found, f"machine {found} of ELF's list")
+        raise RunnerError("llava_main is built for another architecture", got=got, expected=machine, where=path)
     return path
 
 
@@ -54,6 +70,11 @@ class NativeRunner:
     def isa(self) -> str:
         """That of this machine."""
         return platform.machine()
+
+    @property
+    def at_once(self) -> int:
+        """One: the other core computes references."""
+        return 1
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""

@@ -18,6 +18,10 @@ from verifier.export.manifest import cpu_kind, read_manifest
 CPU_ROUNDING = 1e-5
 """Relative. Two AVX-512 machines of different models measured 2.8e-7 between their activation scales, and no integer
 differed; a sum of 256 products in fp32 may be off by 256 ulps, 1.5e-5, in another order."""
+CALIBRATED = 0.01
+"""Relative. The histogram of an activation has 2,048 bins, and the search for its range ends where two choices are all but
+equally good: other rounding, another bin. An AVX2 machine measured 0.57 %, 12 bins, for one of 51 scales, and two of 0.06 %;
+that export passes every check of the gate."""
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -39,7 +43,7 @@ def micro_export(once: Once, micro_checkpoint: Path) -> Path:
 @pytest.mark.export
 def test_committed_program_is_what_the_exporter_makes(once: Once) -> None:
     """The rebuilt program equals the committed one: byte for byte on the CPU kind of its manifest; elsewhere stored integers
-    within one step, scales and fp32 constants within `CPU_ROUNDING`. Two exports of one model, so this is determinism too."""
+    within one step, scales and fp32 constants within `CPU_ROUNDING`, what calibration found within `CALIBRATED`. Two exports of one model, so this is determinism too."""
     rebuilt = once("rebuilt", _export_embedded) / "llava_tiny.pte"
     manifest = read_manifest(EMBEDDED_PTE)
     assert manifest is not None
@@ -49,6 +53,7 @@ def test_committed_program_is_what_the_exporter_makes(once: Once) -> None:
     assert difference.structure == []
     assert difference.worst_step <= 1, difference
     assert difference.worst_float <= CPU_ROUNDING, difference
+    assert difference.worst_calibrated <= CALIBRATED, difference
 
 
 def _export_embedded(folder: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runner.__main__ import main as carry_out
+from runner.bundle import save_bundle
 from runner.local import LocalRunner
 from runner.native import NativeRunner, find_binary
 from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from runner.result import expected_path, load_result, save_array
 from tests.support import EMBEDDED_PTE
 from verifier.errors import RunnerError
 from verifier.ladder.trace import read_trace
@@ -116,7 +120,7 @@ def test_runners_agree(native: NativeRunner) -> None:
 def test_damaged_bundle_is_the_callers_error(native: NativeRunner, tmp_path: Path) -> None:
     """An array that is none stops the binary with status 2: no verdict about the program."""
     broken = tmp_path / "llava_main"
-    broken.write_text(f"#!/bin/sh\nprintf x > $2/in_00000_0.npy\nexec {native.binary} $1 $2\n")
+    broken.write_text(f"#!/bin/sh\nprintf x > ${{1#*=}}/in_00000_0.npy\nexec {native.binary} $1 $2\n")
     broken.chmod(0o755)
     bundle = Bundle(EMBEDDED_PTE, (Call("token_embedding", (np.array([[5]]),)),))
     with pytest.raises(RunnerError, match="not an array in NumPy's format"):
@@ -128,6 +132,56 @@ def test_missing_binary_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("LLAVA_MAIN", str(tmp_path / "nothing"))
     with pytest.raises(RunnerError, match="make native"):
         find_binary()
+
+
+def test_program_cut_off_in_flight_is_not_run(native: NativeRunner, tmp_path: Path) -> None:
+    """A file that shrinks between bundle and child: no verdict about it."""
+    pte = tmp_path / "x.pte"
+    pte.write_bytes(EMBEDDED_PTE.read_bytes())
+    cutting = tmp_path / "llava_main"
+    cutting.write_text(f"#!/bin/sh\ntruncate -s 1000000 {pte}\nexec {native.binary} $1 $2\n")
+    cutting.chmod(0o755)
+    bundle = Bundle(pte, (Call("token_embedding", (np.array([[5]]),)),))
+    with pytest.raises(RunnerError, match="not the bundle's program"):
+        NativeRunner(cutting).run(bundle, timeout_s=60)
+
+
+def test_memory_limit_has_its_name(runner: Runner) -> None:
+    """A program that may not allocate what it plans; with enough it runs."""
+    ids = np.full((1, 96), 5)
+    bundle = Bundle(EMBEDDED_PTE, (Call("token_embedding", (ids,)),), trace=None)
+    starved = replace(bundle, trace=TraceRequest(Path(), 3 << 30), memory_bytes=2 << 30)
+    result = runner.run(starved, timeout_s=60)
+    assert result.outcome == "memory"
+    assert "more memory than it may have" in result.message
+    assert runner.run(replace(bundle, memory_bytes=8 << 30), timeout_s=60).outcome == "ok"
+
+
+def test_killed_child_has_its_name(native: NativeRunner, tmp_path: Path) -> None:
+    """As by the system when memory runs out: an outcome that says so."""
+    dying = tmp_path / "llava_main"
+    dying.write_text("#!/bin/sh\nkill -KILL $$\n")
+    dying.chmod(0o755)
+    result = NativeRunner(dying).run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=60)
+    assert (result.outcome, "killed by SIGKILL (the system's memory ran out" in result.message) == ("crashed", True)
+
+
+def test_saved_bundle_is_carried_out_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m runner`: status 0 if what is expected comes out, 1 if not, 2 for what cannot be run; the result is kept."""
+    ids = np.array([[5, 6]])
+    calls = (Call("token_embedding", (ids,)),)
+    right = LocalRunner().run(Bundle(EMBEDDED_PTE, calls), timeout_s=60).outputs[0]
+    save_bundle(Bundle(EMBEDDED_PTE, calls), tmp_path)
+    save_array(right, expected_path(tmp_path, 0))
+    assert carry_out([str(tmp_path), "--result", str(tmp_path / "result")]) == 0
+    assert "ok: 1 of 1 calls on local" in capsys.readouterr().out
+    np.testing.assert_array_equal(load_result(tmp_path / "result", calls).outputs[0], right)
+    save_array(-right, expected_path(tmp_path, 0))
+    assert carry_out([str(tmp_path)]) == 1
+    save_array(right[:, :1], expected_path(tmp_path, 0))
+    assert carry_out([str(tmp_path)]) == 1
+    assert carry_out([str(tmp_path), "--target", "moon"]) == 2
+    assert carry_out([str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_difference_of_two_programs_is_measured(tmp_path: Path) -> None:
     change_bytes(wounded("weight"), Span(weight.constant.offset + 7, 1), lambda byte: byte ^ 4)
     assert compare_programs(tmp_path / "weight", EMBEDDED_PTE) == ProgramDifference(worst_step=4)
     write_scalar(wounded("scale"), flat.field(given, "PerTensorQuant", "scale"), given.scale * 1.01)
-    assert compare_programs(tmp_path / "scale", EMBEDDED_PTE).worst_float == pytest.approx(0.01 / 1.01, rel=1e-4)
+    assert compare_programs(tmp_path / "scale", EMBEDDED_PTE).worst_calibrated == pytest.approx(0.01 / 1.01, rel=1e-4)
     sizes = flat.items(quantized[0].tensor_value, "XNNTensorValue", "dims")
     write_scalar(wounded("graph"), (sizes, "I"), quantized[0].tensor_value.dims[0] + 1)
     assert compare_programs(tmp_path / "graph", EMBEDDED_PTE).structure

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runner.bundle import load_bundle, save_bundle
-from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part
+from runner.bundle import load_bundle, recorded_hash, save_bundle
+from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Result, TraceRequest
+from runner.result import load_result, save_fields, save_result
 from verifier.errors import RunnerError
+
+
+@pytest.fixture(autouse=True)
+def program(tmp_path: Path) -> Path:
+    """A program of four bytes."""
+    (tmp_path / "x.pte").write_bytes(b"ET12")
+    return tmp_path / "x.pte"
 
 
 def test_bundle_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
@@ -70,3 +81,66 @@ def test_bundle_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bundle.txt").write_text("runner.bundle/1\n")
     with pytest.raises(RunnerError, match="unknown bundle schema"):
         load_bundle(tmp_path)
+
+
+def test_bundle_can_be_moved_with_its_program(tmp_path: Path) -> None:
+    """A program in the same folder is named alone; limits and trace go along."""
+    folder, trace = tmp_path / "one", TraceRequest(tmp_path / "elsewhere", 4096)
+    folder.mkdir()
+    (folder / "y.pte").write_bytes(b"ET13")
+    save_bundle(Bundle(folder / "y.pte", (), trace=trace, memory_bytes=1 << 30), folder)
+    moved = folder.rename(tmp_path / "two")
+    back = load_bundle(moved)
+    assert (back.pte, back.memory_bytes) == (moved / "y.pte", 1 << 30)
+    assert back.trace == TraceRequest(moved, 4096)
+
+
+def test_bundle_knows_its_program(tmp_path: Path, program: Path) -> None:
+    """By SHA-256 and length: one that was cut off on its way is not run."""
+    save_bundle(Bundle(program, ()), tmp_path)
+    assert recorded_hash(tmp_path) == hashlib.sha256(b"ET12").hexdigest()
+    program.write_bytes(b"ET1")
+    with pytest.raises(RunnerError, match="not the bundle's program"):
+        load_bundle(tmp_path)
+    program.unlink()
+    with pytest.raises(RunnerError, match="is not there"):
+        load_bundle(tmp_path)
+
+
+def test_result_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    """Everything that a runner says, to be judged later."""
+    calls = (Call("a", ()), Call("b", (), further=(Part(1, 0, 2),)))
+    result = Result(
+        "ok",
+        "",
+        outputs={0: np.float32([1, 2])},
+        further={(1, 0): np.int64([3])},
+        errors={1: "0x12"},
+        call_s=(0.5, 0.25),
+        load_s=1.5,
+        peak_rss_bytes=7,
+        versions={"executorch": "1.5.1"},
+        operators=("aten::add",),
+        isa="aarch64",
+        cpu_features=("i8mm",),
+        instructions={"SDOT": ""},
+        in_use=("SDOT",),
+        conditions={"thermal_status": 1.0},
+    )
+    save_result(result, tmp_path)
+    back = load_result(tmp_path, calls)
+    np.testing.assert_array_equal(back.outputs[0], [1, 2])
+    np.testing.assert_array_equal(back.further[1, 0], [3])
+    assert replace(back, outputs={}, further={}) == replace(result, outputs={}, further={})
+
+
+@pytest.mark.parametrize(
+    "change", [{"outcome": "splendid"}, {"call_s": "x"}, {"versions": 3}, {"isa": None, "errors": []}]
+)
+def test_odd_result_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """It comes from a process that ran an untrusted program."""
+    save_result(Result("ok", ""), tmp_path)
+    fields = json.loads((tmp_path / "result.json").read_text())
+    save_fields(tmp_path, **(fields | change))
+    with pytest.raises(RunnerError, match="cannot be read"):
+        load_result(tmp_path, ())

@@ -34,17 +34,28 @@ _STORED = {
 @dataclass
 class ProgramDifference:
     """`structure` lists what cannot be compared; `worst_step` is the largest difference of two stored integers, `worst_float`
-    that of two stored scales or fp32 constants, relative to the larger one."""
+    that of two stored scales or fp32 constants, relative to the larger one. `worst_calibrated` is that of two scales of a whole
+    tensor, which calibration finds for activations, and of the int32 biases that are stored in their units, relative to the
+    largest and beyond the step that rounding may cost."""
 
     structure: list[str] = field(default_factory=list)
     worst_step: int = 0
     worst_float: float = 0.0
+    worst_calibrated: float = 0.0
 
     def same(self, what: str, actual: object, expected: object) -> bool:
         """Record a structural difference; whether there is none."""
         if actual != expected:
             self.structure.append(f"{what}: {str(actual)[:80]} for {str(expected)[:80]}")
         return actual == expected
+
+    def calibrated(self, actual: Any, expected: Any, *, step: int = 0) -> None:
+        """Record how far two arrays are apart that follow from calibration."""
+        a, e = (np.asarray(x, np.float64) for x in (actual, expected))
+        apart = np.maximum(np.abs(a - e).max(initial=0.0) - step, 0.0)
+        largest = max(np.abs(a).max(initial=0.0), np.abs(e).max(initial=0.0))
+        relative = float(apart / largest) if largest else 0.0
+        self.worst_calibrated = max(self.worst_calibrated, relative if np.isfinite(relative) else np.inf)
 
     def numbers(self, actual: Any, expected: Any) -> None:
         """Record how far two arrays are apart."""
@@ -112,7 +123,7 @@ class _Pair:
     def quantization(self, x: GraphValue, y: GraphValue) -> None:
         p, q = x.quantization, y.quantization
         if isinstance(p, PerTensor) and isinstance(q, PerTensor):
-            self.found.numbers(p.scale, q.scale)
+            self.found.calibrated(p.scale, q.scale)
             self.found.numbers(p.zero_point, q.zero_point)
         elif isinstance(p, PerGroup) and isinstance(q, PerGroup):
             self.stored("bf16", p.scales, q.scales)
@@ -123,7 +134,11 @@ class _Pair:
         """Contents of two constants of one dtype."""
         if a is not None and b is not None and self.found.same("bytes of a constant", a.size, b.size):
             raws = [np.array(artifact.storage.read(span)) for artifact, span in ((self.ours, a), (self.theirs, b))]
-            self.found.numbers(*(raw.view(_STORED.get(dtype, np.uint8)) for raw in raws))
+            one, other = (raw.view(_STORED.get(dtype, np.uint8)) for raw in raws)
+            if dtype == "qint32":
+                self.found.calibrated(one, other, step=1)
+            else:
+                self.found.numbers(one, other)
 
 
 def _scales(artifact: Artifact, quantization: PerChannel) -> Any:
