@@ -76,20 +76,30 @@ def emulator_version(emulator: Path) -> str:
     return said[2] if len(said) > 2 else "unknown"
 
 
-def make_qemu_runner(target: str) -> QemuRunner:
-    """The runner of `qemu` or `qemu:CPU`. Raises `RunnerError` that names what to install or build, `UsageError` for a CPU."""
-    cpu = target.partition(":")[2] or DEFAULT_CPU
+def checked_cpu(cpu: str) -> str:
+    """A CPU model by its name. Raises `UsageError` for what cannot be one."""
     if not all(c.isalnum() or c in "-_,.=" for c in cpu):
         raise UsageError("not a CPU model", got=cpu, expected="a name such as cortex-a76 or max,sme=off")
+    return cpu
+
+
+def find_emulator() -> Path:
+    """QEMU for aarch64 programs. Raises `RunnerError` that names what to install."""
     emulator = next((found for name in EMULATORS if (found := shutil.which(name))), None)
     if emulator is None:
         raise RunnerError(
             "the emulator is not installed", expected=EMULATORS[0], fix="apt-get install qemu-user-static"
         )
+    return Path(emulator)
+
+
+def make_qemu_runner(target: str) -> QemuRunner:
+    """The runner of `qemu` or `qemu:CPU`. Raises `RunnerError` that names what to install or build, `UsageError` for a CPU."""
+    cpu, emulator = checked_cpu(target.partition(":")[2] or DEFAULT_CPU), find_emulator()
     if not SYSROOT.is_dir():
         raise RunnerError(
             "there is no aarch64 system to emulate",
             expected=SYSROOT,
             fix="apt-get install libc6-arm64-cross libstdc++6-arm64-cross",
         )
-    return QemuRunner(cpu, Path(emulator), find_arm_binary())
+    return QemuRunner(cpu, emulator, find_arm_binary())

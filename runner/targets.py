@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.arm_python import make_arm_python_runner
 from runner.local import LocalRunner
 from runner.native import NativeRunner, find_binary
 from runner.protocol import Runner
@@ -9,7 +10,7 @@ from runner.qemu import make_qemu_runner
 from runner.remote import Told
 from verifier.errors import UsageError
 
-TARGETS = "local, native, qemu[:CPU], ssh:[user@]host or adb[:serial]"
+TARGETS = "local, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"
 
 
 def silent(what: str, done: int, whole: int) -> None:
@@ -28,6 +29,8 @@ def make_runner(target: str, told: Told = silent) -> Runner:
         return NativeRunner(find_binary())
     if kind == "qemu":
         return make_qemu_runner(target)
+    if kind == "qemu-python":
+        return make_arm_python_runner(target)
     if kind == "ssh" and rest:
         from runner.ssh import make_ssh_runner
 

@@ -53,7 +53,10 @@ def test_report_has_the_fields_of_its_schema(report_folder: Path) -> None:
     assert report["schema"] == "verifier.report/1"
     assert set(report["artifact"]) == {"path", "sha256", "bytes", "methods", "recipe"}
     assert {"text_decoder", "token_embedding", "vision_encoder"} <= set(report["artifact"]["methods"])
-    assert set(report["target"]) == {"name", "isa", "cpu_features", "versions"}
+    assert set(report["target"]) == {
+        *("name", "isa", "cpu_features", "versions"),
+        *("instructions", "in_use", "conditions"),
+    }
     assert all(
         set(c) == {"id", "step", "case", "verdict", "measured", "allowed", "where", "message"} for c in report["checks"]
     )

@@ -1,0 +1,92 @@
+"""`device.*`: a machine that computes wrongly is named and blamed, and not the file; two machines that differ are seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.faults.judging import results_of
+from verifier.checks.device import unsound
+from verifier.evidence import Evidence
+from verifier.ladder.abroad import Counterpart
+from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.replay import Replay
+from verifier.types import CheckResult
+from verifier.verdict import doubt, judge_run
+
+pytestmark = pytest.mark.xdist_group("faults")
+DECODER = "text_decoder"
+
+
+def _on_device(gathered: Evidence, instructions: dict[str, str], layers: LayerEvidence | None = None) -> Evidence:
+    ran = replace(gathered.runtime.conversations, instructions=instructions)
+    return replace(gathered, layers=layers, runtime=replace(gathered.runtime, conversations=ran))
+
+
+def _layers(covered_in: dict[int, frozenset[int]], **fields: Any) -> LayerEvidence:
+    """Two decoder calls, of 35 tokens and of one, on instructions 1 and 2."""
+    computing = {DECODER: frozenset({1, 2})}
+    replay = Replay((), (), (), {}, computing, computing, covered_in)
+    return LayerEvidence({}, replay, tokens={0: 35, 1: 1}, **fields)
+
+
+def test_right_instructions_pass_and_wrong_ones_are_an_error(gathered: Evidence) -> None:
+    """An emulator's SMOPA: named with what came out; never a failure of the file, and never a pass."""
+    right = results_of("device.instructions", _on_device(gathered, {"SDOT": "", "SMOPA": ""}))
+    assert [r.verdict for r in right] == ["pass"]
+    wrong = results_of(
+        "device.instructions", _on_device(gathered, {"SDOT": "", "SMOPA": "row 0, column 1 is 3, expected 4"})
+    )
+    assert [r.verdict for r in wrong] == ["error"]
+    assert "SMOPA (row 0, column 1 is 3, expected 4)" in wrong[0].message
+    assert [r.verdict for r in results_of("device.instructions", _on_device(gathered, {}))] == ["skipped"]
+
+
+def test_failures_on_an_unsound_machine_are_not_the_files() -> None:
+    """What looks at the program's answers becomes an error; what looks at the file alone keeps its verdict."""
+    said = unsound({"SMOPA": "wrong", "SDOT": ""})
+    results = [
+        CheckResult("device.instructions", "device", "program", "error", said),
+        CheckResult("layers.kernel", "device", "vision_encoder.input", "fail", "49 steps"),
+        CheckResult("greedy.golden", "quantization", "blank", "fail", "other tokens"),
+        CheckResult("embedding.tokens", "quantization", "program", "pass", "fine"),
+    ]
+    judged = judge_run(doubt(results, said), expected=4)
+    assert (judged.exit_status, judged.blame) == (2, results[0])
+    assert judge_run(doubt(results, ""), expected=4).exit_status == 1
+    broken = [*results, CheckResult("weights.tensors", "lowering", "x", "fail", "a nibble")]
+    assert judge_run(doubt(broken, said), expected=5).exit_status == 1
+
+
+def test_instruction_that_was_seen_for_one_length_only_is_a_hole(gathered: Evidence) -> None:
+    """Kernels for one token are others than for many."""
+    whole = _on_device(gathered, {}, _layers({0: frozenset({1, 2}), 1: frozenset({1, 2})}))
+    assert [r.verdict for r in results_of("device.lengths", whole)] == ["pass", "pass"]
+    holed = _on_device(gathered, {}, _layers({0: frozenset({1, 2}), 1: frozenset({1})}))
+    one, several = results_of("device.lengths", holed)
+    assert (one.verdict, one.where and one.where.instruction, several.verdict) == ("error", 2, "pass")
+    assert {r.verdict for r in results_of("device.lengths", _on_device(gathered, {}))} == {"error"}
+
+
+def test_other_machine_that_gives_something_else_fails(gathered: Evidence) -> None:
+    """By method and call; a NaN, and no comparison at all, never pass."""
+    rng = np.random.default_rng(0)
+    vision, logits = rng.standard_normal((1, 4, 8)).astype(np.float32), rng.standard_normal((1, 8)).astype(np.float32)
+    near = [Counterpart("vision_encoder", 0, vision, vision), Counterpart(DECODER, 1, logits, logits)]
+    covered = {0: frozenset({1, 2}), 1: frozenset({1, 2})}
+
+    def verdicts(pairs: Any) -> list[str]:
+        layers = _layers(covered, counterparts=pairs)
+        return [r.verdict for r in results_of("device.host", _on_device(gathered, {}, layers))]
+
+    assert verdicts(tuple(near)) == ["pass", "pass"]
+    for pair in near:
+        off = pair.here + np.float32(0.1) * rng.standard_normal(pair.here.shape).astype(np.float32)
+        for there in (off, np.full_like(off, np.nan), off[..., :-1]):
+            broken = tuple(replace(p, there=there) if p is pair else p for p in near)
+            assert verdicts(broken) == ["fail" if p is pair else "pass" for p in near]
+    assert verdicts(tuple(near[:1])) == ["pass", "error"]
+    assert verdicts("the program does not run on this machine") == ["error", "error"]
