@@ -6,9 +6,11 @@ crash.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import platform
 import resource
+import signal
 import sys
 import time
 from functools import cache
@@ -22,6 +24,7 @@ from runner.protocol import BUFFER_FILE, ETDUMP_FILE, ArgmaxOf, Array, Bundle, O
 from runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 from verifier.errors import RunnerError
 
+PR_SET_PDEATHSIG = 1
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "sme", "fphp")
 KERNEL_LIBRARIES = (
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
@@ -126,7 +129,13 @@ def _plain(output: Any) -> Array:
     return array
 
 
+def _die_with_parent() -> None:
+    """Nobody would read the result."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    _die_with_parent()
     try:
         asked = load_bundle(Path(sys.argv[1]))
     except RunnerError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.protocol import Runner
@@ -14,7 +15,7 @@ from verifier.audit.assign import list_parameters
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import select
-from verifier.errors import CheckpointError, ManifestError
+from verifier.errors import CheckpointError, ManifestError, UsageError
 from verifier.evidence import (
     Subjects,
     golden_folder,
@@ -34,7 +35,8 @@ from verifier.types import Recipe
 
 @dataclass(frozen=True)
 class Request:
-    """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`."""
+    """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`. `images` are globs of
+    golden images, all if there are none."""
 
     pte: Path
     model: str | None = None
@@ -43,6 +45,7 @@ class Request:
     allow_partial: bool = False
     image: Path | None = None
     reproduction: Path | None = None
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Opened:
     golden: GoldenSet
     expectation: Expectation | None
     runner: Runner
+
+
+def split_globs(text: str) -> tuple[str, ...]:
+    """The globs of a comma-separated list."""
+    return tuple(glob.strip() for glob in text.split(",") if glob.strip())
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
@@ -112,15 +120,27 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     checkpoint = open_checkpoint(request.model)
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
-    golden = load_golden(golden_folder(checkpoint), checkpoint.sha256)
+    golden = _chosen(load_golden(golden_folder(checkpoint), checkpoint.sha256), request.images)
     runner = make_runner(request.target, told)
     checks = select(
         request.checks,
         with_image=request.image is not None,
         with_expectation=expectation is not None,
         with_device=runner.isa != platform.machine(),
+        with_all_images=not request.images,
     )
     return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
+
+
+def _chosen(golden: GoldenSet, globs: tuple[str, ...]) -> GoldenSet:
+    if not globs:
+        return golden
+    names = [image.name for image in golden.images]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            fix = "give --images a glob such as 'square_*'"
+            raise UsageError("no golden image matches", got=glob, expected=", ".join(names), fix=fix)
+    return replace(golden, images=tuple(i for i in golden.images if any(fnmatchcase(i.name, g) for g in globs)))
 
 
 def planned_cases(opened: Opened) -> list[tuple[str, str]]:

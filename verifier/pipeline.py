@@ -121,7 +121,10 @@ def _probe_cache(opened: Opened, image: Tensor) -> CacheEvidence | None:
     if not _wants(opened, "kvcache."):
         return None
     table = embedding_table(opened.checkpoint).numpy()
-    return ask_cache(opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
+    in_chunks = _wants(opened, "kvcache.chunks", "kvcache.capacity")
+    return ask_cache(
+        opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle), in_chunks=in_chunks
+    )
 
 
 def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence | None:
@@ -292,5 +295,5 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
         judgement,
         time.perf_counter() - begun,
         usage,
-        partial=bool(request.checks) or request.allow_partial,
+        partial=bool(request.checks or request.images) or request.allow_partial,
     )

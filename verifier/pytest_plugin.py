@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where to run it: local, native, qemu[:CPU], ssh:[user@]host or adb[:serial]",
     )
     group.addoption("--pte-checks", default="", metavar="GLOB,...", help="only these checks")
+    group.addoption("--pte-images", default="", metavar="GLOB,...", help="only these golden images")
     group.addoption("--pte-report", type=Path, metavar="DIR", help="also write report.json and junit.xml")
 
 
@@ -67,16 +68,17 @@ class _Gate:
     """Collects the planned cases and answers them from one report."""
 
     def __init__(self, config: pytest.Config) -> None:
-        from verifier.opening import Request
+        from verifier.opening import Request, split_globs
 
         self.report_folder: Path | None = config.getoption("--pte-report")
-        patterns = tuple(g.strip() for g in str(config.getoption("--pte-checks")).split(",") if g.strip())
+        patterns, images = (split_globs(str(config.getoption(name))) for name in ("--pte-checks", "--pte-images"))
         self.request = Request(
             Path(config.getoption("--pte")),
             config.getoption("--pte-model"),
             str(config.getoption("--pte-target")),
             patterns,
             reproduction=self.report_folder and self.report_folder / "reproduction",
+            images=images,
         )
         worker = getattr(config, "workerinput", {})
         self.run_id = str(worker.get("testrunuid", os.getpid()))

@@ -32,6 +32,11 @@ def _parser() -> argparse.ArgumentParser:
         "--checks", default="", help="only these checks: comma-separated globs such as 'logits.*,kvcache.*'"
     )
     parser.add_argument(
+        "--images",
+        default="",
+        help="only these golden images, for a slow target: comma-separated globs such as 'square_*'",
+    )
+    parser.add_argument(
         "--report",
         type=Path,
         metavar="DIR",
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
     try:
-        from verifier.opening import Request
+        from verifier.opening import Request, split_globs
         from verifier.pipeline import verify
         from verifier.progress import Progress
         from verifier.report.as_json import write_json
@@ -73,10 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from verifier.report.terminal import print_run, summary_lines
 
         json_paths, junit_paths = _destinations(options)
-        checks = tuple(glob.strip() for glob in options.checks.split(",") if glob.strip())
+        checks, images = split_globs(options.checks), split_globs(options.images)
         reproduction = options.report and options.report / "reproduction"
         request = Request(
-            options.pte, options.model, options.target, checks, options.allow_partial, options.image, reproduction
+            options.pte,
+            options.model,
+            options.target,
+            checks,
+            options.allow_partial,
+            options.image,
+            reproduction,
+            images,
         )
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
         for path in json_paths:

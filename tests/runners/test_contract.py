@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from runner.bundle import save_bundle
 from runner.local import LocalRunner
 from runner.native import NativeRunner, find_binary
 from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from runner.remote import RemoteRunner
 from runner.result import expected_path, load_result, save_array
 from tests.support import EMBEDDED_PTE
 from verifier.errors import RunnerError
@@ -164,6 +168,36 @@ def test_killed_child_has_its_name(native: NativeRunner, tmp_path: Path) -> None
     dying.chmod(0o755)
     result = NativeRunner(dying).run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=60)
     assert (result.outcome, "killed by SIGKILL (the system's memory ran out" in result.message) == ("crashed", True)
+
+
+def test_child_dies_with_its_parent(runner: Runner, tmp_path: Path) -> None:
+    """A run that is killed leaves no process behind that computes on."""
+    if isinstance(runner, RemoteRunner):
+        pytest.skip("what runs on another machine is ended when its folder is removed, or by `timeout`")
+    (tmp_path / "runner.pickle").write_bytes(pickle.dumps(runner))
+    image = np.zeros((3, 336, 336), np.uint8)
+    save_bundle(Bundle(EMBEDDED_PTE, tuple(Call("vision_encoder", (image,)) for _ in range(2000))), tmp_path)
+    code = (
+        "import pickle, sys; from pathlib import Path; from runner.bundle import load_bundle; folder = Path(sys.argv[1]); "
+        "pickle.loads((folder / 'runner.pickle').read_bytes()).run(load_bundle(folder), timeout_s=600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"TMPDIR": str(tmp_path)})
+    at = None
+    for _ in range(1200):
+        if at := next(iter(tmp_path.glob("verifier-*/result/at.txt")), None):
+            break
+        time.sleep(0.05)
+    assert at is not None
+    children = subprocess.run(
+        ["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{children} still run")
 
 
 def test_saved_bundle_is_carried_out_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

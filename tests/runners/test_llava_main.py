@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from runner.native import NativeRunner
+from runner.qemu import QemuRunner
 from runner.tokenizer import BinTokenizer
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
@@ -77,6 +79,19 @@ def test_golden_caption_by_the_seeds_command(
     assert f"tokens/s ({tokens} tokens)" in stopwatch
 
 
+def test_golden_caption_on_arm(artifacts: Path, emulated: QemuRunner) -> None:
+    """The seed's command line, aarch64 under emulation: the same text, so the same greedy tokens."""
+    golden = load_golden(EMBEDDED, open_checkpoint().sha256)
+    wanted = next(one for one in golden.images if one.name == "pair_base")
+    words = [*emulated.emulation, str(emulated.binary), f"--model_path={EMBEDDED_PTE}", "--prompt=ASSISTANT:"]
+    words += [f"--tokenizer_path={artifacts / 'tokenizer.bin'}", f"--image_path={artifacts / 'pair_base.pt'}"]
+    done = subprocess.run(
+        [*words, "--seq_len=768", "--temperature=0"], capture_output=True, text=True, check=False, timeout=600
+    )
+    assert (done.returncode, done.stdout) == (0, f"ASSISTANT: {wanted.text}\n"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("prefill ")
+
+
 @pytest.mark.parametrize("kind", ["native", "python"])
 def test_answer_ends_at_seq_len(kind: str, artifacts: Path, native: NativeRunner) -> None:
     """Three positions behind the prompt: four tokens; a prompt that does not fit is refused."""
@@ -106,6 +121,7 @@ def test_answer_ends_at_seq_len(kind: str, artifacts: Path, native: NativeRunner
         ({"tokenizer_path": "{image}"}, "not a tokenizer.bin"),
         ({"model_path": "{text}"}, "not a program of this runtime"),
         ({"image_path": "{flat}"}, "not an image"),
+        ({"image_path": "{zip}"}, "image"),
         ({"temperature": "-1"}, ""),
         ({"seq_len": "0"}, ""),
     ],
@@ -116,7 +132,14 @@ def test_bad_inputs_are_refused(
     """Exit status 2, and what is wrong."""
     np.save(tmp_path / "flat.npy", np.zeros(5, np.uint8))
     (tmp_path / "x.pte").write_text("text " * 1000)
-    places = {"image": artifacts / "pair_base.npy", "text": tmp_path / "x.pte", "flat": tmp_path / "flat.npy"}
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data/0", b"pixels, but no image.npy")
+    places = {
+        "zip": tmp_path / "x.pt",
+        "image": artifacts / "pair_base.npy",
+        "text": tmp_path / "x.pte",
+        "flat": tmp_path / "flat.npy",
+    }
     sound = {
         "model_path": str(EMBEDDED_PTE),
         "tokenizer_path": str(artifacts / "tokenizer.bin"),

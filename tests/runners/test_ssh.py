@@ -244,6 +244,7 @@ def arm_board(sshd: Sshd, emulated: QemuRunner, monkeypatch: pytest.MonkeyPatch)
     yield sshd
 
 
+@pytest.mark.slow
 def test_arm_behind_a_network_is_verified(arm_board: Sshd, tmp_path: Path) -> None:
     """Every instruction of two conversations on an Arm target over a real network protocol."""
     assert verify(EMBEDDED_PTE, "--target", TARGET, "--checks", "layers.*,device.*", "--report", str(tmp_path)) == 0

@@ -46,13 +46,25 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+OF_ALL_IMAGES = frozenset(
+    {"vision.embedding", "vision.channels", "logits.channels", "logits.distribution", "greedy.images"}
+)
+"""Their bands are those of all golden images together, or about what all have in common."""
+
+
 def select(
-    patterns: tuple[str, ...], *, with_image: bool = False, with_expectation: bool = False, with_device: bool = False
+    patterns: tuple[str, ...],
+    *,
+    with_image: bool = False,
+    with_expectation: bool = False,
+    with_device: bool = False,
+    with_all_images: bool = True,
 ) -> tuple[Check, ...]:
     """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
 
     The check of the user's own image is among them only if there is one, that of a published answer only if there is one
-    for this checkpoint too, those of a device only if the program runs on another architecture than this machine's.
+    for this checkpoint too, those of a device only if the program runs on another architecture than this machine's, those of all golden images together
+    only if no images were chosen.
     """
     for pattern in patterns:
         if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
@@ -65,5 +77,6 @@ def select(
     left_out = [] if with_image else [greedy.USER_IMAGE]
     left_out += [] if with_image and with_expectation else [greedy.EXPECTED]
     left_out += [] if with_device else device.CHECKS
+    left_out += [] if with_all_images else [check for check in CHECKS if check.id in OF_ALL_IMAGES]
     offered = tuple(check for check in CHECKS if check not in left_out)
     return tuple(c for c in offered if not patterns or any(fnmatchcase(c.id, pattern) for pattern in patterns))

@@ -1,9 +1,11 @@
 #include "session.hpp"
 
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -219,6 +221,7 @@ class Session {
 } // namespace
 
 int carry_out(const std::filesystem::path& folder, const std::filesystem::path& into, const std::filesystem::path& pte) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL); // nobody would read the result
   try {
     const Bundle bundle = read_bundle(folder, pte);
     if (bundle.threads) {
