@@ -5,7 +5,7 @@ from __future__ import annotations
 from verifier.checks.common import Check, fixed_cases, one_case
 from verifier.evidence import Evidence
 from verifier.ladder.abroad import COMPARED, Counterpart
-from verifier.ladder.limits import chunk_limit_db
+from verifier.ladder.limits import chunk_limit_db, device_limit_db
 from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.types import CheckResult, Where
 
@@ -25,7 +25,7 @@ def instructions(check: Check, evidence: Evidence) -> list[CheckResult]:
     fields = {"measured": {"wrong": len(wrong), "tried": len(tried)}, "allowed": {"wrong": 0}}
     if wrong:
         return [check.error("program", unsound(tried), **fields)]
-    return [check.passed("program", f"{', '.join(tried)} are right", **fields)]
+    return [check.passed("program", f"computed rightly: {', '.join(tried)}", **fields)]
 
 
 def unsound(tried: dict[str, str]) -> str:
@@ -77,7 +77,9 @@ def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart
         return check.error(method, f"{method} was not called")
     geometry = evidence.checkpoint.geometry
     vision = method == "vision_encoder"
-    allowed = VISION_DB if vision else chunk_limit_db(geometry.text.width, geometry.text.layers)
+    allowed = (
+        device_limit_db(geometry.vision.layers) if vision else chunk_limit_db(geometry.text.width, geometry.text.layers)
+    )
     worst, at = EQUAL_DB, pairs[0]
     for pair in pairs:
         mismatch = comparable(actual=pair.there, expected=pair.here)
@@ -96,7 +98,6 @@ def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart
     return check.passed(method, f"the device gives what this machine gives, {worst:.0f} dB and more", **fields)
 
 
-VISION_DB = 30.0
 CHECKS = (
     Check("device.instructions", "device", one_case, instructions),
     Check("device.lengths", "device", fixed_cases(*LENGTHS), lengths),

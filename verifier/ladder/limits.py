@@ -49,3 +49,14 @@ def chunk_limit_db(width: int, layers: int) -> float:
     every layer, and their errors add up. 39.1 dB for llava_tiny (measured: 51.2 dB at worst of 94 chunk ends in 12
     splits, 49.5 dB with other tokens), 38.8 dB for 32 layers of 4,096."""
     return block_limit_db(width) - 10 * math.log10(layers)
+
+
+VISION_NOISE_DB = 21.0
+"""int8 rounding leaves this of the weakest image tokens, at worst of all golden images (tolerances.json)."""
+
+
+def device_limit_db(layers: int) -> float:
+    """SQNR that image tokens keep from one architecture to another: one step on 0.1 % of the elements, 12 times the noise of
+    rounding each, in every layer of the tower. 34 dB for llava_tiny's 4 (measured: 67 dB between AVX2 and an emulated
+    cortex-a76, 38 dB between AVX-512 and one for a prototype; 12 dB where SMOPA is wrong), 26 dB for 24."""
+    return VISION_NOISE_DB - 10 * math.log10(12 * ALLOWED_OFF) - 10 * math.log10(layers)

@@ -1,0 +1,39 @@
+"""The wheel's own Python runtime on Arm: its attention and its cache, which the C++ runner replaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from runner import arm_python
+from runner.targets import make_runner
+from tests.support import EMBEDDED_PTE, verify
+from verifier.errors import RunnerError
+
+
+@pytest.mark.slow
+def test_wheels_own_kernels_are_right_on_arm(tmp_path: Path) -> None:
+    """Every instruction of two conversations; the operators are the wheel's, attention among them."""
+    arm_python.build()
+    assert (
+        verify(EMBEDDED_PTE, "--target", "qemu-python", "--checks", "layers.*,device.*", "--report", str(tmp_path)) == 0
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["target"]["isa"] == "aarch64"
+    assert {"torch", "executorch"} <= set(report["target"]["versions"])
+    assert {c["case"]: c["verdict"] for c in report["checks"] if c["id"] == "device.host"} == {
+        "vision_encoder": "pass",
+        "text_decoder": "pass",
+    }
+
+
+def test_python_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one command; a build that lacks a tool names it."""
+    monkeypatch.setattr(arm_python, "FOLDER", tmp_path / "none")
+    monkeypatch.setattr(arm_python, "find_emulator", lambda: Path("/bin/true"))
+    with pytest.raises(RunnerError, match=r"python -m runner\.arm_python"):
+        make_runner("qemu-python")
+    monkeypatch.setattr("runner.arm_python.shutil.which", lambda name: None)
+    assert arm_python.main(["--out", str(tmp_path / "out")]) == 2
