@@ -217,7 +217,9 @@ def _converse(opened: Opened, bundle: Bundle) -> Result:
     if _wants(opened, *CONVERSING):
         return run_bundle(opened.runner, bundle)
     if _wants(opened, "structure.", "layers.", "kvcache.", "threads.", "device."):
-        return run_bundle(opened.runner, replace(bundle, calls=()))
+        # a device tells which instructions its kernels are made of once some were chosen: the first calls of a conversation
+        calls = bundle.calls[:4] if _wants(opened, "device.") else ()
+        return run_bundle(opened.runner, replace(bundle, calls=calls))
     return Result("ok", "no check asked for a conversation")
 
 
