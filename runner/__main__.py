@@ -45,14 +45,19 @@ def carry_out(options: argparse.Namespace) -> int:
 def _compare(folder: Path, call: int, result: Result) -> bool:
     """Print how far a call's output is from what the bundle expects, if it does; whether they agree."""
     path = expected_path(folder, call)
-    if not path.is_file() or call not in result.outputs:
+    if not path.is_file():
         return True
+    if call not in result.outputs:
+        print(f"call {call}: no output came back")
+        return False
     actual, expected = result.outputs[call], np.load(path, allow_pickle=False)
     if actual.shape != expected.shape:
         print(f"call {call}: shape {actual.shape}, expected {expected.shape}")
         return False
     difference = np.abs(actual.astype(np.float64) - expected)
-    largest, scale = float(difference.max(initial=0)), float(np.abs(expected).max(initial=0))
+    difference[np.isnan(actual) & np.isnan(expected)] = 0
+    difference[np.isnan(difference)] = np.inf  # one side alone is not finite
+    largest, scale = float(difference.max(initial=0)), float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
     at = np.unravel_index(int(difference.argmax()), difference.shape) if difference.size else ()
     off = int((difference > CLOSE * scale).sum())
     print(

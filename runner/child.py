@@ -25,7 +25,7 @@ from runner.result import PLACE_FILE, further_path, output_path, save_array, sav
 from verifier.errors import RunnerError
 
 PR_SET_PDEATHSIG = 1
-FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "sme", "fphp")
+FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")
 KERNEL_LIBRARIES = (
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
     "kernels/quantized/libquantized_ops_aot_lib.so",
@@ -63,7 +63,7 @@ def cpu_features() -> list[str]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     listed = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return [name for name in listed.split() if name.startswith(FEATURES)]
+    return [name for name in listed.split() if name.startswith(FEATURES) or name in ("sme", "sme2")]
 
 
 def carry_out(bundle: Bundle, directory: Path) -> None:

@@ -102,7 +102,8 @@ def _unfinished(back: Path, bundle: Bundle, outcome: Outcome, message: str) -> R
 def _cause(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    name = signal.Signals(-status).name
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-status, f"signal {-status}")
     return f"killed by {name}" + (f" ({_SILENT})" if name == "SIGKILL" else "")
 
 

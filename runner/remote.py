@@ -100,9 +100,10 @@ class RemoteRunner:
         Raises `RunnerError` for all that can be wrong with that.
         """
         self.home = _plain_path(self._again("connecting", lambda: self._shell(f"echo {self.home}")).out.strip())
-        with suppress(RunnerError):  # of earlier runs that could not clean up behind them
-            self._shell(f"find {self.home} -mindepth 2 -maxdepth 2 -mtime +{STALE_DAYS} -exec rm -rf {{}} +")
-        machine = self._shell("uname -m").out.strip()
+        stale = (
+            f"find {self.home} -mindepth 2 -maxdepth 2 -mtime +{STALE_DAYS} -exec rm -rf {{}} + 2>/dev/null; uname -m"
+        )
+        machine = self._again("asking", lambda: self._shell(stale)).out.strip()
         self.command = command or self._again("sending llava_main", lambda: self._install(find_main(machine)))
         said = self._again("asking", lambda: self.link.shell(f"{self.command} --about", timeout_s=120))
         try:

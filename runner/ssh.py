@@ -1,7 +1,7 @@
 """The `ssh:[user@]host` target: `llava_main` on an Arm board or a machine in the cloud.
 
 OpenSSH's configuration, known hosts, keys and agent are used as `ssh` would; passwords are not. What is needed there: a
-shell with `tar`, `timeout`, `sha256sum`, `find`, and Linux for one of the architectures that `llava_main` is built for.
+shell with `tar`, `timeout`, `sha256sum`, `find`, `pgrep`, and Linux for one of the architectures that `llava_main` is built for.
 `LLAVA_SSH_COMMAND` is a command there that runs another `llava_main`, an emulated one for example.
 """
 
@@ -95,11 +95,7 @@ class SshLink:
                     done += len(chunk)
                     told(done)
                 process.stdin.write_eof()
-            ended = await process.wait()
-            if ended.exit_status is None:
-                raise LostError("the connection ended in a transfer")
-            if ended.exit_status:
-                raise _failed(ended.stderr, f"{remote} on {self.host}")
+            await self._see_end(process, remote)
 
         self._do(sent(), None)
 
@@ -111,13 +107,17 @@ class SshLink:
             with local.open("wb") as file:
                 while chunk := await process.stdout.read(_CHUNK_BYTES):
                     file.write(chunk)
-            ended = await process.wait()
-            if ended.exit_status is None:
-                raise LostError("the connection ended in a transfer")
-            if ended.exit_status:
-                raise _failed(ended.stderr, f"{remote} on {self.host}")
+            await self._see_end(process, remote)
 
         self._do(fetched(), None)
+
+    async def _see_end(self, process: asyncssh.SSHClientProcess[bytes], remote: str) -> None:
+        """Wait for a transfer's command. Raises `LostError`, or `RunnerError` in the command's own words."""
+        ended = await process.wait()
+        if ended.exit_status is None:
+            raise LostError("the connection ended in a transfer")
+        if ended.exit_status:
+            raise _failed(ended.stderr, f"{remote} on {self.host}")
 
     def conditions(self) -> dict[str, float]:
         """What `llava_main` itself reports says it all."""

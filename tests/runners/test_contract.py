@@ -214,6 +214,11 @@ def test_saved_bundle_is_carried_out_and_judged(tmp_path: Path, capsys: pytest.C
     assert carry_out([str(tmp_path)]) == 1
     save_array(right[:, :1], expected_path(tmp_path, 0))
     assert carry_out([str(tmp_path)]) == 1
+    save_array(np.full_like(right, np.nan), expected_path(tmp_path, 0))
+    assert carry_out([str(tmp_path)]) == 1
+    save_array(right, expected_path(tmp_path, 0))
+    save_bundle(Bundle(EMBEDDED_PTE, (replace(calls[0], keep=False),)), tmp_path)
+    assert carry_out([str(tmp_path)]) == 1  # nothing came back to compare
     assert carry_out([str(tmp_path), "--target", "moon"]) == 2
     assert carry_out([str(tmp_path / "none")]) == 2
 

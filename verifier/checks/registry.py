@@ -63,8 +63,8 @@ def select(
     """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
 
     The check of the user's own image is among them only if there is one, that of a published answer only if there is one
-    for this checkpoint too, those of a device only if the program runs on another architecture than this machine's, those of all golden images together
-    only if no images were chosen.
+    for this checkpoint too, those of a device only if the program runs on another architecture than this machine's, those of
+    all golden images together only if no images were chosen.
     """
     for pattern in patterns:
         if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
