@@ -103,6 +103,10 @@ class Sshd:
             self.process.wait()
             self.process = None
 
+    def logins(self) -> int:
+        """How often somebody was let in."""
+        return (self.folder / "log").read_text().count("Accepted publickey")
+
     def left_behind(self) -> list[str]:
         """Files below the far end's cache but for programs and binaries that are meant to stay."""
         cache = self.home / ".cache" / "llava-verifier"
