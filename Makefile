@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench fuzz native native-arm embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint test-slow bench faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -33,6 +33,12 @@ $(READY): pyproject.toml
 bench: $(READY)  ## ratios measured side by side
 	$(BIN)/python -m tests.bench.export
 	$(BIN)/python -m tests.bench.layers
+
+faults: $(READY)  ## inject real faults one at a time: does the gate find them? Writes docs/faults.md
+	$(BIN)/python -m verifier.faults --write docs
+
+sound: $(READY)  ## 210 sound artifacts: does the gate pass them all? An hour
+	$(BIN)/python -m verifier.faults --clean --write docs
 
 fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 	$(BIN)/python -m tests.bench.fuzz_reader

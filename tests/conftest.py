@@ -16,8 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from runner.native import NativeRunner
 from runner.native.build import build
 from runner.qemu import EMULATORS, QemuRunner
-from tests.support import EMBEDDED_PTE, make_micro_checkpoint, make_micro_model
+from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import Checkpoint, open_checkpoint
+from verifier.faults.subjects import make_micro_checkpoint, make_micro_model
 
 
 @pytest.fixture(scope="session")

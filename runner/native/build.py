@@ -66,14 +66,15 @@ def _run(words: Sequence[object], what: str, where: Path) -> None:
         raise RunnerError(what, got=said, where=where, fix="see its first error")
 
 
-def build(out: Path = BINARY.parent, *, arch: str | None = None) -> Path:
-    """Build into a folder, again only what changed; the path of the binary. `arch` cross-compiles.
+def build(out: Path = BINARY.parent, *, arch: str | None = None, source: Path = SOURCE) -> Path:
+    """Build into a folder, again only what changed; the path of the binary. `arch` cross-compiles; `source` holds another copy of
+    the sources.
 
     Raises `RunnerError` with the compiler's words, or with what to install.
     """
     cmake, ninja = _tool("cmake", "pip install 'cmake>=3.28'"), _tool("ninja", "pip install ninja")
     out.mkdir(parents=True, exist_ok=True)
-    words: list[object] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", SOURCE, "-B", out]
+    words: list[object] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", out]
     if arch is None:
         _tool("g++", "apt-get install g++ (12 or newer)")
         words.append(f"-Dexecutorch_DIR={_wheel()}")

@@ -11,11 +11,11 @@ import numpy as np
 from runner.local import LocalRunner
 from runner.protocol import Bundle
 from tests.support import EMBEDDED_PTE
-from tests.surgery import change_bytes, find_instruction
 from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
 from verifier.driver import Script, converse
 from verifier.evidence import run_bundle
+from verifier.faults.surgery import change_bytes, find_instruction
 from verifier.golden import load_golden
 from verifier.metrics import sqnr_db
 from verifier.model.definition import build_definition

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import blamed, results_of
-from tests.surgery import program_of, write_scalar
 from verifier.artifact.caches import find_caches
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.checks.registry import CHECKS
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
+from verifier.faults.surgery import program_of, write_scalar
 from verifier.probes.kvcache import HISTORIES, PERTURBED, POISONS, SPLITS, Asked
 from verifier.probes.threads import CONFIGURATIONS
 
 pytestmark = pytest.mark.xdist_group("faults")
+ROWS = "kvcache.rows,kvcache.mask"
 CACHE_IDS = tuple(check.id for check in CHECKS if check.id.startswith(("kvcache.", "threads.")))
 
 
@@ -56,7 +57,7 @@ def test_30_causal_mask_lost_in_one_layer(victim: Path, micro_model: Path) -> No
     flat, plan = _decoder(victim)
     record = plan.values[args[6]].val  # type: ignore[attr-defined]
     write_scalar(victim, flat.field(record, "Bool", "bool_val"), 0)  # type: ignore[attr-defined]
-    step, module, message = blamed(victim, micro_model, "kvcache.*")
+    step, module, message = blamed(victim, micro_model, ROWS)
     assert (step, module) == ("lowering", "text_decoder.layers.1.attention.v_cache")
     assert "row 0, before it, changed. An earlier token sees a later one: check the mask of layer 0" in message
 
@@ -65,7 +66,7 @@ def test_34_mask_aligned_upper_left(victim: Path, micro_model: Path) -> None:
     """Attention of layer 0 takes every chunk as the first one: right in the first, blind to it from the second on."""
     instruction, _ = _sdpa(victim, 0)
     _write_argument(victim, instruction, 3, _number(victim, 0))
-    step, module, message = blamed(victim, micro_model, "kvcache.*")
+    step, module, message = blamed(victim, micro_model, ROWS)
     assert (step, module) == ("lowering", "text_decoder.layers.1.attention.v_cache")
     assert "Later tokens do not see it: check the mask of layer 0" in message
 
@@ -82,7 +83,7 @@ def test_36_cache_shares_memory_with_scratch(victim: Path, micro_model: Path) ->
     flat, plan = _decoder(victim)
     place = plan.values[cache.value].val.allocation_info  # type: ignore[attr-defined]
     write_scalar(victim, flat.field(place, "AllocationDetails", "memory_offset_low"), largest.place[1])  # type: ignore[attr-defined]
-    step, _, _ = blamed(victim, micro_model, "kvcache.*")
+    step, _, _ = blamed(victim, micro_model, ROWS)
     assert step in ("lowering", "kernel")
     step, _, message = blamed(victim, micro_model, "structure.lifetimes")
     assert step == "lowering"
@@ -95,7 +96,7 @@ def test_rows_of_one_layer_written_to_one_place(victim: Path, micro_model: Path)
     keys = next(c.value for c in find_caches(open_artifact(victim)) if (c.kind, c.layer) == ("k", 1))
     step = next(s for s in plan.instructions if s.name == "llama::update_cache.out" and s.args[1] == keys)
     _write_argument(victim, step.index, 2, _number(victim, 0))
-    step_name, module, message = blamed(victim, micro_model, "kvcache.*")
+    step_name, module, message = blamed(victim, micro_model, ROWS)
     assert (step_name, module) == ("lowering", "text_decoder.layers.1.attention.k_cache")
     assert "in the K cache of layer 1" in message
 

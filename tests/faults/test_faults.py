@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.faults.judging import results_of
-from tests.support import EMBEDDED_PTE, export, verify
-from verifier import driver, evidence
+from tests.support import EMBEDDED_PTE, verify
+from verifier import evidence
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.registry import CHECKS
 from verifier.errors import GoldenError
+from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.replay import Replay
-from verifier.model import preprocess
 from verifier.model.keymap import map_keys
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
@@ -78,82 +76,23 @@ def test_flipped_byte_is_found_by_the_manifest(bare: Path, capsys: pytest.Captur
     assert "SHA-256 differs" in _first_failure(capsys)
 
 
-@pytest.fixture(scope="session")
-def other_seed(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """A model of the same shape whose decoder came from another seed."""
-
-    def build(folder: Path) -> None:
-        model = Path(
-            shutil.copytree(EMBEDDED, folder / "model", ignore=shutil.ignore_patterns("*.pte", "make", "images"))
-        )
-        weights = load_file(model / "model.safetensors")
-        generator = torch.Generator().manual_seed(1)
-        for name, tensor in weights.items():
-            if "language_model.layers" in name and tensor.ndim == 2:
-                order = torch.randperm(tensor.shape[0], generator=generator)
-                weights[name] = tensor[order].contiguous()
-        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
-        assert export(model, folder / "llava.pte") == 0
-
-    return once("other-seed", build)
+def test_model_of_another_seed_fails(bare: Path, tmp_path: Path) -> None:
+    """Every decoder linear is shuffled and it still claims to be llava_tiny: the numerics alone say no, and blame the decoder."""
+    constants = find_constants(bare, open_checkpoint())
+    for name, constant in constants.items():
+        if name.startswith("text_decoder.layers") and constant.role == "linear":
+            assert constant.value.constant is not None
+            order = np.random.default_rng(1).permutation(constant.shape[0])
+            change_bytes(bare, constant.value.constant, lambda raw, o=order: raw.reshape(len(o), -1)[o])
+    checks = "vision.*,embedding.*,logits.*,greedy.*"
+    assert verify(bare, "--checks", checks, "--json", str(tmp_path / "r.json")) == 1
+    assert json.loads((tmp_path / "r.json").read_text())["blame"]["method"] == "text_decoder"
 
 
-@pytest.mark.export
-def test_model_of_another_seed_fails(other_seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its manifest gone, it claims to be llava_tiny: the numerics say no, and blame the decoder."""
-    stranger = Path(shutil.copy(other_seed / "llava.pte", tmp_path / "llava.pte"))
-    assert (
-        verify(stranger, "--checks", "vision.*,embedding.*,logits.*,greedy.*", "--json", str(tmp_path / "r.json")) == 1
-    )
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["blame"]["method"] == "text_decoder"
-    assert "FAILED" in capsys.readouterr().out
-
-
-@pytest.mark.export
-def test_model_of_another_seed_is_refused_with_its_manifest(
-    other_seed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_model_of_another_checkpoint_is_refused(micro_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its manifest says so: nothing needs to run."""
-    assert verify(other_seed / "llava.pte") == 2
+    assert verify(micro_model / "model.pte") == 2
     assert "not the one that the artifact was made from" in capsys.readouterr().err
-
-
-def test_input_pos_shifted_by_one_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
-    """The driver starts at position 1: the splice check names call and position. Logits hardly move, RoPE being relative."""
-    right = driver.position_array
-    monkeypatch.setattr(driver, "position_array", lambda position: right(position + 1))
-    run = run_gate(Request(bare, checks=("splice.*",)))
-    assert run.judgement.exit_status == 1
-    assert run.judgement.blame is not None
-    assert run.judgement.blame.id == "splice.positions"
-    assert "decoder call 0 covers" in run.judgement.blame.message
-
-
-def test_bgr_for_rgb_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
-    """Channels swapped on the way in: pixels differ from Hugging Face's."""
-    right = preprocess.to_tensor
-    monkeypatch.setattr(preprocess, "to_tensor", lambda image: right(image).flip(0))
-    run = run_gate(Request(bare, checks=("preprocess.*",)))
-    assert run.judgement.exit_status == 1
-    assert run.judgement.blame is not None
-    assert "Check channel order" in run.judgement.blame.message
-
-
-def test_second_bos_after_the_image_fails(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
-    """BOS per segment (LC#3645)."""
-    from verifier import reference
-
-    right = reference.caption_prompt
-
-    def twice(tokenizer: object, question: str) -> object:
-        prompt = right(tokenizer, question)  # type: ignore[arg-type]
-        return replace(prompt, after=(1, *prompt.after))
-
-    monkeypatch.setattr(reference, "caption_prompt", twice)
-    run = run_gate(Request(bare, checks=("splice.tokens",)))
-    assert run.judgement.exit_status == 1
-    assert "BOS stands at" in run.results[0].message
 
 
 def test_crash_of_the_program_is_a_verdict(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
@@ -320,6 +259,29 @@ def test_wrong_answer_about_the_users_image_fails(gathered: evidence.Evidence) -
     sure = int(np.argmax(case.sample.golden.margins))
     wrong[sure, int(wrong[sure].argmin())] = wrong[sure].max() + 1
     assert _verdicts("greedy.image", replace(gathered, user_case=replace(case, logits=wrong))) == {"fail"}
+
+
+def test_metadata_that_is_not_so_fails(gathered: evidence.Evidence) -> None:
+    """Each fact that a runner asks for, off by one; one that the file does not state is not judged."""
+    methods = gathered.artifact.methods
+    assert _verdicts("structure.metadata", gathered) == {"pass"}
+    names = (
+        "get_bos_id",
+        "get_eos_ids",
+        "get_vocab_size",
+        "get_max_context_len",
+        "use_kv_cache",
+        "enable_dynamic_shape",
+    )
+    for name in names:
+        (value,) = methods[name].outputs
+        wrong = replace(methods[name], outputs=(int(str(value)) + 1,))  # type: ignore[arg-type]
+        broken = replace(gathered, artifact=replace(gathered.artifact, methods=methods | {name: wrong}))
+        (result,) = results_of("structure.metadata", broken)
+        assert (result.verdict, result.where and result.where.method) == ("fail", name)
+        silent = {key: facts for key, facts in methods.items() if key != name}
+        quiet = replace(gathered, artifact=replace(gathered.artifact, methods=silent))
+        assert _verdicts("structure.metadata", quiet) == {"pass"}
 
 
 def test_structure_faults_fail(gathered: evidence.Evidence) -> None:

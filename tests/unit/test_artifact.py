@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from tests.bench.fuzz_reader import mutate, read_everything, small_program
 from tests.support import EMBEDDED_PTE
-from tests.surgery import change_bytes, graph_of, write_scalar
 from verifier.artifact.difference import ProgramDifference, compare_programs
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import read_header
@@ -25,6 +24,7 @@ from verifier.artifact.schema import parse_schema, program_schema, xnnpack_schem
 from verifier.artifact.storage import Span
 from verifier.artifact.xnnpack import PerGroup, read_graph
 from verifier.errors import ArtifactError
+from verifier.faults.surgery import change_bytes, graph_of, write_scalar
 
 
 def test_program_agrees_with_executorchs_deserializer() -> None:

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from tests.support import micro_config
 from verifier.errors import CheckpointError
+from verifier.faults.subjects import micro_config
 from verifier.model.geometry import Geometry
 from verifier.model.keymap import map_keys
 

@@ -6,6 +6,7 @@ from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.checks.common import Check, one_case
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence
+from verifier.export.lower import metadata as declared
 from verifier.types import CheckResult, Where
 
 # Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
@@ -86,6 +87,27 @@ def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
             )
         ]
     return [check.passed("program", f"at most {limit} tokens, said alike by metadata and decoder", **fields)]
+
+
+def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """What runners ask the file for is so: BOS, EOS, vocabulary, lengths, kind of cache. What it does not say is not judged."""
+    expected = declared(
+        evidence.recipe,
+        vocabulary=evidence.checkpoint.geometry.text.vocabulary,
+        bos_id=evidence.tokenizer.bos_id,
+        eos_id=evidence.tokenizer.eos_id,
+    )
+    said = {name: evidence.artifact.metadata(name) for name in expected}
+    said = {name: value for name, value in said.items() if value is not None}
+    wrong = [f"{name} is {value}, expected {expected[name]}" for name, value in said.items() if value != expected[name]]
+    fields = {"measured": said, "allowed": {name: expected[name] for name in said}}
+    if wrong:
+        message = (
+            f"the file tells runners what is not so: {'; '.join(wrong)}. A runner that asks it starts, stops or counts "
+            "wrongly. Check the tokenizer that it was exported with, and export again."
+        )
+        return [check.failed("program", message, where=Where(method=wrong[0].split()[0]), **fields)]
+    return [check.passed("program", f"{len(said)} facts that runners ask for, all so", **fields)]
 
 
 def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -201,6 +223,7 @@ MANIFEST = Check("structure.manifest", "lowering", one_case, manifest)
 CHECKS = (
     Check("structure.signatures", "lowering", one_case, signatures),
     Check("structure.limits", "lowering", one_case, limits),
+    Check("structure.metadata", "lowering", one_case, metadata),
     Check("structure.operators", "lowering", one_case, operators),
     Check("structure.delegation", "lowering", one_case, delegation),
     Check("structure.memory", "lowering", one_case, memory),

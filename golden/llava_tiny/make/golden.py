@@ -13,10 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from golden.llava_tiny.make.scenes import Scene, SceneObject, render, sample_split
-from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
-from verifier.golden_cli import answer, write_entries
-from verifier.model.definition import build_definition
-from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.checkpoint import EMBEDDED
+from verifier.faults.subjects import answer_images
 
 
 def _pairs() -> dict[str, Image.Image]:
@@ -89,17 +87,6 @@ def write_images(folder: Path) -> list[Path]:
     return paths
 
 
-def write_golden(checkpoint: Checkpoint, images: list[Path], folder: Path) -> Path:
-    """Answer every image with the fp32 definition and write `golden.json`. Every third asks as the seed's command does."""
-    definition = build_definition(checkpoint)
-    entries = []
-    for number, path in enumerate(images):
-        question = "" if number % 3 == 2 else DEFAULT_QUESTION
-        kind = path.stem.partition("_")[0]
-        entries.append(answer(checkpoint, definition, path, kind=kind, question=question))
-    return write_entries(checkpoint, folder, entries, "made anew from the images")
-
-
 def main() -> None:
     """Answer the committed images again, or with --images render them anew first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,8 +94,10 @@ def main() -> None:
     parser.add_argument("--images", action="store_true", help="make the images too")
     arguments = parser.parse_args()
     folder = arguments.model
-    paths = write_images(folder / "images") if arguments.images else sorted((folder / "images").glob("*.*"))
-    print(write_golden(open_checkpoint(folder), sorted(paths), folder))
+    if arguments.images:
+        write_images(folder / "images")
+    answer_images(folder)
+    print(folder / "golden.json")
 
 
 if __name__ == "__main__":

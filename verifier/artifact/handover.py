@@ -1,0 +1,68 @@
+"""int8 tensors between delegates: the scale and zero point that one was written with are those that it is read with.
+
+A file can say otherwise (ET#21773 read zero points as another type), and no delegate can see that: each has its own copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from verifier.artifact.plan import Instruction, Plan
+from verifier.artifact.program import Artifact
+from verifier.artifact.xnnpack import PerTensor
+
+
+@dataclass(frozen=True)
+class Misread:
+    """An EValue that instruction `writer` makes with one quantization and `reader` takes with another."""
+
+    method: str
+    value: int
+    writer: int
+    reader: int
+    written: PerTensor
+    read: PerTensor
+
+
+@dataclass(frozen=True)
+class Handovers:
+    """How many int8 tensors go from delegate to delegate, and those that are misread."""
+
+    compared: int
+    misread: tuple[Misread, ...]
+
+
+def handovers(artifact: Artifact) -> Handovers:
+    """All of them, in program order. Raises `ArtifactError` for a delegate that cannot be read."""
+    compared, misread = 0, []
+    for plan in artifact.plans.values():
+        written: dict[int, tuple[int, PerTensor]] = {}
+        for step in plan.instructions:
+            if step.kind != "delegate":
+                for value in artifact.results(plan, step):
+                    written.pop(value, None)
+                continue
+            for value, read in _taken(artifact, plan, step):
+                if value in written:
+                    compared += 1
+                    writer, quantization = written[value]
+                    if quantization != read:
+                        misread.append(Misread(plan.name, value, writer, step.index, quantization, read))
+            for value, made in _given(artifact, plan, step):
+                written[value] = step.index, made
+    return Handovers(compared, tuple(misread))
+
+
+def _taken(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tuple[int, PerTensor]]:
+    graph = artifact.graph(plan, step)
+    for value, id in zip(step.args, graph.inputs, strict=False):
+        if isinstance(quantization := graph.values[id].quantization, PerTensor):
+            yield value, quantization
+
+
+def _given(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tuple[int, PerTensor]]:
+    graph = artifact.graph(plan, step)
+    for value, id in zip(artifact.results(plan, step), graph.outputs, strict=False):
+        if isinstance(quantization := graph.values[id].quantization, PerTensor):
+            yield value, quantization

@@ -1,0 +1,268 @@
+"""Run faults, each in a process of its own: inject it, run the gate's command line, keep what it said.
+
+The parent imports everything once and answers the golden images in fp32 once; children are forked from it. That reference is
+found again by the bytes of image, prompt and answer, so that a fault which changes one of them gets its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+from verifier import pipeline
+from verifier.checkpoint import Checkpoint
+from verifier.checks.registry import CHECKS
+from verifier.evidence import MAPPING_SAMPLES, Evidence
+from verifier.faults import today
+from verifier.faults.fault import FAILED, Fault, Work, patch
+from verifier.model.definition import Definition
+from verifier.reference import Answered, LayerPair, Sample
+from verifier.test_pte import main as gate
+
+LIMIT_S = 900.0
+_OURS = 70
+"""Exit status of a child whose injection failed: a matter of the bench, never an answer of the gate."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the gate said to one fault. `place` is what the right place is looked for in; `check` the blamed one, `others` how many
+    further checks failed; `today` which of today's checks the artifact passes, None if it never ran or was not itself changed."""
+
+    fault: str
+    status: int
+    check: str = ""
+    step: str = ""
+    place: str = ""
+    others: int = 0
+    message: str = ""
+    wall_s: float = 0.0
+    today: dict[str, bool] | None = None
+    problem: str = ""
+    failed: tuple[str, ...] = field(default=())
+
+    def found(self, fault: Fault) -> bool:
+        """Whether the gate said no, in the way that it should."""
+        return not self.problem and self.status == fault.status
+
+    def right_step(self, fault: Fault) -> bool:
+        """Whether the blamed step is the right one; a refusal has none."""
+        return self.found(fault) and (fault.status != FAILED or self.step in fault.steps)
+
+    def right_place(self, fault: Fault) -> bool:
+        """Whether the blamed place is the right one."""
+        return self.found(fault) and re.search(fault.place, self.place) is not None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A clean program with its checkpoint, and what the gate's command line needs for it."""
+
+    pte: Path
+    model: Path
+    arguments: tuple[str, ...] = ()
+    few: tuple[str, ...] = ()
+    """Globs of a few golden images."""
+
+
+class _Memory:
+    """fp32 references by the bytes that they were made from."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+        self._answer: Any = None
+        self._pairs: Any = None
+
+    def install(self) -> None:
+        """From here on the pipeline asks here first."""
+        if self._answer is None:
+            self._answer = patch(pipeline, "reference_answers", self.answers)
+            self._pairs = patch(pipeline, "mapping_pairs", self.pairs)
+
+    def answers(self, definition: Definition, samples: list[Sample]) -> list[Answered]:
+        """As `reference_answers`."""
+        made: list[Answered] = []
+        for sample in samples:
+            key = self._key("answer", definition, sample)
+            if key not in self._kept:
+                self._kept[key] = self._answer(definition, [sample])[0]
+            made.append(self._kept[key])
+        return made
+
+    def pairs(
+        self, checkpoint: Checkpoint, definition: Definition, samples: list[Sample]
+    ) -> dict[str, list[LayerPair]]:
+        """As `mapping_pairs`."""
+        key = "".join(self._key("pairs", definition, sample) for sample in samples[:MAPPING_SAMPLES])
+        if key not in self._kept:
+            self._kept[key] = self._pairs(checkpoint, definition, samples)
+        made: dict[str, list[LayerPair]] = self._kept[key]
+        return made
+
+    def _key(self, what: str, definition: Definition, sample: Sample) -> str:
+        digest = hashlib.sha256(sample.image.numpy().tobytes())
+        digest.update(repr((what, sample.image.shape, sample.prompt, sample.golden.ids)).encode())
+        digest.update(definition.embedding.numpy().tobytes())
+        return digest.hexdigest()
+
+
+MEMORY = _Memory()
+
+
+def prepare(subjects: Sequence[Subject]) -> None:
+    """Run the gate on every clean subject, in this process: references are kept. Raises `RuntimeError` if one does not pass."""
+    import torch
+
+    torch.set_num_threads(1)
+    MEMORY.install()
+    for subject in subjects:
+        status = gate([str(subject.pte), "--quiet", *subject.arguments])
+        if status != 0:
+            raise RuntimeError(
+                f"{subject.pte}: the clean program does not pass ({status}); nothing can be learnt from faults"
+            )
+
+
+def run_faults(
+    faults: Sequence[Fault],
+    subjects: dict[str, Subject],
+    folder: Path,
+    *,
+    workers: int,
+    quick: bool = False,
+    whole: bool = False,
+) -> Iterator[Outcome]:
+    """Outcomes as they come, `workers` at a time. `whole` makes all checks of every fault, `quick` those that the fault names."""
+    context = multiprocessing.get_context("fork")
+    waiting, running = list(faults), dict[str, tuple[ForkProcess, float]]()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            one = waiting.pop(0)
+            process = context.Process(target=_child, args=(one, subjects[one.subject], folder / one.name, quick, whole))
+            process.start()
+            running[one.name] = process, time.monotonic()
+        for name, (process, begun) in list(running.items()):
+            process.join(0.2)
+            if process.is_alive() and time.monotonic() - begun < LIMIT_S:
+                continue
+            process.kill()
+            process.join()
+            del running[name]
+            yield _outcome(name, folder / name)
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _outcome(name: str, folder: Path) -> Outcome:
+    path = folder / "outcome.json"
+    if not path.is_file():
+        return Outcome(name, _OURS, problem=f"no answer within {LIMIT_S:g} s, or the process died")
+    return Outcome(**json.loads(path.read_text()))
+
+
+def _child(fault: Fault, subject: Subject, folder: Path, quick: bool, whole: bool) -> None:
+    folder.mkdir(parents=True)
+    with (folder / "said").open("w") as said, redirect_stdout(said), redirect_stderr(said):
+        try:
+            outcome = _injected(fault, subject, folder, quick=quick, whole=whole)
+        except BaseException:
+            outcome = Outcome(fault.name, _OURS, problem=traceback.format_exc(limit=-6))
+    (folder / "outcome.json").write_text(json.dumps(asdict(outcome)))
+    os._exit(0)
+
+
+def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whole: bool) -> Outcome:
+    begun = time.monotonic()
+    work = Work(folder, Path(shutil.copy(subject.pte, folder / "llava.pte")), subject.model)
+    fault.inject(work)
+    kept: list[Evidence] = []
+
+    def gather(*given: Any) -> Evidence:
+        evidence: Evidence = gathered(*given)
+        kept.append(evidence)
+        return evidence
+
+    gathered = patch(pipeline, "gather", gather)
+    words = [str(work.pte), "--quiet", "--json", str(folder / "report.json"), *subject.arguments, *work.arguments]
+    words += [] if work.model == subject.model else ["--model", str(work.model)]
+    held: dict[str, bool] | None = None
+    status, report = 0, None
+    for stage in _stages(fault, subject, quick=quick, whole=whole):
+        (folder / "report.json").unlink(missing_ok=True)
+        status = gate([*words, *stage])
+        report = _report(folder / "report.json")
+        if kept and kept[-1].cases and held is None and not (quick or work.traced_only or fault.kind == "clean"):
+            held = today.passes(kept[-1])
+        if report is None or status == FAILED:
+            break
+    sys.stdout.flush()
+    sys.stderr.flush()
+    wall_s = time.monotonic() - begun
+    if report is None:
+        said = (folder / "said").read_text()[-1500:]
+        message = said.splitlines()[0] if said else ""
+        return Outcome(fault.name, status, place=said, message=message, wall_s=wall_s, today=held)
+    return _read(fault.name, status, report, wall_s, held)
+
+
+def _stages(fault: Fault, subject: Subject, *, quick: bool, whole: bool) -> tuple[list[str], ...]:
+    """Arguments of the gate, cheapest checks first: what runs nothing but a few conversations; layer by layer; everything.
+
+    The gate blames the first check that fails, in the order of its registry, and no check looks at another one. So the first
+    stage that fails blames what the whole gate blames; a stage with a few images that passes proves nothing, and the next one
+    is made.
+    """
+    few = ["--images", ",".join(subject.few)] if subject.few else []
+    if fault.kind == "clean":
+        return (["--checks", fault.quick],)
+    if quick:
+        return (["--checks", fault.quick, *few],)
+    if whole:
+        return ([],)
+    ids = [check.id for check in CHECKS if not check.id.startswith("device.")]
+    audited = max(number for number, id in enumerate(ids) if id.startswith("weights.")) + 1
+    replayed = ids.index("structure.manifest") + 1
+    return ["--checks", ",".join(ids[:audited]), *few], ["--checks", ",".join(ids[audited:replayed]), *few], []
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+def _read(name: str, status: int, report: dict[str, Any], wall_s: float, held: dict[str, bool] | None) -> Outcome:
+    failed = [check for check in report["checks"] if check["verdict"] == "fail"]
+    if not failed:
+        odd = [check for check in report["checks"] if check["verdict"] == "error"]
+        message = f"{odd[0]['id']} {odd[0]['case']}: {odd[0]['message']}" if odd else ""
+        return Outcome(name, status, message=message, wall_s=wall_s, today=held)
+    blamed = failed[0]
+    where = blamed["where"] or {}
+    place = " ".join(str(where.get(key) or "") for key in ("method", "module", "index", "instruction"))
+    ids = tuple(dict.fromkeys(check["id"] for check in failed))
+    return Outcome(
+        fault=name,
+        status=status,
+        check=blamed["id"],
+        step=blamed["step"],
+        place=f"{place} {blamed['case']} {blamed['message']}",
+        others=len(ids) - 1,
+        message=f"{blamed['case']}: {blamed['message']}",
+        wall_s=wall_s,
+        today=held,
+        failed=ids,
+    )

@@ -1,0 +1,233 @@
+"""docs/faults.md, and the figures in the README, from `docs/faults.json`: what a run of the bench saved, never by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from verifier.export.manifest import cpu_kind, package_versions
+from verifier.faults import today
+from verifier.faults.bench import Outcome
+from verifier.faults.catalogue import EXCEPTIONS, FAULTS
+from verifier.faults.fault import KINDS, Fault
+from verifier.faults.rows import ROWS
+from verifier.files import replacing
+
+DATA, PAGE, README = "faults.json", "faults.md", "README.md"
+_MARKS = re.compile(r"(<!-- faults -->\n).*?(<!-- /faults -->)", re.S)
+
+
+def save(folder: Path, part: str, outcomes: Sequence[Outcome], wall_s: float, workers: int) -> None:
+    """Put a run (`faults` or `clean`) into `faults.json` and render the page and the README's figures from it."""
+    path = folder / DATA
+    data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    data[part] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": package_versions(),
+        "cpu": cpu_kind(),
+        "cores": len(os.sched_getaffinity(0)),
+        "workers": workers,
+        "wall_s": round(wall_s),
+        "outcomes": [_kept(outcome) for outcome in outcomes],
+    }
+    _write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    render(folder)
+
+
+def _kept(outcome: Outcome) -> dict[str, Any]:
+    kept = asdict(outcome)
+    kept |= {"message": outcome.message[:300], "place": outcome.place[:600], "wall_s": round(outcome.wall_s)}
+    return kept
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def render(folder: Path) -> None:
+    """Write the page, and the figures into the README above it if it has a place for them."""
+    data = json.loads((folder / DATA).read_text())
+    _write(folder / PAGE, page(data))
+    readme = folder.parent / README
+    if readme.is_file() and _MARKS.search(text := readme.read_text()):
+        _write(readme, _MARKS.sub(lambda match: match[1] + figures(data) + match[2], text))
+
+
+def _pairs(data: dict[str, Any]) -> list[tuple[Fault, Outcome]]:
+    named = {fault.name: fault for fault in FAULTS}
+    read = [Outcome(**(o | {"failed": tuple(o["failed"])})) for o in data["faults"]["outcomes"]]
+    return [(named[outcome.fault], outcome) for outcome in read if outcome.fault in named]
+
+
+def figures(data: dict[str, Any]) -> str:
+    """The README's table: the gate beside today's checks, and false alarms."""
+    pairs = _pairs(data)
+    held = [outcome for _, outcome in pairs if outcome.today is not None]
+    lines = [
+        f"Of **{len(pairs)}** faults injected one at a time the gate finds **{sum(o.found(f) for f, o in pairs)}**, names the right step in "
+        f"{sum(o.right_step(f) for f, o in pairs)} and the right place in {sum(o.right_place(f) for f, o in pairs)}.",
+        f"Of the {len(held)} that reach a program's answers, today's checks find:",
+        "",
+        "| check | found |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {_missed(held, key)} of {len(held)} |" for key, name in today.NAMES.items()]
+    found = sum(o.found(f) for f, o in pairs if o.today is not None)
+    lines += [f"| this gate | {found} of {len(held)} |", ""]
+    if "clean" in data:
+        verdicts = data["clean"]["outcomes"]
+        alarms = sum(o["status"] != 0 for o in verdicts)
+        lines += [f"False alarms: {alarms} of {len(verdicts)} sound artifacts.", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _missed(held: Iterable[Outcome], key: str) -> int:
+    return sum(not (outcome.today or {})[key] for outcome in held)
+
+
+def page(data: dict[str, Any]) -> str:
+    """The whole page."""
+    pairs = _pairs(data)
+    run = data["faults"]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
+    parts = [
+        "# Can the gate fail?",
+        "<!-- Written by python -m verifier.faults --write docs. Do not edit. -->",
+        figures(data),
+        f"Run on {run['date']} in {run['wall_s'] // 60} min {run['wall_s'] % 60} s, {run['workers']} faults at a time on {run['cores']} cores "
+        f"({run['cpu']}); {versions}.",
+        _HOW,
+        _by_kind(pairs),
+        *(_section(kind, [pair for pair in pairs if pair[0].kind == kind]) for kind in KINDS),
+        _exceptions(pairs),
+        _single(pairs),
+        _clean(data),
+        _rows(pairs),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+_HOW = """\
+How to read it. Every fault is put into a sound artifact, or into its use, and the gate's command line is run on it; exit status,
+step and place are compared with the right answer that stands beside the fault in `verifier/faults/`. The cheapest checks are made
+first (constants and structure, then layer by layer, then everything), and the first stage that fails ends it: checks are independent and
+blamed in a fixed order, so this is what the whole gate says. `also` counts further checks that failed in that stage.
+Beside it, on the same run, what people use today. **(a)** the caption begins with the nine words that are due (upstream's test), **(b)** five
+tokens came out (upstream's script), **(c)** SQNR >= 10 dB and cosine >= 0.95 of the logits against fp32 (ExecuTorch's Qualcomm samples),
+**(d)** 95 % of the top-1 tokens are fp32's. A dash: not applicable, because nothing ran, or only the recorded trace was changed."""
+
+
+def _by_kind(pairs: list[tuple[Fault, Outcome]]) -> str:
+    lines = ["| into | faults | found | right step | right place | (a) | (b) | (c) | (d) |", "|---" * 9 + "|"]
+    groups = [(kind, [p for p in pairs if p[0].kind == kind]) for kind in KINDS]
+    for name, group in [*groups, ("all", pairs)]:
+        held = [o for _, o in group if o.today is not None]
+        lines.append(
+            f"| {name} | {len(group)} | {sum(o.found(f) for f, o in group)} | {sum(o.right_step(f) for f, o in group)} "
+            f"| {sum(o.right_place(f) for f, o in group)} | "
+            + " | ".join(f"{_missed(held, key)} of {len(held)}" for key in today.NAMES)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def _mark(yes: bool) -> str:
+    return "yes" if yes else "**no**"
+
+
+def _section(kind: str, pairs: list[tuple[Fault, Outcome]]) -> str:
+    lines = [
+        f"## Faults in the {kind}",
+        "",
+        "| fault | rows | found by | step | place | also | s | (a) | (b) | (c) | (d) |",
+        "|---" * 11 + "|",
+    ]
+    for fault, outcome in pairs:
+        rows = ", ".join(map(str, fault.rows)) or "-"
+        by = outcome.check or ("refused" if outcome.found(fault) else "**not found**")
+        step = f"{outcome.step or '-'}{'' if outcome.right_step(fault) else ' **wrong**'}"
+        held = [_mark(not outcome.today[key]) if outcome.today else "-" for key in today.NAMES]
+        cells = [
+            fault.text,
+            rows,
+            by,
+            step,
+            _mark(outcome.right_place(fault)),
+            str(outcome.others),
+            f"{outcome.wall_s:.0f}",
+            *held,
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _exceptions(pairs: list[tuple[Fault, Outcome]]) -> str:
+    wrong = [(f, o) for f, o in pairs if not (o.found(f) and o.right_step(f) and o.right_place(f))]
+    if not wrong:
+        return "## Not found, or blamed elsewhere\n\nNone."
+    lines = ["## Not found, or blamed elsewhere", ""]
+    for fault, outcome in wrong:
+        said = (
+            f"{outcome.step} {outcome.check}: {outcome.message}"
+            if outcome.check
+            else outcome.message or outcome.problem
+        )
+        lines.append(
+            f"- *{fault.text}* - {EXCEPTIONS.get(fault.name, 'no reason known yet')}. The gate said: {said[:200].rstrip()}"
+        )
+    return "\n".join(lines)
+
+
+def _single(pairs: list[tuple[Fault, Outcome]]) -> str:
+    alone = Counter(o.check for f, o in pairs if o.found(f) and o.check and o.others == 0)
+    if not alone:
+        return ""
+    listed = ", ".join(f"`{check}` {count}" for check, count in alone.most_common())
+    return f"## One witness\n\nIn {sum(alone.values())} faults a single check of the stage failed: {listed}."
+
+
+def _clean(data: dict[str, Any]) -> str:
+    if "clean" not in data:
+        return ""
+    run = data["clean"]
+    families = Counter(o["fault"].partition("-")[0] for o in run["outcomes"])
+    alarms = [o for o in run["outcomes"] if o["status"] != 0]
+    words = {
+        "random": "random models of many seeds, shapes and recipes",
+        "export": "golden images on exports that were calibrated on other images",
+        "local": "golden images one by one, layer by layer",
+        "native": "golden images one by one on the C++ runner",
+        "unseen": "pictures that nobody has seen before",
+        "question": "other questions, in other languages and lengths",
+        "cores": "one core and two, both runners",
+        "qemu": "emulated phones",
+    }
+    lines = [
+        "## False alarms",
+        "",
+        f"{len(alarms)} of {len(run['outcomes'])} sound artifacts ({run['date']}, {run['wall_s'] // 60} min, {run['workers']} at a time):",
+        "",
+        *(f"- {count} {words.get(family, family)}" for family, count in families.items()),
+    ]
+    lines += (
+        ["", *(f"- **{o['fault']}**: {o['check']} {o['message'] or o['problem'][-300:]}" for o in alarms)]
+        if alarms
+        else []
+    )
+    return "\n".join(lines)
+
+
+def _rows(pairs: list[tuple[Fault, Outcome]]) -> str:
+    lines = ["## The rows", "", "Faults that happened in practice, and how many of those above stand for them.", ""]
+    lines += ["| row | what happened | evidence | faults |", "|---|---|---|---|"]
+    counts = Counter(row for fault, _ in pairs for row in fault.rows)
+    lines += [f"| {row} | {text} | {evidence} | {counts[row]} |" for row, (text, evidence) in ROWS.items()]
+    return "\n".join(lines)

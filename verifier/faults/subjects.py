@@ -1,0 +1,112 @@
+"""Models small enough to be made and exported in a minute: random LLaVAs of two small layers on each side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.errors import ExportError
+from verifier.golden_cli import answer, write_entries
+from verifier.model.definition import build_definition
+from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.progress import hushed
+
+MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")
+_TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "processor_config.json")
+
+
+def micro_config(**text_fields: object) -> dict[str, object]:
+    """LLaVA-1.5 with two layers of 64 on each side, 56 px images (16 tokens), grouped-query attention."""
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+        "projection_dim": 64,
+    }
+    text = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1088,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    } | text_fields
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 1024,
+        "image_seq_length": 16,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": False,
+        "vision_config": vision,
+        "text_config": text,
+    }
+
+
+def make_micro_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) -> None:
+    """Write a random micro checkpoint with llava_tiny's tokenizer; norms and biases are random too."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LlavaConfig.from_dict(micro_config(**text_fields))
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            elif "position_embedding" not in name:
+                parameter.mul_(2.0)
+    weights = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(micro_config(**text_fields)))
+    for name in _TOKENIZER:
+        shutil.copy(EMBEDDED / name, folder / name)
+
+
+def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTION, DEFAULT_QUESTION, "")) -> None:
+    """Write golden answers of the checkpoint in a folder to its images, by the fp32 definition; questions take turns."""
+    checkpoint = open_checkpoint(str(folder))
+    definition = build_definition(checkpoint)
+    images = sorted((folder / "images").glob("*.*"))
+    entries = [
+        answer(
+            checkpoint,
+            definition,
+            path,
+            kind=path.stem.partition("_")[0],
+            question=questions[number % len(questions)],
+        )
+        for number, path in enumerate(images)
+    ]
+    write_entries(checkpoint, folder, entries, "made anew from the images")
+
+
+def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
+    """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
+    from verifier.export_llava import main as export
+
+    make_micro_checkpoint(folder, seed=seed, **text_fields)
+    (folder / "images").mkdir()
+    for name in MICRO_IMAGES:
+        shutil.copy(EMBEDDED / "images" / name, folder / "images")
+    with hushed():
+        answer_images(folder)
+    pte = folder / "model.pte"
+    status = export(["--pte-name", str(pte), "--quiet", "--model", str(folder), *arguments])
+    if status != 0:
+        raise ExportError("a micro model could not be exported", got=status, where=folder)
+    return pte
