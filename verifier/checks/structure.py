@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from verifier.artifact.handover import handovers
 from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.checks.common import Check, one_case
-from verifier.errors import GoldenError
+from verifier.errors import ArtifactError, GoldenError
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
 from verifier.types import CheckResult, Where
@@ -108,6 +109,25 @@ def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
         )
         return [check.failed("program", message, where=Where(method=wrong[0].split()[0]), **fields)]
     return [check.passed("program", f"{len(said)} facts that runners ask for, all so", **fields)]
+
+
+def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every int8 tensor between two delegates is read with the scale and zero point that it was written with (ET#21773)."""
+    try:
+        found = handovers(evidence.artifact)
+    except ArtifactError as error:
+        return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
+    if not found.misread:
+        return [
+            check.passed("program", f"{found.compared} int8 tensors between delegates, each read as it was written")
+        ]
+    first = found.misread[0]
+    message = (
+        f"{len(found.misread)} of {found.compared} int8 tensors between delegates are misread, first EValue {first.value} of {first.method}: "
+        f"instruction {first.writer} writes it with {first.written}, instruction {first.reader} reads it with {first.read}. The "
+        "serialization of quantization parameters is at fault: export again."
+    )
+    return [check.failed("program", message, where=Where(method=first.method, instruction=first.reader))]
 
 
 def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -224,6 +244,7 @@ CHECKS = (
     Check("structure.signatures", "lowering", one_case, signatures),
     Check("structure.limits", "lowering", one_case, limits),
     Check("structure.metadata", "lowering", one_case, metadata),
+    Check("structure.quantization", "lowering", one_case, quantization),
     Check("structure.operators", "lowering", one_case, operators),
     Check("structure.delegation", "lowering", one_case, delegation),
     Check("structure.memory", "lowering", one_case, memory),

@@ -247,7 +247,7 @@ def _input_quantization(work: Work, module: str) -> tuple[Flat, Any]:
     "a zero point misread between two delegates",
     rows=(46,),
     step="lowering",
-    place=r"vision_encoder\.layers\.2",
+    place=r"EValue .* instruction",
 )
 def zero_point_misread(work: Work) -> None:
     """The residual stream enters layer 2's second half with another zero point than it left the first half with."""
@@ -255,9 +255,7 @@ def zero_point_misread(work: Work) -> None:
     write_scalar(work.pte, graph.field(given, "PerTensorQuant", "zero_point"), given.zero_point + 40)
 
 
-@fault(
-    "bytes", "a scale misread between two delegates", rows=(46,), step="lowering", place=r"vision_encoder\.layers\.1"
-)
+@fault("bytes", "a scale misread between two delegates", rows=(46,), step="lowering", place=r"EValue .* instruction")
 def activation_scale(work: Work) -> None:
     """2 % in layer 1's second half."""
     graph, given = _input_quantization(work, "tower.layers.1.fc1")

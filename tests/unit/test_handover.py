@@ -1,0 +1,35 @@
+"""int8 tensors between delegates are read as they were written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.faults.judging import results_of
+from tests.support import EMBEDDED_PTE
+from verifier.artifact.program import open_artifact
+from verifier.checkpoint import EMBEDDED
+from verifier.faults.fault import Fault, Work
+from verifier.faults.in_program import activation_scale, zero_point_misread
+
+
+def test_sound_program_reads_what_it_wrote() -> None:
+    """All eleven of the embedded program."""
+    (result,) = results_of("structure.quantization", SimpleNamespace(artifact=open_artifact(EMBEDDED_PTE)))
+    assert result.verdict == "pass"
+    assert result.message.startswith("11 int8 tensors")
+
+
+@pytest.mark.parametrize("fault", [zero_point_misread, activation_scale], ids=lambda fault: fault.name)
+def test_misread_tensor_is_named(fault: Fault, tmp_path: Path) -> None:
+    """A zero point 40 off, a scale 2 % off: the reader and what both say."""
+    work = Work(tmp_path, Path(shutil.copy(EMBEDDED_PTE, tmp_path / "victim.pte")), EMBEDDED)
+    layer = 2 if fault is zero_point_misread else 1
+    reader = work.constants[f"vision_encoder.tower.layers.{layer}.fc1.weight"].instruction
+    fault.inject(work)
+    (result,) = results_of("structure.quantization", SimpleNamespace(artifact=open_artifact(work.pte)))
+    assert (result.verdict, result.where and result.where.instruction) == ("fail", reader)
+    assert "1 of 11 int8 tensors" in result.message
