@@ -1,4 +1,4 @@
-"""int8 tensors between delegates are read as they were written."""
+"""Numbers in the file that no band would miss: scales between delegates, factors of the attention."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import EMBEDDED
+from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.faults.fault import Fault, Work
-from verifier.faults.in_program import activation_scale, zero_point_misread
+from verifier.faults.in_program import activation_scale, vision_attention_scale, zero_point_misread
 
 
 def test_sound_program_reads_what_it_wrote() -> None:
@@ -33,3 +33,18 @@ def test_misread_tensor_is_named(fault: Fault, tmp_path: Path) -> None:
     (result,) = results_of("structure.quantization", SimpleNamespace(artifact=open_artifact(work.pte)))
     assert (result.verdict, result.where and result.where.instruction) == ("fail", reader)
     assert "1 of 11 int8 tensors" in result.message
+
+
+def test_attention_scale_of_the_tower_is_looked_at(tmp_path: Path) -> None:
+    """One factor 1 % off in eight: its instruction, and what is due."""
+    checkpoint = open_checkpoint()
+    clean = SimpleNamespace(artifact=open_artifact(EMBEDDED_PTE), checkpoint=checkpoint)
+    (result,) = results_of("structure.scalars", clean)
+    assert (result.verdict, result.message.split()[0]) == ("pass", "8")
+    work = Work(tmp_path, Path(shutil.copy(EMBEDDED_PTE, tmp_path / "victim.pte")), EMBEDDED)
+    vision_attention_scale.inject(work)
+    (result,) = results_of(
+        "structure.scalars", SimpleNamespace(artifact=open_artifact(work.pte), checkpoint=checkpoint)
+    )
+    steps = [s.index for s in work.clean.plans["vision_encoder"].instructions if s.name == "aten::mul.Scalar_out"]
+    assert (result.verdict, result.where and result.where.instruction) == ("fail", steps[2])

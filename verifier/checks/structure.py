@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from verifier.artifact.handover import handovers
 from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.checks.common import Check, one_case
@@ -19,6 +21,10 @@ _HEAVY = (
     "aten::convolution",
     "aten::_native_batch_norm_legit_no_training",
 )
+
+
+SCALAR_REL = 1e-6
+"""A double in the file against one computed here: 32^-1/4 is stored to 16 digits."""
 
 
 def _expected_signature(evidence: Evidence, name: str) -> tuple[tuple[TensorFacts, ...], TensorFacts]:
@@ -128,6 +134,29 @@ def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
         "serialization of quantization parameters is at fault: export again."
     )
     return [check.failed("program", message, where=Where(method=first.method, instruction=first.reader))]
+
+
+def scalars(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The vision tower's attention scale: queries and keys are each multiplied by head_dim^-1/4, as PyTorch decomposes attention.
+
+    int8 hides a scale that is a little off from every band, so the number itself is looked at.
+    """
+    geometry, plan = evidence.checkpoint.geometry.vision, evidence.artifact.plans["vision_encoder"]
+    expected = (geometry.width / geometry.heads) ** -0.25
+    found = [
+        (step.index, plan.values[step.args[1]])
+        for step in plan.instructions
+        if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
+    ]
+    wrong = [(at, x) for at, x in found if not (isinstance(x, float) and math.isclose(x, expected, rel_tol=SCALAR_REL))]
+    if wrong:
+        at, value = wrong[0]
+        message = (
+            f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {at}: {value}, expected "
+            f"head_dim^-1/4 = {expected:.9g}. The attention scale was changed on the way: export again."
+        )
+        return [check.failed("program", message, where=Where(method="vision_encoder", instruction=at))]
+    return [check.passed("program", f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")]
 
 
 def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -245,6 +274,7 @@ CHECKS = (
     Check("structure.limits", "lowering", one_case, limits),
     Check("structure.metadata", "lowering", one_case, metadata),
     Check("structure.quantization", "lowering", one_case, quantization),
+    Check("structure.scalars", "lowering", one_case, scalars),
     Check("structure.operators", "lowering", one_case, operators),
     Check("structure.delegation", "lowering", one_case, delegation),
     Check("structure.memory", "lowering", one_case, memory),

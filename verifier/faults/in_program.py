@@ -189,7 +189,7 @@ def scratch_over_scratch(work: Work) -> None:
     "bytes",
     "the scale of vision attention is 1 % off in one layer",
     step="lowering",
-    place=r"vision_encoder\.layers\.1",
+    place=r"vision_encoder.*attention scale",
 )
 def vision_attention_scale(work: Work) -> None:
     """Of the queries only."""
