@@ -107,14 +107,13 @@ def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
     said = {name: evidence.artifact.metadata(name) for name in expected}
     said = {name: value for name, value in said.items() if value is not None}
     wrong = [f"{name} is {value}, expected {expected[name]}" for name, value in said.items() if value != expected[name]]
-    fields = {"measured": said, "allowed": {name: expected[name] for name in said}}
     if wrong:
         message = (
             f"the file tells runners what is not so: {'; '.join(wrong)}. A runner that asks it starts, stops or counts "
             "wrongly. Check the tokenizer that it was exported with, and export again."
         )
-        return [check.failed("program", message, where=Where(method=wrong[0].split()[0]), **fields)]
-    return [check.passed("program", f"{len(said)} facts that runners ask for, all so", **fields)]
+        return [check.failed("program", message, measured=said, where=Where(method=wrong[0].split()[0]))]
+    return [check.passed("program", f"{len(said)} facts that runners ask for, all so", measured=said)]
 
 
 def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
