@@ -18,7 +18,7 @@ from verifier.model.definition import Definition
 from verifier.model.prompt import Prompt, Tokenizer
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.threads import ThreadEvidence
-from verifier.reference import Answered, LayerPair, Sample, answer_sample, compare_with_hugging_face, load_hugging_face
+from verifier.reference import Answered, LayerPair, Sample, answer_samples, compare_with_hugging_face, load_hugging_face
 from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2
@@ -105,8 +105,8 @@ class Evidence:
 
 
 def reference_answers(definition: Definition, samples: list[Sample]) -> list[Answered]:
-    """The definition's answers, one sample at a time."""
-    return [answer_sample(definition, sample) for sample in samples]
+    """The definition's answers."""
+    return answer_samples(definition, samples)
 
 
 def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:

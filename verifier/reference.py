@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +51,18 @@ def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple
     return torch.cat([before, vision, after, *forced], dim=1)
 
 
-def answer_sample(definition: Definition, sample: Sample) -> Answered:
-    """Teacher-forced fp32 reference of one sample."""
-    vision = definition.image_tokens(sample.image)
-    hidden, _ = definition.hidden(splice(definition, sample, vision, sample.golden.ids))
-    hidden = hidden[:, -len(sample.golden.ids) :]
-    with torch.no_grad():
-        logits = definition.decoder.output(hidden)
-    return Answered(vision[0].numpy(), logits[0].numpy(), hidden[0].numpy())
+def answer_samples(definition: Definition, samples: Sequence[Sample]) -> list[Answered]:
+    """Teacher-forced fp32 references, all samples together layer by layer."""
+    visions = [definition.image_tokens(sample.image) for sample in samples]
+    forced = [splice(definition, s, vision, s.golden.ids) for s, vision in zip(samples, visions, strict=True)]
+    states = definition.hidden_each(forced, starts=[0] * len(forced))
+    made = []
+    for sample, vision, state in zip(samples, visions, states, strict=True):
+        hidden = state[:, -len(sample.golden.ids) :]
+        with torch.no_grad():
+            logits = definition.decoder.output(hidden)
+        made.append(Answered(vision[0].numpy(), logits[0].numpy(), hidden[0].numpy()))
+    return made
 
 
 def greedy_answer(

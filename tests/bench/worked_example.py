@@ -23,7 +23,7 @@ from verifier.model.prompt import Tokenizer
 from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed
-from verifier.reference import answer_sample, load_sample
+from verifier.reference import answer_samples, load_sample
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         _, constant = find_instruction(broken, "text_decoder", "layers.2.feed_forward.w1.weight", checkpoint)
         change_bytes(broken, Span(constant.value.constant.offset + 1000, 1), lambda byte: byte ^ np.uint8(4))
         sample = load_sample(wanted, tokenizer, side_px=336)
-        expected = answer_sample(build_definition(checkpoint, max_len=768), sample).logits
+        expected = answer_samples(build_definition(checkpoint, max_len=768), [sample])[0].logits
         lines = []
         for name, pte in (("clean", EMBEDDED_PTE), ("flipped", broken)):
             script = Script()

@@ -105,12 +105,18 @@ class Artifact:
         return value
 
     def census(self) -> dict[str, dict[str, int]]:
-        """Instructions per method: kernel names and `delegate:BACKEND`, sorted; metadata methods left out."""
+        """Instructions per method: kernel names, `delegate:BACKEND` and the nodes inside delegates, sorted; metadata methods
+        left out. Raises `ArtifactError` for a delegate that cannot be read."""
         return {
-            name: dict(sorted((facts.operators | {f"delegate:{k}": v for k, v in facts.delegates.items()}).items()))
+            name: dict(sorted((facts.operators | _delegated(facts) | self._nodes(name)).items()))
             for name, facts in sorted(self.methods.items())
             if facts.constant is None
         }
+
+    def _nodes(self, method: str) -> dict[str, int]:
+        plan = self.plans[method]
+        graphs = [self.graph(plan, step) for step in plan.instructions if step.kind == "delegate"]
+        return dict(Counter(f"{n.kind}{' clamped' if n.clamps else ''}" for graph in graphs for n in graph.nodes))
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -160,6 +166,10 @@ def _facts(plan: Plan) -> MethodFacts:
         delegates=dict(Counter(step.name for step in plan.instructions if step.kind == "delegate")),
         planned_bytes=sum(plan.arenas_bytes[1:]),
     )
+
+
+def _delegated(facts: MethodFacts) -> dict[str, int]:
+    return {f"delegate:{backend}": count for backend, count in facts.delegates.items()}
 
 
 def _declared(value: Value) -> TensorFacts | Scalar | None:

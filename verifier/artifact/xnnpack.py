@@ -105,6 +105,11 @@ class Node:
     clamp: tuple[float, float] | None
     debug_handle: int
 
+    @property
+    def clamps(self) -> bool:
+        """Whether its clamp can change anything."""
+        return self.clamp not in (None, (-math.inf, math.inf))
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -34,6 +34,7 @@ CHECKS: tuple[Check, ...] = (
     *device.CHECKS[:1],  # a machine that computes wrongly explains everything behind it
     *layers.CHECKS,
     *device.CHECKS[1:],
+    structure.CENSUS,  # behind what can say where the graph is another one
     structure.MANIFEST,  # behind what can say which bytes changed
     *cache_rows.CHECKS,  # what each row depends on, before what comes out
     *kvcache.CHECKS,

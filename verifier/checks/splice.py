@@ -63,6 +63,10 @@ def _tokens(check: Check, evidence: Evidence, case: Case, reference: Any) -> Che
     answer = list(case.sample.golden.ids[:-1])
     fed = ids[: len(ids) - len(answer)] if answer else ids
     where = Where(method="token_embedding")
+    once = [*prompt.before, *prompt.after]
+    if fed == 2 * once:
+        said = f"the whole prompt goes in twice, the second time as token {len(once)}: positions and cache are those of another conversation"
+        return check.failed(name, f"{said}. Prefill once.", where=Where(method="token_embedding", index=(len(once),)))
     if fed.count(bos) != 1 or fed[0] != bos:
         at = [i for i, token in enumerate(fed) if token == bos]
         return check.failed(

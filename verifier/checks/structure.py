@@ -178,7 +178,7 @@ def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Matrix products and convolutions run in XNNPACK, and the census of instructions is the calibrated one."""
+    """Matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.artifact.methods.items():
         heavy = {op: n for op, n in facts.operators.items() if op.rpartition(".")[0] in _HEAVY or op in _HEAVY}
         if heavy:
@@ -191,9 +191,21 @@ def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
                     where=Where(method=name),
                 )
             ]
+    delegates = sum(sum(facts.delegates.values()) for facts in evidence.artifact.methods.values())
+    return [
+        check.passed("program", f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
+    ]
+
+
+def census(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Instructions, nodes inside delegates and their clamps are as many of each kind as in the calibrated export."""
     if isinstance(evidence.tolerances, GoldenError):
         return [check.error("program", f"no census to compare with: {evidence.tolerances.what}")]
-    return [_compare_census(check, evidence.artifact.census(), evidence.tolerances.census)]
+    try:
+        found = evidence.artifact.census()
+    except ArtifactError as error:
+        return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
+    return [_compare_census(check, found, evidence.tolerances.census)]
 
 
 def _compare_census(
@@ -267,6 +279,7 @@ def manifest(check: Check, evidence: Evidence) -> list[CheckResult]:
     return [check.passed("program", "SHA-256 as in the manifest", **fields)]
 
 
+CENSUS = Check("structure.census", "lowering", one_case, census)
 MANIFEST = Check("structure.manifest", "lowering", one_case, manifest)
 CHECKS = (
     Check("structure.signatures", "lowering", one_case, signatures),

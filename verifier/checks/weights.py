@@ -7,6 +7,7 @@ from verifier.audit.run import Audit
 from verifier.checks.common import Check, one_case, per_parameter
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
+from verifier.ladder.align import block_of
 from verifier.model.keymap import module_of
 from verifier.types import CheckResult, Where
 
@@ -99,12 +100,16 @@ def derived(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def _owner(audit: Audit, record: Audited) -> str:
-    """The module whose instruction uses a derived constant; the method and the constant's role if no weight tells."""
+    """The module whose instruction uses a derived constant; else the block of the latest weight before it, or the method, and the
+    constant's role."""
+    block = record.method
     for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
-        same = (constant.method, constant.instruction) == (record.method, record.instruction)
-        if same and parameter is not None:
+        if parameter is None or constant.method != record.method or constant.instruction > record.instruction:
+            continue
+        if constant.instruction == record.instruction:
             return parameter.module
-    return f"{record.method}.{record.role.replace(' ', '_')}"
+        block = block_of(parameter.name)
+    return f"{block}.{record.role.replace(' ', '_')}"
 
 
 def placement(check: Check, evidence: Evidence) -> list[CheckResult]:

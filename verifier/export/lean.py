@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from verifier.export.lean_partition import lean_partitioning, replaced
+
 # Pass -> fragments of the operator names without which it leaves a graph as it is.
 _TRIGGERS: dict[str, tuple[str, ...]] = {
     "XNNPACKRemoveCloneOpsTransform": ("clone", "dim_order"),
@@ -74,19 +76,6 @@ def _shape_of_input(compute: Any, dtype_argument: int | None) -> Any:
 
 
 @contextmanager
-def _replaced(*attributes: tuple[Any, str, Any]) -> Iterator[None]:
-    """Set attributes inside the block and restore them after it."""
-    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in attributes]
-    try:
-        for owner, name, value in attributes:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in saved:
-            setattr(owner, name, value)
-
-
-@contextmanager
 def lean_lowering(*, plain: bool = False) -> Iterator[None]:
     """Lower without superfluous re-traces inside the block. Not for use from several threads."""
     try:
@@ -125,11 +114,14 @@ def lean_lowering(*, plain: bool = False) -> Iterator[None]:
         object.__setattr__(made, _FUNCTIONAL, True)
         return made
 
-    with _replaced(
-        (XNNPACKPassManager, "transform", lean_transform),
-        (ExportedProgram, "run_decompositions", lean_decompositions),
-        (NodeSource, "__init__", _lean_node_source(NodeSource.__init__)),
-        (quant_primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(quantize, None)),
-        (quant_primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(dequantize, 5)),
+    with (
+        lean_partitioning(),
+        replaced(
+            (XNNPACKPassManager, "transform", lean_transform),
+            (ExportedProgram, "run_decompositions", lean_decompositions),
+            (NodeSource, "__init__", _lean_node_source(NodeSource.__init__)),
+            (quant_primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(quantize, None)),
+            (quant_primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(dequantize, 5)),
+        ),
     ):
         yield

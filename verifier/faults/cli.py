@@ -21,7 +21,7 @@ from verifier.faults.catalogue import FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.document import save
 from verifier.faults.fault import Fault
-from verifier.faults.subjects import make_micro_model
+from verifier.faults.subjects import calibrate_model, make_micro_model
 from verifier.files import replacing
 from verifier.opening import split_globs
 
@@ -77,11 +77,14 @@ def _run(faults: list[Fault], options: argparse.Namespace, console: Console) -> 
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory(prefix="verifier-faults-") as place:
         folder = Path(place)
-        subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=("pair_base*", "square_0*", "wide_0*"))}
+        subjects = {
+            "tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=("pair_base*", "square_0*", "wide_0*", "blank*"))
+        }
         if any(fault.subject == "micro" for fault in faults):
             (folder / "micro-model").mkdir()
             pte = make_micro_model(folder / "micro-model")
-            subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent), "--allow-partial"))
+            calibrate_model(pte)
+            subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent)))
         if not options.quick:
             prepare(list(subjects.values()))
         for outcome in run_faults(

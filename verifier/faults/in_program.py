@@ -273,7 +273,7 @@ def transposition_lost(work: Work) -> None:
         write_scalar(work.pte, (at + 4 * place, "I"), axis)
 
 
-@fault("bytes", "GELU where the projector has it, another function", rows=(48,), step="lowering", place="projector")
+@fault("bytes", "GELU where the projector has it, another function", rows=(48,), step="lowering", place="XNNGelu")
 def another_activation(work: Work) -> None:
     """The tag of one node says hard swish."""
     graph, _, wrapper, _ = _vision_nodes(work, "XNNGelu")[0]

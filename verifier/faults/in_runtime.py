@@ -171,6 +171,26 @@ def _traced(work: Work, change: Callable[[list[Any]], None]) -> None:
     right = patch(gather, "read_trace", read)
 
 
+def _spoil(call: dict[int, Any], instruction: int, place: int, made: Any) -> None:
+    """Put `made` in the place of a traced result, and wherever later instructions were handed that result."""
+    before = call[instruction][place].array()
+    for index in sorted(call):
+        if index < instruction:
+            continue
+        call[index] = tuple(
+            _Spoilt(made.reshape(tensor.array().shape)) if _holds(tensor, before) else tensor for tensor in call[index]
+        )
+
+
+def _holds(tensor: Any, contents: Any) -> bool:
+    found = tensor.array()
+    return (
+        found.dtype == contents.dtype
+        and found.size == contents.size
+        and bool((found.ravel() == contents.ravel()).all())
+    )
+
+
 def _linear(work: Work, module: str, compute: Callable[[Any, Any], Any]) -> None:
     """Let a decoder linear give something else in its second call: `compute` sees its rows [S, K] and weights [N, K], float64."""
     instruction = work.constants[f"text_decoder.{module}.weight"].instruction
@@ -190,7 +210,7 @@ def _linear(work: Work, module: str, compute: Callable[[Any, Any], Any]) -> None
         call = next(c for c in calls if c[instruction][0].array().size > weight.shape[1])
         inputs = torch.from_numpy(call[instruction][0].array()).double()
         out = np.asarray(compute(inputs, weight)).astype(np.float32)
-        call[instruction] = (*call[instruction][:-1], _Spoilt(out))
+        _spoil(call, instruction, -1, out)
 
     _traced(work, change)
 
@@ -255,9 +275,8 @@ def _residual(work: Work, compute: Callable[[Any, Any], Any]) -> None:
             and work.decoder.instructions[instruction].kind == "delegate"
             and len(trace[instruction]) >= 4
         )
-        tensors = list(call[instruction])
-        tensors[-2] = _Spoilt(compute(tensors[0].array(), tensors[-2].array()))
-        call[instruction] = tuple(tensors)
+        stream, out = (call[instruction][place].array() for place in (0, -2))
+        _spoil(call, instruction, -2, compute(stream, out))
 
     _traced(work, change)
 

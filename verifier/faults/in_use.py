@@ -54,7 +54,7 @@ def _framed(image: Image.Image, side_px: int, *, up: int = 0, colour: tuple[int,
     return frame
 
 
-@fault("use", "bilinear where bicubic is due", rows=(5,), step="mapping", place="preprocess|pixels", quick=PIXELS)
+@fault("use", "bilinear where bicubic is due", rows=(5,), step="mapping", place="margin|pixels", quick=PIXELS)
 def bilinear(work: Work) -> None:
     """Textures only."""
 
@@ -65,13 +65,13 @@ def bilinear(work: Work) -> None:
     _images(prepare)
 
 
-@fault("use", "margins in the mean colour where black is due", rows=(6,), step="mapping", place="preprocess|pixels")
+@fault("use", "margins in the mean colour where black is due", rows=(6,), step="mapping", place="margin|pixels")
 def another_fill(work: Work) -> None:
     """Images that are not square."""
     _images(lambda image, *, side_px=336, square=False: _framed(image, side_px, colour=(122, 116, 104)))
 
 
-@fault("use", "the picture one pixel too high in its frame", rows=(7,), step="mapping", place="preprocess|pixels")
+@fault("use", "the picture one pixel too high in its frame", rows=(7,), step="mapping", place="margin|pixels")
 def margin_loses_a_pixel(work: Work) -> None:
     """Where there is a margin above it."""
     _images(lambda image, *, side_px=336, square=False: _framed(image, side_px, up=1))

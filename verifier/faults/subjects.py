@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -95,18 +97,44 @@ def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTIO
     write_entries(checkpoint, folder, entries, "made anew from the images")
 
 
-def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
-    """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
+def calibrate_model(pte: Path) -> None:
+    """Write bands for an export of `make_micro_model`, from two variants with half of the calibration images each.
+
+    Raises `ExportError`.
+    """
+    from verifier.calibrate import main as calibrate
+    from verifier.export.run import CALIBRATION, calibration_images
+
+    images = calibration_images(CALIBRATION)
+    variants = []
+    for number in range(2):
+        half = pte.parent / f"half{number}"
+        half.mkdir()
+        for path in images[number::2]:
+            shutil.copy(path, half)
+        variants.append(_export(half / "variant.pte", pte.parent, "--calibration", str(half)))
+    words = [word for variant in variants for word in ("--variant", str(variant))]
+    with redirect_stdout(io.StringIO()):
+        status = calibrate([str(pte), "--model", str(pte.parent), *words])
+    if status != 0:
+        raise ExportError("a micro model could not be calibrated", got=status, where=pte)
+
+
+def _export(pte: Path, model: Path, *arguments: str) -> Path:
     from verifier.export_llava import main as export
 
+    status = export(["--pte-name", str(pte), "--quiet", "--model", str(model), *arguments])
+    if status != 0:
+        raise ExportError("a micro model could not be exported", got=status, where=pte)
+    return pte
+
+
+def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
+    """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
     make_micro_checkpoint(folder, seed=seed, **text_fields)
     (folder / "images").mkdir()
     for name in MICRO_IMAGES:
         shutil.copy(EMBEDDED / "images" / name, folder / "images")
     with hushed():
         answer_images(folder)
-    pte = folder / "model.pte"
-    status = export(["--pte-name", str(pte), "--quiet", "--model", str(folder), *arguments])
-    if status != 0:
-        raise ExportError("a micro model could not be exported", got=status, where=folder)
-    return pte
+    return _export(folder / "model.pte", folder, *arguments)

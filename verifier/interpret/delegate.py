@@ -48,7 +48,8 @@ def run_graph(
             bound = node_bound(node, context, bounds, result)
             if bound is not None:
                 bounds[node.output] = bound
-        contents[node.output] = _clamped(result, node.clamp, graph.values[node.output].quantization)
+        limits = node.clamp if node.clamps else None
+        contents[node.output] = _clamped(result, limits, graph.values[node.output].quantization)
         if observe is not None:
             observe(node.index, contents[node.output], None if bounds is None else bounds.get(node.output))
         for id in {id for id in node.inputs if id is not None and last_use[id] == node.index} - set(graph.outputs):
@@ -61,7 +62,7 @@ def run_graph(
 
 def _clamped(result: Operand, clamp: tuple[float, float] | None, quantization: object) -> Operand:
     """The fused clamp of a node; in int8 its limits are quantized as XNNPACK does."""
-    if clamp is None or clamp == (float("-inf"), float("inf")) or isinstance(result, QuantizedRows):
+    if clamp is None or isinstance(result, QuantizedRows):
         return result
     low, high = clamp
     if isinstance(quantization, PerTensor):

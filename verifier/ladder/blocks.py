@@ -7,7 +7,7 @@ held against the fp32 model run from the first token on, give the profile of err
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,32 +108,44 @@ class DecoderBlocks:
     def __init__(self, decoder: Any, taps: Taps, layers: int) -> None:
         self.decoder, self.taps, self.layers = decoder, taps, layers
 
-    def compare(self, number: int, call: TracedCall, replay: Replay) -> list[BlockError]:
-        """Errors of all blocks in one call; a stream that was not tapped leaves its blocks out."""
+    def compare(self, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+        """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
+
+        Layer by layer over all calls, so that a streamed layer is read once.
+        """
         found: list[BlockError] = []
-        position = torch.tensor([call.start])
+        own = [(number, call) for number, call in enumerate(calls) if call.method == "text_decoder"]
         with torch.no_grad():
-            cos, sin = self.decoder.rope.get_freqs(position, call.inputs[0].shape[1])
-            for number_of_layer, layer in enumerate(self.decoder.layers):
-                name = f"text_decoder.layers.{number_of_layer}"
-                before, middle = (
-                    self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
-                )
-                after = self._after(replay, number, number_of_layer)
-                if before is None or middle is None or after is None:
-                    continue
-                mixed, _ = layer.attention(layer.attention_norm(before), cos, sin, input_pos=position)
-                found.append(_added(f"{name}.attention", "attention", number, before, middle, before + mixed))
-                made = middle + layer.feed_forward(layer.ffn_norm(middle))
-                middle, made = (x[:, -after.shape[1] :] for x in (middle, made))
-                found.append(_added(f"{name}.feed_forward", "feed_forward", number, middle, after, made))
-            last = self.taps.read_by("text_decoder.norm", replay, number)
-            logits = self.taps.result("text_decoder", replay, number)
-            if last is not None and logits is not None:
-                expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
-                zero = torch.zeros(())
-                found.append(_added("text_decoder.output", "output", number, zero, logits.view(1, -1), expected))
-        return found
+            for layer in range(self.layers):
+                for number, call in own:
+                    found += self._layer(layer, number, call, replay)
+            for number, _ in own:
+                found += self._output(number, replay)
+        return sorted(found, key=lambda error: error.call)
+
+    def _layer(self, index: int, number: int, call: TracedCall, replay: Replay) -> list[BlockError]:
+        name, layer = f"text_decoder.layers.{index}", self.decoder.layers[index]
+        before, middle = (
+            self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
+        )
+        after = self._after(replay, number, index)
+        if before is None or middle is None or after is None:
+            return []
+        position = torch.tensor([call.start])
+        cos, sin = self.decoder.rope.get_freqs(position, call.inputs[0].shape[1])
+        mixed, _ = layer.attention(layer.attention_norm(before), cos, sin, input_pos=position)
+        attention = _added(f"{name}.attention", "attention", number, before, middle, before + mixed)
+        made = middle + layer.feed_forward(layer.ffn_norm(middle))
+        middle, made = (x[:, -after.shape[1] :] for x in (middle, made))
+        return [attention, _added(f"{name}.feed_forward", "feed_forward", number, middle, after, made)]
+
+    def _output(self, number: int, replay: Replay) -> list[BlockError]:
+        last = self.taps.read_by("text_decoder.norm", replay, number)
+        logits = self.taps.result("text_decoder", replay, number)
+        if last is None or logits is None:
+            return []
+        expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
+        return [_added("text_decoder.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)]
 
     def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
         """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
@@ -193,9 +205,7 @@ def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], rep
         if call.method == "vision_encoder":
             vision[call.sample] = definition.image_tokens(call.inputs[0])
             found += [replace(e, sample=call.sample) for e in _vision_profile(definition, taps, number, call, replay)]
-    for sample, tokens in vision.items():
-        found += [replace(e, sample=sample) for e in _text_profile(definition, taps, calls, replay, sample, tokens)]
-    return found
+    return found + _text_profile(definition, taps, calls, replay, vision)
 
 
 def _vision_profile(
@@ -216,53 +226,56 @@ def _vision_profile(
     return found
 
 
-def _text_profile(  # noqa: PLR0917
-    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, sample: str, vision: Tensor
+def _text_profile(
+    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, vision: dict[str, Tensor]
 ) -> list[BlockError]:
-    """The decoder's calls of one conversation in order; the image chunk is fed with the fp32 image tokens."""
-    found: list[BlockError] = []
+    """The decoder's calls of all conversations; an image chunk is fed with the fp32 image tokens of its sample."""
+    fed = list(_decoder_inputs(definition, calls, vision))
     layers = len(definition.decoder.layers)
+    found: list[BlockError] = []
+
+    def observe(place: int, index: int, expected: Tensor) -> None:
+        number, name = fed[place][0], f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
+        actual = taps.read_by(f"text_decoder.{name}", replay, number)
+        if actual is not None:
+            actual = actual.reshape(1, -1, actual.shape[-1])
+            block = f"text_decoder.layers.{index}.feed_forward"
+            error = _added(block, "profile", number, torch.zeros(()), actual, expected[:, -actual.shape[1] :])
+            found.append(replace(error, sample=calls[number].sample))
+
+    definition.hidden_each([x for _, x in fed], starts=[calls[number].start for number, _ in fed], observe=observe)
+    return sorted(found, key=lambda error: error.call)
+
+
+def _decoder_inputs(
+    definition: Definition, calls: Sequence[TracedCall], vision: dict[str, Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """Number and fp32 input of every call of the decoder."""
     ids: Tensor | None = None
     for number, call in enumerate(calls):
-        if call.sample != sample:
-            continue
         if call.method == "token_embedding":
             ids = call.inputs[0]
-        if call.method != "text_decoder":
-            continue
-        embedded = vision if ids is None else definition.embed(ids)
-        ids = None
-        _, states = definition.hidden(embedded, start=call.start)
-        for index, expected in enumerate(states):
-            name = f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
-            actual = taps.read_by(f"text_decoder.{name}", replay, number)
-            if actual is not None:
-                actual = actual.reshape(1, -1, actual.shape[-1])
-                block = f"text_decoder.layers.{index}.feed_forward"
-                behind = expected[:, -actual.shape[1] :]
-                found.append(_added(block, "profile", number, torch.zeros(()), actual, behind))
-    return found
+        if call.method == "text_decoder":
+            yield number, vision[call.sample] if ids is None else definition.embed(ids)
+            ids = None
 
 
 def error_shares(definition: Definition, quantized: Any, embeddings: Tensor) -> dict[str, float]:
     """How much each decoder layer's quantization contributes to the error of the last logits: shares that add up to 1.
 
     `embeddings` [1, S, D] run through the fp32 decoder with one layer at a time replaced by its quantized counterpart. Errors
-    of layers are nearly independent, so their powers add up.
+    of layers are nearly independent, so their powers add up. All variants go through a layer together.
     """
-    layers = definition.decoder.layers
-    position = torch.tensor([0])
-    powers: dict[str, float] = {}
+    decoder, position = definition.decoder, torch.tensor([0])
+    blocks = [f"text_decoder.layers.{number}.feed_forward" for number in range(len(decoder.layers))]
     with torch.no_grad():
-        cos, sin = definition.decoder.rope.get_freqs(position, embeddings.shape[1])
-        reference = definition.last_logits(embeddings).double()
-        before = embeddings
-        for number, layer in enumerate(layers):
-            x, _ = quantized.layers[number](before, cos, sin, {"input_pos": position})
-            for following in layers[number + 1 :]:
-                x, _ = following(x, cos, sin, {"input_pos": position})
-            logits = definition.decoder.output(definition.decoder.norm(x)[0, -1]).double()
-            powers[f"text_decoder.layers.{number}.feed_forward"] = float((logits - reference).square().sum())
-            before, _ = layer(before, cos, sin, {"input_pos": position})
-    total = sum(powers.values())
-    return {block: power / total for block, power in powers.items()} if total else {}
+        cos, sin = decoder.rope.get_freqs(position, embeddings.shape[1])
+        right, variants = embeddings, list[Tensor]()
+        for number, layer in enumerate(decoder.layers):
+            wrong, _ = quantized.layers[number](right, cos, sin, {"input_pos": position})
+            right, *variants = (layer(x, cos, sin, {"input_pos": position})[0] for x in (right, *variants))
+            variants.append(wrong)
+        reference, *logits = (decoder.output(decoder.norm(x)[0, -1]).double() for x in (right, *variants))
+    powers = [float((x - reference).square().sum()) for x in logits]
+    total = sum(powers)
+    return {block: power / total for block, power in zip(blocks, powers, strict=True)} if total else {}

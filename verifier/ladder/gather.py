@@ -136,10 +136,7 @@ def compare_layers(  # noqa: PLR0917
     replay = replayer.finish()
     quantized = build_quantized_decoder(checkpoint, recipe)
     decoder = DecoderBlocks(quantized, taps, checkpoint.geometry.text.layers)
-    blocks: list[BlockError] = []
-    for number, call in enumerate(traced.calls):
-        if call.method == "text_decoder":
-            blocks += decoder.compare(number, call, replay)
+    blocks = decoder.compare(traced.calls, replay)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)

@@ -16,6 +16,7 @@ from verifier.audit.recipe import quantized_linear
 from verifier.checkpoint import Checkpoint
 from verifier.interpret.arithmetic import dequantize_rows, quantize_rows
 from verifier.model.definition import build_decoder
+from verifier.model.streaming import is_large
 from verifier.types import Recipe
 
 
@@ -43,4 +44,5 @@ def build_quantized_decoder(checkpoint: Checkpoint, recipe: Recipe) -> Any:
         max_seq_len=recipe.max_seq_len,
         max_context_len=recipe.max_context_len,
         on_module=partial(_quantize, recipe=recipe),
+        streamed=is_large(checkpoint),
     )

@@ -18,6 +18,7 @@ from verifier.artifact.plan import Instruction, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
+from verifier.interpret.arithmetic import QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
 from verifier.ladder.trace import CallTrace
@@ -72,11 +73,23 @@ class Handover:
 
 
 @dataclass(frozen=True)
+class RangeUse:
+    """What one call hands to a delegate that converts it to static int8: the share of elements that the range cuts off. `node` is
+    the converting node."""
+
+    call: int
+    method: str
+    instruction: int
+    node: int
+    clipped: float
+
+
+@dataclass(frozen=True)
 class Replay:
     """Everything compared in some calls. `constants` repeats the instructions that use a constant, with the recipe's constant
     in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the
     instructions that compute a tensor, by method, and `covered` those of them that were compared; a cache that was written is
-    compared where it is read. `covered_in` is the same by call."""
+    compared where it is read. `covered_in` is the same by call. `ranges` are the conversions to static int8."""
 
     compared: tuple[Compared, ...]
     constants: tuple[Compared, ...]
@@ -85,6 +98,7 @@ class Replay:
     computing: dict[str, frozenset[int]]
     covered: dict[str, frozenset[int]]
     covered_in: dict[int, frozenset[int]] = field(default_factory=dict)
+    ranges: tuple[RangeUse, ...] = ()
 
 
 def operator_name(state: MethodState, step: Instruction) -> str:
@@ -114,6 +128,12 @@ def output_step(graph: Graph, id: int) -> float | None:
     return None
 
 
+def clipped_share(x: Tensor, *, scale: float, zero_point: int) -> float:
+    """The share of elements of an fp32 tensor that int8 with this scale and zero point cuts off."""
+    integers = (x / scale).round() + zero_point
+    return float(((integers < QMIN) | (integers > QMAX)).float().mean())
+
+
 class Replayer:
     """Goes through the calls of one loaded program in order; keeps the state that outlives a call, twice: as the runtime's
     own values make it, and as the interpreter's make it."""
@@ -129,6 +149,7 @@ class Replayer:
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
         self.handovers: list[Handover] = []
+        self.ranges: list[RangeUse] = []
         self.covered: dict[tuple[str, int], set[int]] = {}
         self.calls = 0
 
@@ -158,6 +179,7 @@ class Replayer:
             computing,
             covered,
             covered_in,
+            tuple(self.ranges),
         )
 
 
@@ -201,6 +223,7 @@ class _Follower:
             count = len(self.state.graph(instruction).inputs)
             handed = dict(zip(instruction.args[:count], traced[:count], strict=False))
             self._check_handover(instruction, operands, handed)
+            self._note_ranges(instruction, handed)
             operands |= handed
             traced = traced[count:]
         bounds: dict[int, Tensor] = {}
@@ -215,6 +238,18 @@ class _Follower:
             content = self.known.get(index)
             if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):
                 self.replayer.taps[self.replayer.calls, index] = content
+
+    def _note_ranges(self, instruction: Instruction, handed: dict[int, Tensor]) -> None:
+        """How much of what a delegate is handed lies outside the int8 range that it is converted to."""
+        graph = self.state.graph(instruction)
+        tensors = dict(zip(graph.inputs, handed.values(), strict=False))
+        for node in graph.nodes:
+            given = graph.values[node.output].quantization
+            tensor = tensors.get(node.inputs[0]) if node.kind == "XNNConvert" and node.inputs[0] is not None else None
+            if tensor is not None and tensor.is_floating_point() and isinstance(given, PerTensor):
+                clipped = clipped_share(tensor, scale=given.scale, zero_point=given.zero_point)
+                where = self.replayer.calls, self.state.plan.name, instruction.index
+                self.replayer.ranges.append(RangeUse(*where, node.index, clipped))
 
     def _compare_with_recipe(self, step: Step, operands: dict[int, Any], traced: list[Tensor]) -> None:
         """The same instruction on the same operands, with the constants that the recipe gives."""

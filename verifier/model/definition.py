@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 from verifier.checkpoint import Checkpoint
 from verifier.model.geometry import Geometry
 from verifier.model.keymap import map_keys
+from verifier.model.streaming import is_large, stream_layers
 from verifier.model.text import ParameterHook, construct_decoder, load_parameters
 from verifier.model.vision import VisionEncoder
 
@@ -37,13 +39,20 @@ def build_decoder(
     max_context_len: int = DEFAULT_MAX_LEN,
     custom_sdpa: bool = True,
     on_module: ParameterHook | None = None,
+    streamed: bool = False,
 ) -> nn.Module:
-    """The `text_decoder` method, filled from the checkpoint; `on_module` may replace weights as they arrive."""
+    """The `text_decoder` method, filled from the checkpoint; `on_module` may replace weights as they arrive. `streamed` reads a
+    layer when it is called."""
     decoder = construct_decoder(
         checkpoint.geometry.text, max_seq_len=max_seq_len, max_context_len=max_context_len, custom_sdpa=custom_sdpa
     )
-    load_parameters(decoder, map_keys(checkpoint.keys, checkpoint.geometry).text, checkpoint, on_module=on_module)
+    fill = stream_layers if streamed else load_parameters
+    fill(decoder, map_keys(checkpoint.keys, checkpoint.geometry).text, checkpoint, on_module=on_module)
     return decoder
+
+
+LayerObserver = Callable[[int, int, Tensor], None]
+"""Is told the number of the sequence, the number of the layer, and the state [1, S, D] behind it."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,28 @@ class Definition:
 
     def hidden(self, embeddings: Tensor, *, start: int = 0) -> tuple[Tensor, list[Tensor]]:
         """[1, S, D] at position `start` -> (normalized last hidden state [1, S, D], output of every layer)."""
-        decoder: Any = self.decoder
         states: list[Tensor] = []
-        position = torch.tensor([start])
+        last = self.hidden_each([embeddings], starts=[start], observe=lambda _s, _l, state: states.append(state))
+        return last[0], states
+
+    def hidden_each(
+        self, sequences: Sequence[Tensor], *, starts: Sequence[int], observe: LayerObserver | None = None
+    ) -> list[Tensor]:
+        """Normalized last hidden states of several sequences, [1, S, D] each, layer by layer: a streamed layer is read once.
+
+        A sequence that starts at 0 begins anew; one that starts later goes on with the sequence before it in the list.
+        """
+        decoder: Any = self.decoder
         with torch.no_grad():
-            cos, sin = decoder.rope.get_freqs(position, embeddings.shape[1])
-            h = embeddings
-            for layer in decoder.layers:
-                h, _ = layer(h, cos, sin, {"input_pos": position})
-                states.append(h)
-            return decoder.norm(h), states
+            positions = [torch.tensor([start]) for start in starts]
+            turns = [decoder.rope.get_freqs(p, x.shape[1]) for p, x in zip(positions, sequences, strict=True)]
+            states = list(sequences)
+            for number, layer in enumerate(decoder.layers):
+                for place, (position, (cos, sin)) in enumerate(zip(positions, turns, strict=True)):
+                    states[place], _ = layer(states[place], cos, sin, {"input_pos": position})
+                    if observe is not None:
+                        observe(place, number, states[place])
+            return [decoder.norm(state) for state in states]
 
     def last_logits(self, embeddings: Tensor, *, start: int = 0) -> Tensor:
         """[1, S, D] at position `start` -> logits of the last token [V]."""
@@ -90,6 +111,6 @@ def build_definition(checkpoint: Checkpoint, *, max_len: int = DEFAULT_MAX_LEN) 
     return Definition(
         checkpoint.geometry,
         build_vision_encoder(checkpoint),
-        build_decoder(checkpoint, max_seq_len=max_len, max_context_len=max_len),
+        build_decoder(checkpoint, max_seq_len=max_len, max_context_len=max_len, streamed=is_large(checkpoint)),
         embedding_table(checkpoint),
     )

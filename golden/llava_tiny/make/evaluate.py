@@ -25,7 +25,7 @@ from verifier.model.definition import build_definition
 from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer, caption_prompt
 from verifier.progress import hushed
-from verifier.reference import Sample, answer_sample
+from verifier.reference import Sample, answer_samples
 
 
 def unseen_samples(count: int, tokenizer: Tokenizer, *, seed: str = "evaluate") -> list[Sample]:
@@ -49,7 +49,7 @@ def _summary(rung: str, exact: list[bool]) -> str:
 def exact_in_fp32(model: Path, samples: list[Sample]) -> list[bool]:
     """Whether the fp32 definition captions each scene exactly."""
     definition = build_definition(open_checkpoint(model))
-    return [bool((answer_sample(definition, s).logits.argmax(-1) == np.array(s.golden.ids)).all()) for s in samples]
+    return [bool((answer_samples(definition, [s])[0].logits.argmax(-1) == np.array(s.golden.ids)).all()) for s in samples]
 
 
 def exact_in_program(pte: Path, samples: list[Sample]) -> list[bool]:

@@ -1,0 +1,72 @@
+"""A decoder whose layers are read from the checkpoint when they are called, one at a time: fp32 of a 7B model is 26 GB.
+
+Modules stay what they are; hooks fill a layer before it, or one of its parts, is called, and empty the layer that was filled before.
+Whoever goes through the layers once for all sequences reads each of them once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from verifier.checkpoint import Checkpoint
+from verifier.model.text import ParameterHook, load_parameters
+
+STREAMED_BYTES = 2 << 30
+"""Weight files of at least this size are streamed."""
+
+
+class _Stream:
+    """Which layer is filled. `shapes` are those of all parameters of a layer, alike in every one."""
+
+    def __init__(self, decoder: Any, mapping: dict[str, str], checkpoint: Checkpoint, on_module: ParameterHook | None):
+        self.decoder, self.mapping, self.checkpoint, self.on_module = decoder, mapping, checkpoint, on_module
+        self.shapes = {name: parameter.shape for name, parameter in decoder.layers[0].named_parameters()}
+        self.filled: int | None = None
+
+    def fill(self, number: int) -> None:
+        if self.filled == number:
+            return
+        if self.filled is not None:
+            self._empty(self.decoder.layers[self.filled])
+        self.filled = None
+        prefix = f"layers.{number}."
+        own = {name.removeprefix(prefix): key for name, key in self.mapping.items() if name.startswith(prefix)}
+        load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=self.on_module)
+        self.filled = number
+
+    def _empty(self, layer: nn.Module) -> None:
+        for name, shape in self.shapes.items():
+            owner, _, attribute = name.rpartition(".")
+            empty = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+            setattr(layer.get_submodule(owner), attribute, empty)
+
+
+def stream_layers(
+    decoder: Any, mapping: dict[str, str], checkpoint: Checkpoint, *, on_module: ParameterHook | None = None
+) -> None:
+    """Fill everything but the layers now, and each layer when it, or a part of it, is called.
+
+    `mapping` maps parameters to keys of the checkpoint. `on_module` sees each module as soon as it is whole, every time anew.
+    Raises `CheckpointError`, also in later calls.
+    """
+    others = {name: key for name, key in mapping.items() if not name.startswith("layers.")}
+    for name in {name.partition(".")[0] for name in others}:
+        own = {n.partition(".")[2]: key for n, key in others.items() if n.partition(".")[0] == name}
+        load_parameters(getattr(decoder, name), own, checkpoint, on_module=on_module)
+    stream = _Stream(decoder, mapping, checkpoint, on_module)
+    for number, layer in enumerate(decoder.layers):
+        for module in (layer, *layer.children()):
+            module.register_forward_pre_hook(partial(_fill, stream, number))
+
+
+def _fill(stream: _Stream, number: int, _module: nn.Module, _inputs: object) -> None:
+    stream.fill(number)
+
+
+def is_large(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's layers are streamed: its weight files hold `STREAMED_BYTES` or more."""
+    return sum(path.stat().st_size for path in checkpoint.shards) >= STREAMED_BYTES
