@@ -298,7 +298,10 @@ def test_structure_faults_fail(gathered: evidence.Evidence) -> None:
     lost = decoder.operators | {"aten::addmm.out": 1}
     assert _verdicts("structure.delegation", with_decoder(operators=lost)) == {"fail"}
     fewer = {"XnnpackBackend": decoder.delegates["XnnpackBackend"] - 1}
-    assert _verdicts("structure.delegation", with_decoder(delegates=fewer)) == {"fail"}
+    assert _verdicts("structure.delegation", gathered) == _verdicts("structure.census", gathered) == {"pass"}
+    assert _verdicts("structure.census", with_decoder(delegates=fewer)) == {"fail"}
+    without = replace(gathered, tolerances=GoldenError("there is no golden data"))
+    assert _verdicts("structure.census", without) == {"error"}
     assert _verdicts("structure.operators", with_decoder(operators=decoder.operators | {"my::op": 1})) == {"fail"}
     assert _verdicts("structure.memory", with_decoder(planned_bytes=1000)) == {"fail"}
     embeddings, position = decoder.inputs

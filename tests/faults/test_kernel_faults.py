@@ -25,6 +25,7 @@ from verifier.ladder.align import list_blocks
 from verifier.ladder.descend import descend
 from verifier.ladder.gather import LayerEvidence, Traced
 from verifier.ladder.limits import excess
+from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace
 from verifier.types import CheckResult
 
@@ -225,3 +226,30 @@ def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Check
     assert all(excess(error.compared) <= 1 for error in sound)
     faulty = [error for error in descend(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1]
     assert faulty[0].kind == "XNNBatchMatrixMultiply"
+
+
+def test_values_outside_their_int8_range_are_named(clean_layers: LayerEvidence, micro: Checkpoint) -> None:
+    """Row 13: what a conversion cuts off is counted; a share beyond the limit blames the calibration, and nothing is no pass."""
+    replay = clean_layers.replay
+    assert replay is not None
+    assert replay.ranges
+
+    def judge(layers: LayerEvidence) -> CheckResult:
+        subjects = Subjects((), (), list_blocks(micro.geometry))
+        (result,) = results_of("layers.ranges", SimpleNamespace(layers=layers, subjects=subjects))
+        return result
+
+    assert judge(clean_layers).verdict == "pass"
+    cut = replace(replay.ranges[-1], clipped=0.4)
+    wrong = judge(replace(clean_layers, replay=replace(replay, ranges=(*replay.ranges[:-1], cut))))
+    assert (wrong.verdict, wrong.step) == ("fail", "quantization")
+    assert wrong.where is not None
+    assert wrong.where.instruction == cut.instruction
+    assert judge(replace(clean_layers, replay=replace(replay, ranges=()))).verdict == "error"
+
+
+def test_clipped_share_counts_what_int8_cuts_off() -> None:
+    """Half a step beyond an end is still rounded to it."""
+    x = torch.tensor([-129.0, -128.4, -3.0, 0.0, 127.4, 127.6, 400.0, 5.0])
+    assert clipped_share(x, scale=1.0, zero_point=0) == 3 / 8
+    assert clipped_share(x / 2, scale=0.5, zero_point=0) == 3 / 8

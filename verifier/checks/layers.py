@@ -174,7 +174,7 @@ def ranges(check: Check, evidence: Evidence) -> list[CheckResult]:
     shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(replay.ranges, key=lambda u: u.clipped)
     module = layers.alignment[shown.method, shown.instruction].module
     where = Where(method=shown.method, instruction=shown.instruction, module=module)
-    said = f"{100 * shown.clipped:.2g} % of what {module} is given (instruction {shown.instruction}, node {shown.node})"
+    said = f"{100 * shown.clipped:.3g} % of what {module} is given (instruction {shown.instruction}, node {shown.node})"
     fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED}, "where": where}
     count = len({(use.method, use.instruction, use.node) for use in replay.ranges})
     if over:

@@ -1,21 +1,22 @@
-"""A contained work-around for ExecuTorch 1.5's partitioner: linear time, and weights that are let go once they are packed.
+"""A contained work-around for ExecuTorch 1.5's partitioner: linear time, and one copy of the weights.
 
-`_partition_and_lower_one_graph_module` takes one delegate after the other out of a method's graph. LLaVA-1.5-7B's decoder has
+`_create_partitions_in_graph_module` takes one delegate after the other out of a method's graph. LLaVA-1.5-7B's decoder has
 more than five hundred, and for each of them upstream
 - sorts the whole graph and compiles it to Python again, although only the last version is ever run;
-- verifies the whole program again (`ExportedProgram._validate`);
 - formats the whole program for a debug message that nobody reads (an f-string inside `logging.debug`).
-All three are done once, after the last delegate. The sorting itself stays, since its order is the order of the instructions.
+Both are done once, after the last delegate. The sorting itself stays, since its order is the order of the instructions.
 
-`LoweredBackendModule` also keeps the program that it was made from, for ETRecord, and with it every weight that the delegate has
-packed: 6.5 GB of int8 beside 3.3 GB of packed int4, and a copy of both in the garbage. Here storage of at least `LARGE_BYTES` is
-given back as soon as its delegate is made and nothing else in the program uses it. An ETRecord cannot be made of such a program.
+Every delegate's program is deep-copied before it is packed, weights and all: 6.5 GB of int8 twice. XNNPACK's passes make new
+tensors and change none, so copies share them here. And `LoweredBackendModule` keeps the program that it was made from, for
+ETRecord, and with it every weight that the delegate has packed; storage of at least `LARGE_BYTES` is given back as soon as its delegate
+is in its place and nothing else in the program uses it. An ETRecord cannot be made of such a program.
 
 Nothing changes in the bytes of the result (`tests/gate/test_export.py`); where upstream's names are gone, nothing is done.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,9 +56,14 @@ def _tensors(program: Any) -> Iterator[Any]:
         yield from (tensor for tensor in held.values() if isinstance(tensor, Tensor))
 
 
-def release(program: Any, *, but: Any = None) -> int:
+def _shared_copy(program: Any, *_rest: Any) -> Any:
+    """A deep copy of a program, but for its tensors."""
+    return copy.deepcopy(program, {id(tensor): tensor for tensor in _tensors(program)})
+
+
+def release(program: Any, *, but: Any) -> int:
     """Give back the storage of a program's large tensors, except what the program `but` still uses; returns the bytes."""
-    used = {tensor.untyped_storage().data_ptr() for tensor in _tensors(but)} if but is not None else set()
+    used = {tensor.untyped_storage().data_ptr() for tensor in _tensors(but)}
     released = 0
     for tensor in _tensors(program):
         storage = tensor.untyped_storage()
@@ -66,17 +72,6 @@ def release(program: Any, *, but: Any = None) -> int:
             storage.resize_(0)
             released += size_bytes
     return released
-
-
-def _packing(preprocess: Callable[..., Any]) -> Callable[..., Any]:
-    """The backend's own packing; it is given a copy of the program, which nobody wants afterwards."""
-
-    def lean_preprocess(program: Any, specs: Any) -> Any:
-        made = preprocess(program, specs)
-        release(program)
-        return made
-
-    return lean_preprocess
 
 
 def _inserting(insert: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,31 +92,27 @@ def lean_partitioning() -> Iterator[None]:
         from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
         from executorch.exir import lowered_backend_module
         from executorch.exir.backend import backend_api
-        from torch.export import ExportedProgram
         from torch.fx import GraphModule
 
-        partition = backend_api._partition_and_lower_one_graph_module
-        insert, preprocess = backend_api._insert_lowered_submodule, XnnpackBackend.preprocess
+        partition, insert = backend_api._create_partitions_in_graph_module, backend_api._insert_lowered_submodule
         legalize = lowered_backend_module.legalize_graph
+        XnnpackBackend.copy_exported_program_for_preprocess  # noqa: B018  asked for, not used
     except (ImportError, AttributeError):
         yield
         return
 
-    def lean_partition(graph_module: Any, result: Any, program: Any, is_submodule: bool) -> Any:
-        validate: Any = ExportedProgram._validate
+    def lean_partition(graph_module: Any, *rest: Any) -> Any:
         with replaced(
             (lowered_backend_module, "legalize_graph", _sorted_only(legalize, graph_module)),
-            (ExportedProgram, "_validate", lambda self: None if self is program else validate(self)),
             (GraphModule, "__str__", lambda self: type(self).__name__),
         ):
-            made = partition(graph_module, result, program, is_submodule)
-        made.recompile()
-        program._validate()
+            made = partition(graph_module, *rest)
+        graph_module.recompile()
         return made
 
     with replaced(
-        (backend_api, "_partition_and_lower_one_graph_module", lean_partition),
+        (backend_api, "_create_partitions_in_graph_module", lean_partition),
         (backend_api, "_insert_lowered_submodule", _inserting(insert)),
-        (XnnpackBackend, "preprocess", staticmethod(_packing(preprocess))),
+        (XnnpackBackend, "copy_exported_program_for_preprocess", staticmethod(_shared_copy)),
     ):
         yield

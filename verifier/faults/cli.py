@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from verifier.faults.catalogue import FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.document import save
 from verifier.faults.fault import Fault
-from verifier.faults.subjects import calibrate_model, make_micro_model
+from verifier.faults.subjects import make_calibrated_model
 from verifier.files import replacing
 from verifier.opening import split_globs
 
@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, metavar="DIR", help="keep the result in DIR/faults.json and write DIR/faults.md from it"
     )
     parser.add_argument("--list", action="store_true", help="name the faults and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes, after every one")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run that wrote the --json FILE was interrupted"
+    )
     return parser
 
 
@@ -72,46 +75,75 @@ def _line(fault: Fault, outcome: Outcome) -> str:
     return f"{mark} {fault.name} [dim]{outcome.wall_s:.0f} s, exit {outcome.status}[/] {said[:240]}"
 
 
-def _run(faults: list[Fault], options: argparse.Namespace, console: Console) -> list[Outcome]:
-    named = {fault.name: fault for fault in faults}
-    outcomes: dict[str, Outcome] = {}
+@dataclass
+class _Kept:
+    """Outcomes as they come, in a file if there is one; `wall_s` counts interrupted runs too."""
+
+    path: Path | None
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    before_s: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def wall_s(self) -> float:
+        return self.before_s + time.monotonic() - self.begun
+
+    def read(self) -> None:
+        if self.path is None or not self.path.is_file():
+            raise UsageError("there is nothing to resume", got=self.path, fix="give --json the file of that run")
+        saved = json.loads(self.path.read_text())
+        self.before_s = saved["wall_s"]
+        self.outcomes = {o["fault"]: Outcome(**(o | {"failed": tuple(o["failed"])})) for o in saved["outcomes"]}
+
+    def add(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.fault] = outcome
+        if self.path is not None:
+            listed = [asdict(outcome) for outcome in self.outcomes.values()]
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps({"wall_s": self.wall_s, "outcomes": listed}, indent=1) + "\n")
+
+
+def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kept: _Kept) -> None:
+    named = {fault.name: fault for fault in faults if fault.name not in kept.outcomes}
     with tempfile.TemporaryDirectory(prefix="verifier-faults-") as place:
         folder = Path(place)
-        subjects = {
-            "tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=("pair_base*", "square_0*", "wide_0*", "blank*"))
-        }
-        if any(fault.subject == "micro" for fault in faults):
+        few = ("pair_base*", "square_0*", "wide_0*", "blank*")
+        subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
+        if any(fault.subject == "micro" for fault in named.values()):
             (folder / "micro-model").mkdir()
-            pte = make_micro_model(folder / "micro-model")
-            calibrate_model(pte)
+            pte = make_calibrated_model(folder / "micro-model")
             subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent)))
         if not options.quick:
             prepare(list(subjects.values()))
         for outcome in run_faults(
-            faults, subjects, folder, workers=options.workers, quick=options.quick, whole=options.whole
+            list(named.values()),
+            subjects,
+            folder,
+            workers=options.workers,
+            quick=options.quick,
+            whole=options.whole,
         ):
-            outcomes[outcome.fault] = outcome
+            kept.add(outcome)
             console.print(_line(named[outcome.fault], outcome), highlight=False)
-    return [outcomes[fault.name] for fault in faults]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     console = Console(file=sys.stderr)
-    begun = time.monotonic()
+    kept = _Kept(options.json)
     try:
         faults = _chosen(options)
         if options.list:
             print("\n".join(f"{fault.name:32} {fault.kind:7} {fault.text}" for fault in faults))
             return 0
-        outcomes = _run(faults, options, console)
-        if options.json:
-            with replacing(options.json) as temporary:
-                temporary.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+        if options.resume:
+            kept.read()
+        _run(faults, options, console, kept)
+        outcomes = [kept.outcomes[fault.name] for fault in faults]
         if options.write:
             part = "clean" if options.clean else "faults"
-            save(options.write, part, outcomes, time.monotonic() - begun, options.workers)
+            save(options.write, part, outcomes, kept.wall_s, options.workers)
     except VerifierError as error:
         print(error, file=sys.stderr)
         return NOT_RUN
@@ -120,10 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = sum(o.right_step(f) for f, o in pairs)
     places = sum(o.right_place(f) for f, o in pairs)
     if options.clean:
-        print(f"{len(pairs) - found} false alarms in {len(pairs)} sound artifacts, {time.monotonic() - begun:.0f} s")
+        print(f"{len(pairs) - found} false alarms in {len(pairs)} sound artifacts, {kept.wall_s:.0f} s")
         return NOT_RUN if any(o.problem for o in outcomes) else 0 if found == len(pairs) else NOT_FOUND
     print(
-        f"{found} of {len(pairs)} faults found, {steps} in the right step, {places} in the right place, {time.monotonic() - begun:.0f} s"
+        f"{found} of {len(pairs)} faults found, {steps} in the right step, {places} in the right place, {kept.wall_s:.0f} s"
     )
     if any(outcome.problem for outcome in outcomes):
         return NOT_RUN

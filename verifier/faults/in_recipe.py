@@ -293,7 +293,7 @@ def clamp_too_many(work: Work) -> None:
     def clamped(decoder: Any) -> None:
         inner = decoder.layers[1].feed_forward
         right = inner.forward
-        inner.forward = lambda x: right(x).clamp(-0.5, 0.5)
+        inner.forward = lambda x: right(x).clamp(-1e-3, 1e-3)
 
     work.export(lambda: _decoder(clamped))
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -97,8 +100,8 @@ def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTIO
     write_entries(checkpoint, folder, entries, "made anew from the images")
 
 
-def calibrate_model(pte: Path) -> None:
-    """Write bands for an export of `make_micro_model`, from two variants with half of the calibration images each.
+def make_calibrated_model(folder: Path) -> Path:
+    """A micro model with bands, from two more exports with half of the calibration images each; exports run side by side.
 
     Raises `ExportError`.
     """
@@ -106,35 +109,43 @@ def calibrate_model(pte: Path) -> None:
     from verifier.export.run import CALIBRATION, calibration_images
 
     images = calibration_images(CALIBRATION)
-    variants = []
+    _answered_checkpoint(folder)
+    asked: list[tuple[str, ...]] = [(str(folder / "model.pte"),)]
     for number in range(2):
-        half = pte.parent / f"half{number}"
+        half = folder / f"half{number}"
         half.mkdir()
         for path in images[number::2]:
             shutil.copy(path, half)
-        variants.append(_export(half / "variant.pte", pte.parent, "--calibration", str(half)))
+        asked.append((str(half / "variant.pte"), "--calibration", str(half)))
+    with ProcessPoolExecutor(2, get_context("fork")) as children:
+        pte, *variants = children.map(_export, [folder] * 3, asked)
     words = [word for variant in variants for word in ("--variant", str(variant))]
     with redirect_stdout(io.StringIO()):
-        status = calibrate([str(pte), "--model", str(pte.parent), *words])
+        status = calibrate([str(pte), "--model", str(folder), *words])
     if status != 0:
         raise ExportError("a micro model could not be calibrated", got=status, where=pte)
-
-
-def _export(pte: Path, model: Path, *arguments: str) -> Path:
-    from verifier.export_llava import main as export
-
-    status = export(["--pte-name", str(pte), "--quiet", "--model", str(model), *arguments])
-    if status != 0:
-        raise ExportError("a micro model could not be exported", got=status, where=pte)
     return pte
 
 
-def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
-    """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
+def _export(model: Path, words: Sequence[str]) -> Path:
+    from verifier.export_llava import main as export
+
+    status = export(["--quiet", "--model", str(model), "--pte-name", *words])
+    if status != 0:
+        raise ExportError("a micro model could not be exported", got=status, where=words[0])
+    return Path(words[0])
+
+
+def _answered_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) -> None:
     make_micro_checkpoint(folder, seed=seed, **text_fields)
     (folder / "images").mkdir()
     for name in MICRO_IMAGES:
         shutil.copy(EMBEDDED / "images" / name, folder / "images")
     with hushed():
         answer_images(folder)
-    return _export(folder / "model.pte", folder, *arguments)
+
+
+def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
+    """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
+    _answered_checkpoint(folder, seed=seed, **text_fields)
+    return _export(folder, (str(folder / "model.pte"), *arguments))
