@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -117,14 +119,25 @@ def make_calibrated_model(folder: Path) -> Path:
         for path in images[number::2]:
             shutil.copy(path, half)
         asked.append((str(half / "variant.pte"), "--calibration", str(half)))
-    with ProcessPoolExecutor(2, get_context("fork")) as children:
-        pte, *variants = children.map(_export, [folder] * 3, asked)
+    with ThreadPoolExecutor(2) as children:
+        pte, *variants = children.map(_export_apart, [folder] * 3, asked)
     words = [word for variant in variants for word in ("--variant", str(variant))]
     with redirect_stdout(io.StringIO()):
         status = calibrate([str(pte), "--model", str(folder), *words])
     if status != 0:
         raise ExportError("a micro model could not be calibrated", got=status, where=pte)
     return pte
+
+
+def _export_apart(model: Path, words: Sequence[str]) -> Path:
+    """In a process of its own: one forked from this one would wait for threads that it does not have."""
+    command = [sys.executable, "-m", "verifier.export_llava", "--quiet", "--model", str(model), "--pte-name", *words]
+    made = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    if made.returncode != 0:
+        raise ExportError("a micro model could not be exported", got=made.stderr[-500:], where=words[0])
+    return Path(words[0])
 
 
 def _export(model: Path, words: Sequence[str]) -> Path:
