@@ -204,16 +204,16 @@ def _phones(count: int) -> Iterator[Fault]:
 
 
 def sound_artifacts(scale: float = 1.0, *, phones: bool = True) -> list[Fault]:
-    """All of them: 206 by default."""
+    """All of them: 210 by default."""
 
     def some(count: int) -> int:
         return max(1, round(count * scale))
 
     made: list[Callable[[], Iterator[Fault]]] = [
-        lambda: _random_models(some(40)),
+        lambda: _random_models(some(32)),
         lambda: _other_exports(some(2), 12),
         _golden_images,
-        lambda: _unseen_images(some(50)),
+        lambda: _unseen_images(some(58)),
         lambda: _questions(some(24)),
         _cores,
     ]
