@@ -33,6 +33,8 @@ from verifier.reference import Answered, LayerPair, Sample
 from verifier.test_pte import main as gate
 
 LIMIT_S = 900.0
+ONE = "wide_0*"
+"""The golden image whose conversation is followed layer by layer: it is not square, so its margins are made in the program."""
 _OURS = 70
 """Exit status of a child whose injection failed: a matter of the bench, never an answer of the gate."""
 
@@ -234,7 +236,8 @@ def _stages(fault: Fault, subject: Subject, *, quick: bool, whole: bool) -> tupl
     ids = [check.id for check in CHECKS if not check.id.startswith("device.")]
     audited = max(number for number, id in enumerate(ids) if id.startswith("weights.")) + 1
     replayed = ids.index("structure.manifest") + 1
-    return ["--checks", ",".join(ids[:audited]), *few], ["--checks", ",".join(ids[audited:replayed]), *few], []
+    first, second = (["--checks", ",".join(part)] for part in (ids[:audited], ids[audited:replayed]))
+    return [*first, *few], [*second, "--images", ONE], []
 
 
 def _report(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,7 +22,7 @@ from verifier.faults.catalogue import FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.document import save
 from verifier.faults.fault import Fault
-from verifier.faults.subjects import make_calibrated_model
+from verifier.faults.subjects import begin_calibrated_model, calibrate_model
 from verifier.files import replacing
 from verifier.opening import split_globs
 
@@ -103,18 +104,34 @@ class _Kept:
                 temporary.write_text(json.dumps({"wall_s": self.wall_s, "outcomes": listed}, indent=1) + "\n")
 
 
+def _prepare(folder: Path, wanted: set[str], *, references: bool) -> dict[str, Subject]:
+    """The subjects that faults ask for. With `references` the gate has passed each of them, and what it computed in fp32 is kept; the
+    micro model is exported beside that."""
+    few = ("square_0*", "wide_0*", "blank*")
+    subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
+    with ThreadPoolExecutor(1) as beside:
+        exported = None
+        if "micro" in wanted:
+            model = folder / "micro-model"
+            model.mkdir()
+            exported = beside.submit(begin_calibrated_model(model))
+        if references:
+            prepare([subjects["tiny"]])
+        if exported is not None:
+            pte, *variants = exported.result()
+            calibrate_model(pte, variants)
+            subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent)))
+    if references and "micro" in subjects:
+        prepare([subjects["micro"]])
+    return subjects
+
+
 def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kept: _Kept) -> None:
     named = {fault.name: fault for fault in faults if fault.name not in kept.outcomes}
     with tempfile.TemporaryDirectory(prefix="verifier-faults-") as place:
         folder = Path(place)
-        few = ("pair_base*", "square_0*", "wide_0*", "blank*")
-        subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
-        if any(fault.subject == "micro" for fault in named.values()):
-            (folder / "micro-model").mkdir()
-            pte = make_calibrated_model(folder / "micro-model")
-            subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent)))
-        if not options.quick:
-            prepare(list(subjects.values()))
+        wanted = {fault.subject for fault in named.values()}
+        subjects = _prepare(folder, wanted, references=not options.quick)
         for outcome in run_faults(
             list(named.values()),
             subjects,

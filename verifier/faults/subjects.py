@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -102,12 +102,9 @@ def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTIO
     write_entries(checkpoint, folder, entries, "made anew from the images")
 
 
-def make_calibrated_model(folder: Path) -> Path:
-    """A micro model with bands, from two more exports with half of the calibration images each; exports run side by side.
-
-    Raises `ExportError`.
-    """
-    from verifier.calibrate import main as calibrate
+def begin_calibrated_model(folder: Path) -> Callable[[], list[Path]]:
+    """A micro checkpoint with its golden answers, now; what is returned exports it three times, with all calibration images and
+    with either half of them, in processes of their own: the program, and two variants. Raises `ExportError`."""
     from verifier.export.run import CALIBRATION, calibration_images
 
     images = calibration_images(CALIBRATION)
@@ -119,14 +116,23 @@ def make_calibrated_model(folder: Path) -> Path:
         for path in images[number::2]:
             shutil.copy(path, half)
         asked.append((str(half / "variant.pte"), "--calibration", str(half)))
-    with ThreadPoolExecutor(2) as children:
-        pte, *variants = children.map(_export_apart, [folder] * 3, asked)
+
+    def export() -> list[Path]:
+        with ThreadPoolExecutor(2) as children:
+            return list(children.map(_export_apart, [folder] * len(asked), asked))
+
+    return export
+
+
+def calibrate_model(pte: Path, variants: Sequence[Path]) -> None:
+    """Write the bands of a micro model beside it. Raises `ExportError`."""
+    from verifier.calibrate import main as calibrate
+
     words = [word for variant in variants for word in ("--variant", str(variant))]
     with redirect_stdout(io.StringIO()):
-        status = calibrate([str(pte), "--model", str(folder), *words])
+        status = calibrate([str(pte), "--model", str(pte.parent), *words])
     if status != 0:
         raise ExportError("a micro model could not be calibrated", got=status, where=pte)
-    return pte
 
 
 def _export_apart(model: Path, words: Sequence[str]) -> Path:
