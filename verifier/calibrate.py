@@ -33,6 +33,7 @@ from verifier.files import replacing
 from verifier.golden import TOLERANCE_SCHEMA
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
+from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import gather
 from verifier.progress import Progress, hushed
@@ -92,7 +93,10 @@ def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[
     depth: list[BlockError] = []
     for case in evidence.cases:
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            traced = run_traced(evidence.artifact, [case.sample], opened.runner, Path(folder), patches=evidence.patches)
+            large, patches = is_large(evidence.checkpoint), evidence.patches
+            traced = run_traced(
+                evidence.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
+            )
             found = against_fp32(evidence.artifact, evidence.audit, evidence.definition, traced)
         vision += found[0]
         depth += found[1]

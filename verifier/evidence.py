@@ -16,9 +16,18 @@ from verifier.golden import Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Prompt, Tokenizer
+from verifier.model.streaming import is_large
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.threads import ThreadEvidence
-from verifier.reference import Answered, LayerPair, Sample, answer_samples, compare_with_hugging_face, load_hugging_face
+from verifier.reference import (
+    Answered,
+    LayerPair,
+    Sample,
+    answer_samples,
+    compare_layer_by_layer,
+    compare_with_hugging_face,
+    load_hugging_face,
+)
 from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2
@@ -110,7 +119,9 @@ def reference_answers(definition: Definition, samples: list[Sample]) -> list[Ans
 
 
 def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
-    """Activations of Hugging Face and of the definition for a few samples."""
+    """Activations of Hugging Face and of the definition for a few samples, for one if the model is large."""
+    if is_large(checkpoint):
+        return {s.golden.name: compare_layer_by_layer(checkpoint, definition, s) for s in samples[:1]}
     model = load_hugging_face(checkpoint)
     return {s.golden.name: compare_with_hugging_face(model, definition, s) for s in samples[:MAPPING_SAMPLES]}
 

@@ -46,6 +46,7 @@ from verifier.golden import (
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import Tokenizer
+from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.threads import ThreadEvidence, ask_threads
@@ -226,8 +227,9 @@ def _converse(opened: Opened, bundle: Bundle) -> Result:
 def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:
     if not _wants(opened, "layers.", "device."):
         return None
-    patches = opened.checkpoint.geometry.vision.patches
-    return run_traced(opened.artifact, choose_samples(samples), opened.runner, folder, patches=patches)
+    patches, large = opened.checkpoint.geometry.vision.patches, is_large(opened.checkpoint)
+    chosen = choose_samples(samples, large=large)
+    return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
 
 
 def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:

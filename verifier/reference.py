@@ -85,16 +85,21 @@ def greedy_answer(
     return tuple(ids), tuple(margins)
 
 
-def load_hugging_face(checkpoint: Checkpoint) -> Any:
-    """`LlavaForConditionalGeneration` in fp32 from the checkpoint's folder, offline. Raises `CheckpointError`."""
+def load_hugging_face(checkpoint: Checkpoint, *, layers: int | None = None) -> Any:
+    """`LlavaForConditionalGeneration` in fp32 from the checkpoint's folder, offline, with the first `layers` decoder layers only if that
+    is given. Raises `CheckpointError`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import LlavaForConditionalGeneration
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return LlavaForConditionalGeneration.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()
+        config = LlavaConfig.from_pretrained(checkpoint.directory)
+        if layers is not None:
+            config.text_config.num_hidden_layers = layers
+        made = LlavaForConditionalGeneration.from_pretrained(checkpoint.directory, config=config, dtype=torch.float32)
+        return made.eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             "Hugging Face cannot load the checkpoint", got=error, where=checkpoint.directory
@@ -137,3 +142,70 @@ def compare_with_hugging_face(model: Any, definition: Definition, sample: Sample
         pairs += [(f"layers.{i}", a, e) for i, (a, e) in enumerate(zip(states, expected_states, strict=True))]
         pairs.append(("logits", definition.decoder.output(hidden), answer.logits))
     return [LayerPair(name, np.asarray(a), np.asarray(e)) for name, a, e in pairs]
+
+
+COMPARED_TOKENS = 100
+"""Tokens of a conversation that a large model is compared on: the text before the image, and the image's first rows."""
+
+
+def compare_layer_by_layer(checkpoint: Checkpoint, definition: Definition, sample: Sample) -> list[LayerPair]:
+    """As `compare_with_hugging_face`, for a model that does not fit: Hugging Face's own modules, one decoder layer at a time.
+
+    Everything but the layers is loaded by `from_pretrained`; a layer by the names that its own module has, strictly. Both rungs
+    run from the same embeddings on, over the first `COMPARED_TOKENS` tokens. Raises `CheckpointError`.
+    """
+    model = load_hugging_face(checkpoint, layers=0)
+    with torch.no_grad():
+        pixels = definition.vision.normalize(sample.image)
+        expected = model.get_image_features(pixel_values=pixels)
+        expected = getattr(expected, "pooler_output", expected)
+        expected = expected[0] if isinstance(expected, (list, tuple)) else expected
+        vision = definition.image_tokens(sample.image)
+        pairs = [LayerPair("vision", np.asarray(vision[0]), np.asarray(expected.reshape(vision[0].shape)))]
+        embeddings = splice(definition, sample, vision, sample.golden.ids)[:, :COMPARED_TOKENS]
+        theirs = _HuggingFaceLayers(checkpoint, model)
+        state, turned = embeddings, theirs.rotation(embeddings.shape[1])
+
+        def observe(_sequence: int, number: int, actual: Tensor) -> None:
+            nonlocal state
+            state = theirs.run(number, state, turned)
+            pairs.append(LayerPair(f"layers.{number}", np.asarray(actual), np.asarray(state)))
+
+        (hidden,) = definition.hidden_each([embeddings], starts=[0], observe=observe)
+        actual = definition.decoder.output(hidden)
+        pairs.append(
+            LayerPair("logits", np.asarray(actual), np.asarray(model.lm_head(model.model.language_model.norm(state))))
+        )
+    return pairs
+
+
+class _HuggingFaceLayers:
+    """Decoder layers of `transformers`, made from the checkpoint when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
+        self.checkpoint, self.config = checkpoint, model.config.text_config
+        self.rotary = model.model.language_model.rotary_emb
+
+    def rotation(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first positions."""
+        turned: tuple[Tensor, Tensor] = self.rotary(torch.zeros(1, tokens, 1), torch.arange(tokens)[None])
+        return turned
+
+    def run(self, number: int, state: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
+        """[1, S, D] through layer `number`, causally. Raises `CheckpointError` if its tensors are not those of the module."""
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+        marker = f"layers.{number}."
+        keys = [key for key in self.checkpoint.keys if "language_model" in key and marker in key]
+        with torch.device("meta"):
+            layer = LlamaDecoderLayer(self.config, layer_idx=0).eval()
+        weights = {key.partition(marker)[2]: self.checkpoint.tensor(key).to(torch.float32) for key in keys}
+        try:
+            layer.load_state_dict(weights, strict=True, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"layer {number} is not Hugging Face's", got=error, where=self.checkpoint.directory
+            ) from error
+        made = layer(state, attention_mask=None, position_embeddings=turned)
+        out: Tensor = made[0] if isinstance(made, tuple) else made
+        return out

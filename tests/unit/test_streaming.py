@@ -6,15 +6,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from verifier.checkpoint import open_checkpoint
+from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import CheckpointError
+from verifier.golden import GoldenImage
 from verifier.ladder import quantized
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.model import definition
 from verifier.model.definition import Definition, build_definition
+from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.reference import (
+    _HuggingFaceLayers,
+    compare_layer_by_layer,
+    compare_with_hugging_face,
+    load_hugging_face,
+    load_sample,
+)
 from verifier.types import Recipe
 
 
@@ -84,3 +94,33 @@ def test_a_layer_that_cannot_be_read_is_named(micro_checkpoint: Path, monkeypatc
     with pytest.raises(CheckpointError, match=r"layers\.0"):
         streamed.hidden(torch.randn(1, 2, 64))
     assert _filled(streamed.decoder) == []
+
+
+def test_hugging_face_layer_by_layer_is_hugging_face(micro_checkpoint: Path) -> None:
+    """A model that does not fit is compared as one that does: the same activations, from Hugging Face's own modules."""
+    checkpoint = open_checkpoint(micro_checkpoint)
+    made = build_definition(checkpoint)
+    tokenizer = Tokenizer(micro_checkpoint / "tokenizer.model")
+    image = GoldenImage(
+        "x", EMBEDDED / "images" / "wide_0.png", "", "x", DEFAULT_QUESTION, (5, 6, 7), (1.0, 1.0, 1.0), ""
+    )
+    sample = load_sample(image, tokenizer, side_px=checkpoint.geometry.vision.image_px)
+    whole = compare_with_hugging_face(load_hugging_face(checkpoint), made, sample)
+    layered = compare_layer_by_layer(checkpoint, made, sample)
+    assert [pair.name for pair in layered] == [pair.name for pair in whole]
+    for ours, theirs in zip(layered, whole, strict=True):
+        tokens = ours.expected.shape[-2]
+        np.testing.assert_allclose(ours.expected, theirs.expected[..., :tokens, :], atol=1e-4)
+        np.testing.assert_allclose(ours.actual, ours.expected, atol=1e-4)
+
+
+def test_layer_of_other_names_is_refused(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's module takes its own names and no others."""
+    checkpoint = open_checkpoint(micro_checkpoint)
+    renamed = {key.replace("q_proj", "query"): path for key, path in checkpoint._locations.items()}
+    made = build_definition(checkpoint)
+    layers = _HuggingFaceLayers(checkpoint, load_hugging_face(checkpoint, layers=0))
+    monkeypatch.setitem(checkpoint.__dict__, "_locations", renamed)
+    monkeypatch.setattr(type(checkpoint), "tensor", lambda _self, _key: torch.zeros(1))
+    with pytest.raises(CheckpointError, match="layer 1 is not Hugging Face's"):
+        layers.run(1, made.embed(torch.tensor([[5, 6]])), layers.rotation(2))

@@ -15,7 +15,7 @@ from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
 from verifier.checkpoint import Checkpoint
-from verifier.driver import Script, converse
+from verifier.driver import Script, converse, splice
 from verifier.errors import VerifierError
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
@@ -37,9 +37,12 @@ from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.model.definition import Definition
+from verifier.model.streaming import is_large
 from verifier.reference import Sample
 from verifier.types import Recipe
 
+SHARED_TOKENS = 16
+"""Tokens of a large model's prompt on which its layers' shares in the error are measured: all layers' variants go through each."""
 ANSWER_TOKENS = 3
 """Tokens of an answer that are traced: a prefill in three chunks, and two single-token calls."""
 SLACK_BYTES = 4 << 20
@@ -65,9 +68,11 @@ class LayerEvidence:
     counterparts: tuple[Counterpart, ...] | str = "the program ran on this machine"
 
 
-def choose_samples(samples: list[Sample]) -> list[Sample]:
-    """The first sample, and the first whose image is not square: padding is computed inside the program."""
+def choose_samples(samples: list[Sample], *, large: bool = False) -> list[Sample]:
+    """The first sample, and the first whose image is not square: padding is computed inside the program. Of a large model, one."""
     first = samples[:1]
+    if large:
+        return [s for s in samples if s.image.shape[1] != s.image.shape[2]][:1] or first
     other = next((s for s in samples if s.image.shape[1] != s.image.shape[2]), None)
     return first + ([other] if other is not None and other is not samples[0] else [])
 
@@ -82,13 +87,26 @@ class Traced:
     problem: str = ""
 
 
-def run_traced(artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int) -> Traced:
-    """Run the samples one after the other on one loaded program, their traces into `folder`."""
+def _without_image_tokens(script: Script, sample: Sample, answer: tuple[int, ...], *, patches: int) -> None:
+    """The image through the encoder, and the text around it through the decoder: a trace of 576 image tokens of a 7B model has 13 GB."""
+    prompt = sample.prompt
+    segments = (prompt.before, prompt.after, *((token,) for token in answer[:-1]))
+    splice(script, segments, [sample.image.numpy()], patches=patches)
+
+
+def run_traced(
+    artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int, large: bool = False
+) -> Traced:
+    """Run the samples one after the other on one loaded program, their traces into `folder`. Of a `large` model, the decoder is fed
+    with text alone."""
     script = Script()
     owners: list[str] = []
     for sample in samples:
         answer = sample.golden.ids[:ANSWER_TOKENS]
-        converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=answer, patches=patches)
+        if large:
+            _without_image_tokens(script, sample, answer, patches=patches)
+        else:
+            converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=answer, patches=patches)
         owners += [sample.golden.name] * (len(script.calls) - len(owners))
     machine = Machine(artifact)
     buffer_bytes = SLACK_BYTES + sum(
@@ -142,7 +160,8 @@ def compare_layers(  # noqa: PLR0917
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     first = traced.calls[0].sample
     prompts = [c.inputs[0] for c in traced.calls if c.method == "token_embedding" and c.sample == first]
-    shares = error_shares(definition, quantized, torch.cat([definition.embed(ids) for ids in prompts], dim=1))
+    prompt = torch.cat([definition.embed(ids) for ids in prompts], dim=1)
+    shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if is_large(checkpoint) else prompt)
     tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == "text_decoder"}
     return LayerEvidence(
         alignment,
