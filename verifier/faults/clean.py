@@ -36,7 +36,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "square images": ("--static-image-shape",),
     "4-bit embedding": ("--embedding-bits", "4"),
     "fp32 embedding": ("--embedding-bits", "32"),
-    "short": ("--max-seq-len", "128", "--max-context-len", "128"),
+    "short": ("--max-seq-len", "256", "--max-context-len", "256"),
 }
 QUESTIONS = (
     "What is in this image?",
