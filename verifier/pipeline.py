@@ -124,7 +124,12 @@ def _probe_cache(opened: Opened, image: Tensor) -> CacheEvidence | None:
     table = embedding_table(opened.checkpoint).numpy()
     in_chunks = _wants(opened, "kvcache.chunks", "kvcache.capacity")
     return ask_cache(
-        opened.artifact, table, image.numpy(), lambda bundle: run_bundle(opened.runner, bundle), in_chunks=in_chunks
+        opened.artifact,
+        table,
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        in_chunks=in_chunks,
+        large=is_large(opened.checkpoint),
     )
 
 
@@ -132,7 +137,13 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     """The repetitions, None if no check wants them."""
     if not _wants(opened, "threads."):
         return None
-    return ask_threads(opened.artifact, table.numpy(), image.numpy(), lambda bundle: run_bundle(opened.runner, bundle))
+    return ask_threads(
+        opened.artifact,
+        table.numpy(),
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        large=is_large(opened.checkpoint),
+    )
 
 
 def gather(opened: Opened, progress: Progress) -> Evidence:

@@ -15,7 +15,7 @@ from verifier.artifact.caches import find_caches
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
 from verifier.errors import ArtifactError
-from verifier.probes.kvcache import SPLITS, beyond, splits
+from verifier.probes.kvcache import SPLITS, _chunks, beyond, one_by_one, splits
 from verifier.probes.tape import Tape
 
 
@@ -90,3 +90,17 @@ def test_splits_fill_the_limit(limit: int) -> None:
     assert all(start + size == limit + 1 for start, size in beyond(limit))
     assert (limit, 1) in beyond(limit)
     assert len(beyond(limit)) == len(set(beyond(limit)))
+
+
+def test_large_models_are_asked_the_same_pairs_with_fewer_calls() -> None:
+    """Every chunk's end still stands against a token that came alone, at the same position."""
+    assert one_by_one([1, 5, 6]) == {1: 1, 4: 3, 5: 1, 6: 1}
+    assert one_by_one(range(1, 5)) == dict.fromkeys(range(1, 5), 1)
+    tokens = np.ones((768, 4), np.float32)
+    (every, _), (some, _) = (_chunks(tokens, 768, everywhere=everywhere) for everywhere in (True, False))
+    assert [(pair.case, pair.position) for pair in some.pairs] == [(p.case, p.position) for p in every.pairs]
+    assert len(some.script.calls) < len(every.script.calls) / 3
+    for pair in some.pairs:
+        embeddings, start = some.script.calls[pair.expected].inputs[:2]
+        assert np.shape(embeddings) == (1, 1, 4)
+        assert int(np.asarray(start)[0]) == pair.position

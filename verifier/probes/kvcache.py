@@ -8,7 +8,9 @@ and constants.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -112,14 +114,16 @@ def splits(limit: int) -> dict[str, tuple[int, ...]]:
     return {name: filled(sizes) for name, sizes in zip(SPLITS, wanted, strict=True)}
 
 
-def ask_cache(artifact: Artifact, table: Array, image: Array, run: Run, *, in_chunks: bool = True) -> CacheEvidence:
+def ask_cache(
+    artifact: Artifact, table: Array, image: Array, run: Run, *, in_chunks: bool = True, large: bool = False
+) -> CacheEvidence:
     """Ask everything, or all but the many calls in chunks. `table` [V, D] are token embeddings, `image` an input of
-    `vision_encoder`."""
+    `vision_encoder`. A `large` model is fed one token at a time only where a chunk ends."""
     limit = artifact.max_seq_len
     tokens = random_tokens(table, limit + 8, seed=0)
     others = random_tokens(table, limit + 8, seed=1)
     unasked = Asked(Result("ok", "not asked"))
-    chunks = _ask(run, artifact.path, _chunks(tokens, limit)) if in_chunks else unasked
+    chunks = _ask(run, artifact.path, _chunks(tokens, limit, everywhere=not large)) if in_chunks else unasked
     capacity = _ask(run, artifact.path, _capacity(tokens, limit)) if in_chunks else unasked
     use = _ask(run, artifact.path, _use(tokens, others, image, limit))
     try:
@@ -153,16 +157,29 @@ def _ask(run: Run, pte: Path, asked: tuple[Tape, dict[str, int]]) -> Asked:
     return Asked(run(Bundle(pte, tuple(tape.script.calls))), tuple(tape.pairs), marks)
 
 
-def _chunks(tokens: Array, limit: int) -> tuple[Tape, dict[str, int]]:
-    """Token by token to the limit; then the same tokens in every split, each chunk's end against that."""
-    tape = Tape()
-    single = tape.chunks(tokens, [1] * limit)
-    for name, sizes in splits(limit).items():
-        position = 0
-        for size, call in zip(sizes, tape.chunks(tokens, sizes), strict=True):
-            position += size
-            tape.same(name, call, single[position - 1], position - 1)
-    return tape, {"last one": single[-1]}
+def one_by_one(ends: Iterable[int]) -> dict[int, int]:
+    """Sizes of chunks, by the position at which each ends, so that the token before each of `ends` is a chunk of its own."""
+    sizes: dict[int, int] = {}
+    position = 0
+    for end in sorted(set(ends)):
+        if end - 1 > position:
+            sizes[end - 1] = end - 1 - position
+        sizes[end] = 1
+        position = end
+    return sizes
+
+
+def _chunks(tokens: Array, limit: int, *, everywhere: bool) -> tuple[Tape, dict[str, int]]:
+    """Token by token to the limit, `everywhere` or where chunks end; then the same tokens in every split, each chunk's end
+    against that."""
+    tape, cut = Tape(), splits(limit)
+    ends = range(1, limit + 1) if everywhere else (end for sizes in cut.values() for end in accumulate(sizes))
+    single = one_by_one(ends)
+    alone = dict(zip(single, tape.chunks(tokens, single.values()), strict=True))
+    for name, sizes in cut.items():
+        for end, call in zip(accumulate(sizes), tape.chunks(tokens, sizes), strict=True):
+            tape.same(name, call, alone[end], end - 1)
+    return tape, {"last one": alone[limit]}
 
 
 def beyond(limit: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from verifier.artifact.program import Artifact
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
 
-REPEATS = 10
+REPEATS, REPEATS_OF_LARGE = 10, 2
 CHUNKS = (33, 15, 1)
 """A prefill that is no multiple of a row tile, a second chunk, a single token."""
 CONFIGURATIONS = ("1 thread", "2 threads", "more threads than cores", "another process")
@@ -34,12 +34,14 @@ ThreadEvidence = dict[str, Repeated]
 """By configuration; the last one is the second configuration again in a process of its own, cold."""
 
 
-def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run) -> ThreadEvidence:
-    """Run all configurations. `table` [V, D] are token embeddings, `image` an input of `vision_encoder`."""
+def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run, *, large: bool = False) -> ThreadEvidence:
+    """Run all configurations, those of a `large` model a few times. `table` [V, D] are token embeddings, `image` an input of
+    `vision_encoder`."""
+    often = REPEATS_OF_LARGE if large else REPEATS
     many = (os.cpu_count() or 1) + 2
     tokens = random_tokens(table, sum(CHUNKS), seed=2)
     found = {}
-    for name, threads, repeats in zip(CONFIGURATIONS, (1, 2, many, 2), (REPEATS, REPEATS, REPEATS, 1), strict=True):
+    for name, threads, repeats in zip(CONFIGURATIONS, (1, 2, many, 2), (often, often, often, 1), strict=True):
         tape = Tape()
         calls = tuple((tape.script.add("vision_encoder", image), *tape.chunks(tokens, CHUNKS)) for _ in range(repeats))
         found[name] = Repeated(threads, run(Bundle(artifact.path, tuple(tape.script.calls), threads=threads)), calls)
