@@ -139,13 +139,13 @@ def _asked(gathered: Evidence, name: str) -> Asked:
 @pytest.mark.parametrize(
     ("name", "check_id", "case", "size"),
     [
-        *(("chunks", "kvcache.chunks", case, 0.02) for case in (SPLITS[1], SPLITS[6])),
+        *(("chunks", "kvcache.chunks", case, 0.03) for case in (SPLITS[1], SPLITS[6])),
         *(("use", "kvcache.history", case, 1e-6) for case in HISTORIES),
         *(("poison", "kvcache.poison", case, 1e-6) for case in POISONS),
     ],
 )
 def test_other_logits_fail(gathered: Evidence, name: str, check_id: str, case: str, size: float) -> None:
-    """Logits moved by two per cent in another split, by a bit in another history; a NaN; no answer at all."""
+    """Logits moved by three per cent in another split, by a bit in another history; a NaN; no answer at all."""
     asked = _asked(gathered, name)
     pair = [pair for pair in asked.pairs if pair.case == case][-1]
     clean = asked.result.outputs[pair.actual]

@@ -13,7 +13,8 @@ from verifier.faults.subjects import make_micro_model
 
 UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
 CACHE = "kvcache.*,threads.*,splice.prompts,structure.lifetimes,structure.metadata"
-QUICK = [("one key head", ("plain attention", "hqq", "4-bit embedding", "short"))]
+MADE = RECIPES | {"shortest": ("--max-seq-len", "128", "--max-context-len", "128")}
+QUICK = [("one key head", ("plain attention", "hqq", "4-bit embedding", "shortest"))]
 MANY = [
     *((shape, ("default",)) for shape in SHAPES),
     *(("no sharing", (recipe,)) for recipe in RECIPES if recipe != "default"),
@@ -32,7 +33,7 @@ def _verified(
     shape: str, recipes: tuple[str, ...], folder: Path, checks: str
 ) -> tuple[int, list[tuple[str, str, str]]]:
     """Exit status and alarms of a clean model's verification."""
-    arguments = [argument for recipe in recipes for argument in RECIPES[recipe]]
+    arguments = [argument for recipe in recipes for argument in MADE[recipe]]
     make_micro_model(folder, *arguments, seed=len(shape) + len(arguments), **SHAPES[shape])
     pte = folder / "model.pte"
     status = verify(pte, "--model", str(folder), "--checks", checks, "--report", str(folder))
