@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from verifier.faults.bench import Outcome, Subject, run_faults
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.cli import main
-from verifier.faults.document import save
+from verifier.faults.document import figures, page, save
 from verifier.faults.fault import Fault, Work
 from verifier.faults.rows import ROWS
 
@@ -95,6 +96,15 @@ def test_page_tells_what_was_missed(tmp_path: Path) -> None:
     assert f"*{FAULTS[0].text}* - " in text
     assert "1 of 2 sound artifacts" in text
     assert "**local-blank**: logits.channels x" in text
+
+
+def test_page_is_what_the_tool_writes() -> None:
+    """docs/faults.md and the README's figures are those of the last whole run, and nobody's hand was in them."""
+    docs = Path(__file__).parents[2] / "docs"
+    data = json.loads((docs / "faults.json").read_text())
+    assert (docs / "faults.md").read_text() == page(data)
+    assert f"<!-- faults -->\n{figures(data)}<!-- /faults -->" in (docs.parent / "README.md").read_text()
+    assert {outcome["fault"] for outcome in data["faults"]["outcomes"]} == {fault.name for fault in FAULTS}
 
 
 @pytest.mark.xdist_group("faults")

@@ -237,7 +237,7 @@ def symmetric_activations(work: Work) -> None:
     "activations of one linear quantized with one scale for all rows",
     rows=(42,),
     step="kernel",
-    place=r"layers\.1\.attention\.wv",
+    place=r"layers\.1\.attention\.wo",
 )
 def per_tensor_activations(work: Work) -> None:
     """The largest row decides."""
@@ -246,7 +246,7 @@ def per_tensor_activations(work: Work) -> None:
         step = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
         return (x / step).round() * step @ weight.T
 
-    _linear(work, "layers.1.attention.wv", compute)
+    _linear(work, "layers.1.attention.wo", compute)
 
 
 @fault(

@@ -35,7 +35,7 @@ FUNCTION_UNITS = {
 }
 """Rounding units allowed to XNNPACK's approximations, relative to their result: a few ulps (2 units each) for a polynomial, twice
 that where a rational function, a sum or a division follows. Of the bounds built from them llava_tiny uses 0.63 at most."""
-_MOVES = {"XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNNegate"}
+_MOVES = {"XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNNegate", "XNNClamp"}
 
 
 def sum_units(terms: int) -> float:

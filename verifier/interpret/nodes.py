@@ -306,6 +306,12 @@ def _transpose(node: Node, context: Context) -> Operand:
     return _moved(node, context).permute(node.attributes["perm"]).contiguous()
 
 
+@_node("XNNClamp")
+def _clamp(node: Node, context: Context) -> Operand:
+    """x; the limits are the node's output clamp, which every node may have and which is applied behind all of them."""
+    return _moved(node, context)
+
+
 @_node("XNNStaticReshape")
 def _reshape(node: Node, context: Context) -> Operand:
     """The same elements in another shape; a size of 0 is what the others leave."""
