@@ -49,7 +49,9 @@ def _summary(rung: str, exact: list[bool]) -> str:
 def exact_in_fp32(model: Path, samples: list[Sample]) -> list[bool]:
     """Whether the fp32 definition captions each scene exactly."""
     definition = build_definition(open_checkpoint(model))
-    return [bool((answer_samples(definition, [s])[0].logits.argmax(-1) == np.array(s.golden.ids)).all()) for s in samples]
+    return [
+        bool((answer_samples(definition, [s])[0].logits.argmax(-1) == np.array(s.golden.ids)).all()) for s in samples
+    ]
 
 
 def exact_in_program(pte: Path, samples: list[Sample]) -> list[bool]:
