@@ -23,7 +23,6 @@ from verifier.reference import (
     Answered,
     LayerPair,
     Sample,
-    answer_samples,
     compare_layer_by_layer,
     compare_with_hugging_face,
     load_hugging_face,
@@ -111,11 +110,6 @@ class Evidence:
     def patches(self) -> int:
         """Image tokens of one image."""
         return self.checkpoint.geometry.vision.patches
-
-
-def reference_answers(definition: Definition, samples: list[Sample]) -> list[Answered]:
-    """The definition's answers."""
-    return answer_samples(definition, samples)
 
 
 def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:

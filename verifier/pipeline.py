@@ -34,7 +34,6 @@ from verifier.evidence import (
     golden_folder,
     logits_of,
     mapping_pairs,
-    reference_answers,
     run_bundle,
 )
 from verifier.golden import (
@@ -51,7 +50,7 @@ from verifier.opening import Opened, Request, open_request, planned_cases, subje
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
-from verifier.reference import Sample, greedy_answer, load_sample
+from verifier.reference import Sample, answer_samples, greedy_answer, load_sample
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
 
@@ -174,7 +173,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            answers = reference_answers(definition, samples) if _wants(opened, *CONVERSING) else []
+            answers = answer_samples(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):

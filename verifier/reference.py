@@ -115,15 +115,20 @@ class LayerPair:
     expected: Array
 
 
+def _image_tokens(model: Any, definition: Definition, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Image tokens by the definition [1, P, D] and by Hugging Face [P, D]."""
+    expected = model.get_image_features(pixel_values=definition.vision.normalize(sample.image))
+    expected = getattr(expected, "pooler_output", expected)
+    expected = expected[0] if isinstance(expected, (list, tuple)) else expected
+    vision = definition.image_tokens(sample.image)
+    return vision, expected.reshape(vision[0].shape)
+
+
 def compare_with_hugging_face(model: Any, definition: Definition, sample: Sample) -> list[LayerPair]:
     """Image tokens, the output of every decoder layer, and logits: definition (actual) against Hugging Face (expected)."""
     with torch.no_grad():
-        pixels = definition.vision.normalize(sample.image)
-        vision_expected = model.get_image_features(pixel_values=pixels)
-        vision_expected = getattr(vision_expected, "pooler_output", vision_expected)
-        vision_expected = vision_expected[0] if isinstance(vision_expected, (list, tuple)) else vision_expected
-        vision = definition.image_tokens(sample.image)
-        pairs = [("vision", vision[0], vision_expected.reshape(vision[0].shape))]
+        vision, expected = _image_tokens(model, definition, sample)
+        pairs = [("vision", vision[0], expected)]
         embeddings = splice(definition, sample, vision, sample.golden.ids)
         hidden, states = definition.hidden(embeddings)
         expected_states: list[Tensor] = []
@@ -156,12 +161,8 @@ def compare_layer_by_layer(checkpoint: Checkpoint, definition: Definition, sampl
     """
     model = load_hugging_face(checkpoint, layers=0)
     with torch.no_grad():
-        pixels = definition.vision.normalize(sample.image)
-        expected = model.get_image_features(pixel_values=pixels)
-        expected = getattr(expected, "pooler_output", expected)
-        expected = expected[0] if isinstance(expected, (list, tuple)) else expected
-        vision = definition.image_tokens(sample.image)
-        pairs = [LayerPair("vision", np.asarray(vision[0]), np.asarray(expected.reshape(vision[0].shape)))]
+        vision, expected = _image_tokens(model, definition, sample)
+        pairs = [LayerPair("vision", np.asarray(vision[0]), np.asarray(expected))]
         embeddings = splice(definition, sample, vision, sample.golden.ids)[:, :COMPARED_TOKENS]
         theirs = _HuggingFaceLayers(checkpoint, model)
         state, turned = embeddings, theirs.rotation(embeddings.shape[1])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from verifier.export.lean_partition import LARGE_BYTES, _shared_copy, lean_partitioning, release
+from verifier.export.lean_partition import RELEASED_BYTES, _shared_copy, lean_partitioning, release
 
 
 def _program(**tensors: torch.Tensor) -> SimpleNamespace:
@@ -16,14 +16,14 @@ def _program(**tensors: torch.Tensor) -> SimpleNamespace:
 
 def test_release_empties_large_tensors_that_nothing_else_uses() -> None:
     """Small ones, and those that another program holds or views, stay."""
-    count = LARGE_BYTES // 4
+    count = RELEASED_BYTES // 4
     used, shared, small = torch.ones(count), torch.ones(count), torch.ones(10)
     program = _program(used=used, shared=shared, small=small)
-    assert release(program, but=_program(view=shared.view(2, -1))) == LARGE_BYTES
+    assert release(program, but=_program(view=shared.view(2, -1))) == RELEASED_BYTES
     assert used.untyped_storage().nbytes() == 0
     assert float(shared.sum()) == count
     assert float(small.sum()) == 10
-    assert release(program, but=_program()) == LARGE_BYTES
+    assert release(program, but=_program()) == RELEASED_BYTES
 
 
 def test_copies_share_tensors_and_nothing_else() -> None:

@@ -56,6 +56,11 @@ class Outcome:
     problem: str = ""
     failed: tuple[str, ...] = field(default=())
 
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> Outcome:
+        """From the JSON that `asdict` became."""
+        return cls(**(saved | {"failed": tuple(saved["failed"])}))
+
     def found(self, fault: Fault) -> bool:
         """Whether the gate said no, in the way that it should."""
         return not self.problem and self.status == fault.status
@@ -91,11 +96,11 @@ class _Memory:
     def install(self) -> None:
         """From here on the pipeline asks here first."""
         if self._answer is None:
-            self._answer = patch(pipeline, "reference_answers", self.answers)
+            self._answer = patch(pipeline, "answer_samples", self.answers)
             self._pairs = patch(pipeline, "mapping_pairs", self.pairs)
 
     def answers(self, definition: Definition, samples: list[Sample]) -> list[Answered]:
-        """As `reference_answers`."""
+        """As `answer_samples`."""
         made: list[Answered] = []
         for sample in samples:
             key = self._key("answer", definition, sample)
@@ -171,7 +176,7 @@ def _outcome(name: str, folder: Path) -> Outcome:
     path = folder / "outcome.json"
     if not path.is_file():
         return Outcome(name, _OURS, problem=f"no answer within {LIMIT_S:g} s, or the process died")
-    return Outcome(**json.loads(path.read_text()))
+    return Outcome.read(json.loads(path.read_text()))
 
 
 def _child(fault: Fault, subject: Subject, folder: Path, quick: bool, whole: bool) -> None:

@@ -94,7 +94,7 @@ class _Kept:
             raise UsageError("there is nothing to resume", got=self.path, fix="give --json the file of that run")
         saved = json.loads(self.path.read_text())
         self.before_s = saved["wall_s"]
-        self.outcomes = {o["fault"]: Outcome(**(o | {"failed": tuple(o["failed"])})) for o in saved["outcomes"]}
+        self.outcomes = {outcome.fault: outcome for outcome in map(Outcome.read, saved["outcomes"])}
 
     def add(self, outcome: Outcome) -> None:
         self.outcomes[outcome.fault] = outcome

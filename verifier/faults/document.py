@@ -20,8 +20,8 @@ from verifier.faults.fault import KINDS, Fault
 from verifier.faults.rows import ROWS
 from verifier.files import replacing
 
-CAPTIONING = "tiny"
-"""The subject that answers as a trained model does. Today's checks do not pass a random one even when it is sound."""
+UNFAIR = {"micro": ("caption", "top1")}
+"""Today's checks that a sound subject does not pass itself, measured: a random model's answers do not survive 4 bits."""
 DATA, PAGE, README = "faults.json", "faults.md", "README.md"
 _PATHS = re.compile(r"/(?:[\w.-]+/)+")
 """Folders of the machine that the bench ran on: nobody else's business."""
@@ -68,11 +68,15 @@ def render(folder: Path) -> None:
 
 def _pairs(data: dict[str, Any]) -> list[tuple[Fault, Outcome]]:
     named = {fault.name: fault for fault in FAULTS}
-    read = [Outcome(**(o | {"failed": tuple(o["failed"])})) for o in data["faults"]["outcomes"]]
+    read = map(Outcome.read, data["faults"]["outcomes"])
     pairs = [(named[outcome.fault], outcome) for outcome in read if outcome.fault in named]
-    return [
-        (fault, outcome if fault.subject == CAPTIONING else replace(outcome, today=None)) for fault, outcome in pairs
-    ]
+    return [(fault, replace(outcome, today=_fair(fault, outcome))) for fault, outcome in pairs]
+
+
+def _fair(fault: Fault, outcome: Outcome) -> dict[str, bool] | None:
+    """Today's verdicts that say something about the fault."""
+    unfair = UNFAIR.get(fault.subject, ())
+    return outcome.today and {key: passed for key, passed in outcome.today.items() if key not in unfair}
 
 
 def figures(data: dict[str, Any]) -> str:
@@ -82,12 +86,12 @@ def figures(data: dict[str, Any]) -> str:
     lines = [
         f"Of **{len(pairs)}** faults injected one at a time the gate finds **{sum(o.found(f) for f, o in pairs)}**, names the right step in "
         f"{sum(o.right_step(f) for f, o in pairs)} and the right place in {sum(o.right_place(f) for f, o in pairs)}.",
-        f"Of the {len(held)} that are put to a trained model and reach its answers, today's checks find:",
+        f"Of the {len(held)} that reach a program's answers, today's checks find, where the sound program passes them itself:",
         "",
         "| check | found |",
         "|---|---|",
     ]
-    lines += [f"| {name} | {_missed(held, key)} of {len(held)} |" for key, name in today.NAMES.items()]
+    lines += [f"| {name} | {_seen(held, key)} |" for key, name in today.NAMES.items()]
     found = sum(o.found(f) for f, o in pairs if o.today is not None)
     lines += [f"| this gate | {found} of {len(held)} |", ""]
     if "clean" in data:
@@ -97,8 +101,10 @@ def figures(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _missed(held: Iterable[Outcome], key: str) -> int:
-    return sum(not (outcome.today or {})[key] for outcome in held)
+def _seen(held: Iterable[Outcome], key: str) -> str:
+    """How many faults one of today's checks finds, of those that it was fairly asked about."""
+    passed = [outcome.today[key] for outcome in held if outcome.today and key in outcome.today]
+    return f"{passed.count(False)} of {len(passed)}"
 
 
 def page(data: dict[str, Any]) -> str:
@@ -131,7 +137,7 @@ blamed in a fixed order, so this is what the whole gate says. `also` counts furt
 Beside it, on the same run, what people use today. **(a)** the caption begins with the nine words that are due (upstream's test), **(b)** five
 tokens came out (upstream's script), **(c)** SQNR >= 10 dB and cosine >= 0.95 of the logits against fp32 (ExecuTorch's Qualcomm samples),
 **(d)** 95 % of the top-1 tokens are fp32's. A dash: not applicable, because nothing ran, because only the recorded trace was changed, or because
-the model is a random one, which these do not pass even when it is sound."""
+the model is a random one, which does not pass (a) and (d) even when it is sound."""
 
 
 def _by_kind(pairs: list[tuple[Fault, Outcome]]) -> str:
@@ -142,7 +148,7 @@ def _by_kind(pairs: list[tuple[Fault, Outcome]]) -> str:
         lines.append(
             f"| {name} | {len(group)} | {sum(o.found(f) for f, o in group)} | {sum(o.right_step(f) for f, o in group)} "
             f"| {sum(o.right_place(f) for f, o in group)} | "
-            + " | ".join(f"{_missed(held, key)} of {len(held)}" for key in today.NAMES)
+            + " | ".join(_seen(held, key) for key in today.NAMES)
             + " |"
         )
     return "\n".join(lines)
@@ -163,7 +169,7 @@ def _section(kind: str, pairs: list[tuple[Fault, Outcome]]) -> str:
         rows = ", ".join(map(str, fault.rows)) or "-"
         by = outcome.check or ("refused" if outcome.found(fault) else "**not found**")
         step = f"{outcome.step or '-'}{'' if outcome.right_step(fault) else ' **wrong**'}"
-        held = [_mark(not outcome.today[key]) if outcome.today else "-" for key in today.NAMES]
+        held = [_mark(not outcome.today[key]) if outcome.today and key in outcome.today else "-" for key in today.NAMES]
         cells = [
             fault.text,
             rows,
