@@ -88,7 +88,8 @@ class Traced:
 
 
 def _without_image_tokens(script: Script, sample: Sample, answer: tuple[int, ...], *, patches: int) -> None:
-    """The image through the encoder, and the text around it through the decoder: a trace of 576 image tokens of a 7B model has 13 GB."""
+    """The image through the encoder, and the text around it through the decoder: 576 image tokens of a 7B model would leave
+    a trace of some 13 GB, by arithmetic."""
     prompt = sample.prompt
     segments = (prompt.before, prompt.after, *((token,) for token in answer[:-1]))
     splice(script, segments, [sample.image.numpy()], patches=patches)
