@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
@@ -13,20 +13,41 @@ if TYPE_CHECKING:
     from verifier.types import Recipe
 
 
-def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
-    """Partition and delegate. The decoder gets two partitioners: its dynamically quantized linears one by one (so that
-    packed weights are never held twice), then whatever else XNNPACK takes."""
+def _partitioners(method: str) -> list[Any]:
+    """The decoder gets two: its dynamically quantized linears one by one (so that packed weights are never held twice), then
+    whatever else XNNPACK takes."""
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    if method == "text_decoder":
+        linears = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+        return [linears, XnnpackPartitioner()]
+    return [XnnpackPartitioner()] if method == "vision_encoder" else []
+
+
+def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
+    """Partition and delegate all methods at once, as upstream does."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    linears = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
     return to_edge_transform_and_lower(
         dict(programs),
-        partitioner={"vision_encoder": [XnnpackPartitioner()], "text_decoder": [linears, XnnpackPartitioner()]},
+        partitioner={name: _partitioners(name) for name in programs},
         constant_methods=dict(metadata),
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
+
+
+def lower_method(method: str, program: ExportedProgram) -> ExportedProgram:
+    """Partition and delegate one method; `join` makes of several what `to_edge` makes, and no two are in memory untransformed."""
+    lowered: ExportedProgram = to_edge({method: program}, {}).exported_program(method)
+    return lowered
+
+
+def join(methods: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
+    """Methods from `lower_method`, in the order of the file, and its constant methods."""
+    from executorch.exir import EdgeCompileConfig, EdgeProgramManager
+
+    return EdgeProgramManager(dict(methods), dict(metadata), EdgeCompileConfig(_check_ir_validity=False))
 
 
 def to_program(edge: EdgeProgramManager) -> ExecutorchProgramManager:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verifier.checkpoint import EMBEDDED, Checkpoint, sha256_of_file
 from verifier.errors import ExportError, UsageError
 from verifier.export.lean import lean_lowering
-from verifier.export.lower import metadata, to_edge, to_program
+from verifier.export.lower import join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.files import replacing
@@ -22,6 +23,7 @@ from verifier.types import Recipe
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager
+    from torch.export import ExportedProgram
 
 CALIBRATION = EMBEDDED / "calibration"
 MIN_CALIBRATION_IMAGES = 2
@@ -58,26 +60,46 @@ def calibration_images(folder: Path) -> tuple[Path, ...]:
 def lower_checkpoint(
     checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path], progress: Progress, *, plain: bool = False
 ) -> ExecutorchProgramManager:
-    """Quantize, trace and lower all three methods; `plain` does it as upstream does, slowly."""
-    side_px = checkpoint.geometry.vision.image_px
+    """Quantize, trace and lower all three methods, one after the other; `plain` does it as upstream does, slowly."""
     with hushed() as stream, lean_lowering(plain=plain):
         progress.stream = stream
-        with progress.stage("vision_encoder: calibrate and trace"):
-            calibration = [
-                prepare_image(read_image(path), side_px=side_px, square=recipe.static_image_shape) for path in images
-            ]
-            vision = trace_vision_encoder(checkpoint, recipe, calibration)
-        with progress.stage("token_embedding: quantize and trace"):
-            embedding = trace_token_embedding(checkpoint, recipe)
-        with progress.stage("text_decoder: quantize and trace"):
-            text = trace_text_decoder(checkpoint, recipe)
-        with progress.stage("lower to XNNPACK"):
-            tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
-            vocabulary = checkpoint.geometry.text.vocabulary
-            facts = metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-            edge = to_edge({"vision_encoder": vision, "token_embedding": embedding, "text_decoder": text}, facts)
+        facts = _metadata(checkpoint, recipe)
+        traces = _traces(checkpoint, recipe, images)
+        if plain:
+            edge = to_edge({method: trace() for method, trace in traces.items()}, facts)
+        else:
+            edge = join({method: lowered(method, trace, progress) for method, trace in traces.items()}, facts)
         with progress.stage("plan memory and emit"):
             return to_program(edge)
+
+
+def lowered(method: str, trace: Callable[[], ExportedProgram], progress: Progress) -> ExportedProgram:
+    """One method traced, and lowered to XNNPACK."""
+    with progress.stage(f"{method}: quantize and trace"):
+        program = trace()
+    with progress.stage(f"{method}: lower to XNNPACK"):
+        return lower_method(method, program)
+
+
+def _traces(checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path]) -> dict[str, Callable[[], ExportedProgram]]:
+    side_px = checkpoint.geometry.vision.image_px
+
+    def vision_encoder() -> ExportedProgram:
+        square = recipe.static_image_shape
+        calibration = [prepare_image(read_image(path), side_px=side_px, square=square) for path in images]
+        return trace_vision_encoder(checkpoint, recipe, calibration)
+
+    return {
+        "vision_encoder": vision_encoder,
+        "token_embedding": partial(trace_token_embedding, checkpoint, recipe),
+        "text_decoder": partial(trace_text_decoder, checkpoint, recipe),
+    }
+
+
+def _metadata(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, int]:
+    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    vocabulary = checkpoint.geometry.text.vocabulary
+    return metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
 def export_llava(

@@ -22,9 +22,12 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from verifier import pipeline
 from verifier.checkpoint import Checkpoint
 from verifier.checks.registry import CHECKS
+from verifier.errors import VerifierError
 from verifier.evidence import MAPPING_SAMPLES, Evidence
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
@@ -129,18 +132,18 @@ class _Memory:
 MEMORY = _Memory()
 
 
-def prepare(subjects: Sequence[Subject]) -> None:
-    """Run the gate on every clean subject, in this process: references are kept. Raises `RuntimeError` if one does not pass."""
-    import torch
-
+def prepare(subject: Subject) -> None:
+    """Compute the references of a clean subject in this process, and keep them. Raises `VerifierError` if they cannot be made."""
     torch.set_num_threads(1)
     MEMORY.install()
-    for subject in subjects:
-        status = gate([str(subject.pte), "--quiet", *subject.arguments])
-        if status != 0:
-            raise RuntimeError(
-                f"{subject.pte}: the clean program does not pass ({status}); nothing can be learnt from faults"
-            )
+    status = gate([str(subject.pte), "--quiet", "--checks", "mapping.*,preprocess.*", *subject.arguments])
+    if status != 0:
+        raise VerifierError("the clean program has no references that hold", got=status, where=subject.pte)
+
+
+def sound(name: str) -> Fault:
+    """No fault at all: the gate's whole run on a clean subject, which has to pass for anything to be learnt from faults."""
+    return Fault(f"sound-{name}", "clean", (), "the clean program", (), "", lambda work: None, subject=name, status=0)
 
 
 def run_faults(
@@ -206,7 +209,8 @@ def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whol
     words += [] if work.model == subject.model else ["--model", str(work.model)]
     held: dict[str, bool] | None = None
     status, report = 0, None
-    for stage in _stages(fault, subject, quick=quick, whole=whole):
+    stages = _stages(fault, subject, quick=quick, whole=whole)
+    for stage in stages[1 if work.traced_only and len(stages) > 1 else 0 :]:  # the first one looks at no trace
         (folder / "report.json").unlink(missing_ok=True)
         status = gate([*words, *stage])
         report = _report(folder / "report.json")
@@ -233,7 +237,7 @@ def _stages(fault: Fault, subject: Subject, *, quick: bool, whole: bool) -> tupl
     """
     few = ["--images", ",".join(subject.few)] if subject.few else []
     if fault.kind == "clean":
-        return (["--checks", fault.quick],)
+        return (["--checks", fault.quick] if fault.quick else [],)
     if quick:
         return (["--checks", fault.quick, *few],)
     if whole:

@@ -8,21 +8,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import UsageError, VerifierError
-from verifier.faults.bench import Outcome, Subject, prepare, run_faults
+from verifier.faults.bench import Outcome, Subject, prepare, run_faults, sound
 from verifier.faults.catalogue import FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.document import save
 from verifier.faults.fault import Fault
-from verifier.faults.subjects import begin_calibrated_model, calibrate_model
+from verifier.faults.subjects import make_calibrated_model
 from verifier.files import replacing
 from verifier.opening import split_globs
 
@@ -105,24 +105,17 @@ class _Kept:
 
 
 def _prepare(folder: Path, wanted: set[str], *, references: bool) -> dict[str, Subject]:
-    """The subjects that faults ask for. With `references` the gate has passed each of them, and what it computed in fp32 is kept; the
-    micro model is exported beside that."""
+    """The subjects that faults ask for; with `references`, what the gate computes in fp32 for each of them is kept."""
     few = ("square_0*", "wide_0*", "blank*")
     subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
-    with ThreadPoolExecutor(1) as beside:
-        exported = None
-        if "micro" in wanted:
-            model = folder / "micro-model"
-            model.mkdir()
-            exported = beside.submit(begin_calibrated_model(model))
-        if references:
-            prepare([subjects["tiny"]])
-        if exported is not None:
-            pte, *variants = exported.result()
-            calibrate_model(pte, variants)
-            subjects["micro"] = Subject(pte, pte.parent, ("--model", str(pte.parent)))
-    if references and "micro" in subjects:
-        prepare([subjects["micro"]])
+    if "micro" in wanted:
+        model = folder / "micro-model"
+        model.mkdir()
+        pte = make_calibrated_model(model)
+        subjects["micro"] = Subject(pte, model, ("--model", str(model)))
+    if references:
+        for subject in subjects.values():
+            prepare(subject)
     return subjects
 
 
@@ -130,18 +123,34 @@ def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kep
     named = {fault.name: fault for fault in faults if fault.name not in kept.outcomes}
     with tempfile.TemporaryDirectory(prefix="verifier-faults-") as place:
         folder = Path(place)
-        wanted = {fault.subject for fault in named.values()}
-        subjects = _prepare(folder, wanted, references=not options.quick)
+        torch.set_num_threads(1)  # children are forked, and do not inherit the threads of OpenMP
+        references = not options.quick
+        subjects = _prepare(folder, {fault.subject for fault in named.values()}, references=references)
+        controls = {fault.name: fault for fault in map(sound, subjects)} if references and not options.clean else {}
         for outcome in run_faults(
-            list(named.values()),
+            [*controls.values(), *sorted(named.values(), key=_slowest_first)],
             subjects,
             folder,
             workers=options.workers,
             quick=options.quick,
             whole=options.whole,
         ):
+            if outcome.fault in controls:
+                if outcome.status != 0:
+                    raise VerifierError(
+                        "the clean program does not pass: nothing can be learnt from faults",
+                        got=outcome.message or outcome.problem,
+                        where=subjects[controls[outcome.fault].subject].pte,
+                    )
+                console.print(f"[dim]{outcome.fault} passes, {outcome.wall_s:.0f} s[/]", highlight=False)
+                continue
             kept.add(outcome)
             console.print(_line(named[outcome.fault], outcome), highlight=False)
+
+
+def _slowest_first(fault: Fault) -> bool:
+    """A worker with the longest one last would end alone."""
+    return not fault.slow
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.inventory import Constant
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.errors import VerifierError
+from verifier.faults.lowered import reuse
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.types import Step
 
@@ -68,8 +69,9 @@ class Work:
         scales = getattr(quantization, "quantization", quantization).scales
         change_bytes(self.pte, scales, lambda raw: change(raw.view("<u2").copy()))
 
-    def export(self, patch: Callable[[], None], *arguments: str) -> None:
-        """Export the checkpoint anew into `pte` in a process of its own, in which `patch` has changed what it likes.
+    def export(self, patch: Callable[[], None], *arguments: str, only: str = "") -> None:
+        """Export the checkpoint anew into `pte` in a process of its own, in which `patch` has changed what it likes. If that is
+        one method's matter, `only` names it, and the others are taken from the sound export where the bench has kept them.
 
         Raises `VerifierError` if that fails: a fault that cannot be exported is none.
         """
@@ -79,6 +81,8 @@ class Work:
         if child == 0:
             status = 70
             try:
+                if only:
+                    reuse(self.model, only)
                 patch()
                 status = main(["--pte-name", str(self.pte), "--model", str(self.model), "--quiet", *arguments])
             finally:
@@ -125,6 +129,7 @@ class Fault:
     subject: str = "tiny"
     status: int = FAILED
     quick: str = ""
+    slow: bool = False
 
 
 def fault(
@@ -137,12 +142,13 @@ def fault(
     subject: str = "tiny",
     status: int = FAILED,
     quick: str = "",
+    slow: bool = False,
 ) -> Callable[[Inject], Fault]:
     """Make a fault of the function that injects it; the function's name is the fault's."""
 
     def made(inject: Inject) -> Fault:
         steps = (step,) if isinstance(step, str) else step
         name = inject.__name__.replace("_", "-")
-        return Fault(name, kind, rows, text, steps, place, inject, subject, status, quick)
+        return Fault(name, kind, rows, text, steps, place, inject, subject, status, quick, slow)
 
     return made

@@ -13,6 +13,7 @@ from verifier.checkpoint import Checkpoint
 from verifier.faults.fault import Fault, Work, fault, patch
 
 MICRO = "micro"
+VISION, TEXT = "vision_encoder", "text_decoder"
 
 
 def _tensors(change: Callable[[str, Tensor], Tensor]) -> None:
@@ -50,7 +51,7 @@ def key_not_loaded(work: Work) -> None:
     def changed() -> None:
         _tensors(lambda key, t: torch.ones_like(t) if "layers.1.post_attention_layernorm" in key else t)
 
-    work.export(changed)
+    work.export(changed, only=TEXT)
 
 
 @fault("recipe", "the decoder of a sibling checkpoint", rows=(2,), subject=MICRO, step="lowering", place=r"layers\.0")
@@ -67,7 +68,7 @@ def sibling_checkpoint(work: Work) -> None:
 
         _tensors(shuffled)
 
-    work.export(changed)
+    work.export(changed, only=TEXT)
 
 
 @fault("recipe", "the output head tied to the embedding", rows=(1,), subject=MICRO, step="lowering", place="output")
@@ -75,7 +76,7 @@ def tied_head(work: Work) -> None:
     """As in checkpoints that do it."""
     keys = {key.rpartition(".")[0].rpartition(".")[2]: key for key in work.checkpoint.keys}
     table, head = work.checkpoint.tensor(keys["embed_tokens"]), keys["lm_head"]
-    work.export(lambda: _tensors(lambda key, tensor: table if key == head else tensor))
+    work.export(lambda: _tensors(lambda key, tensor: table if key == head else tensor), only=TEXT)
 
 
 @fault(
@@ -90,7 +91,7 @@ def gate_for_up(work: Work) -> None:
     names = {key: key.replace("gate_proj", "up_proj") for key in work.checkpoint.keys if "layers.1.mlp.gate" in key}
     names |= {value: key for key, value in names.items()}
     others = {key: work.checkpoint.tensor(other) for key, other in names.items()}
-    work.export(lambda: _tensors(others.get))
+    work.export(lambda: _tensors(others.get), only=TEXT)
 
 
 @fault(
@@ -106,7 +107,14 @@ def cast_everything(work: Work) -> None:
     work.export(lambda: _tensors(lambda _key, tensor: tensor.to(torch.bfloat16).to(tensor.dtype)))
 
 
-@fault("recipe", "int8 ranges taken from flat images", rows=(13,), step="quantization", place="vision_encoder")
+@fault(
+    "recipe",
+    "int8 ranges taken from flat images",
+    rows=(13,),
+    step="quantization",
+    place="vision_encoder",
+    slow=True,
+)
 def calibrated_on_flat_images(work: Work) -> None:
     """Right for grey pictures."""
     folder = work.folder / "flat"
@@ -131,7 +139,7 @@ def feature_layer_before(work: Work) -> None:
 
         patch(VisionTower, "forward", forward)
 
-    work.export(changed)
+    work.export(changed, only=VISION)
 
 
 @fault(
@@ -168,7 +176,7 @@ def heads_and_width_swapped(work: Work) -> None:
 
         right = patch(trace, "build_vision_encoder", build)
 
-    work.export(changed)
+    work.export(changed, only=VISION)
 
 
 @fault("recipe", "the tower's activation in the projector", subject=MICRO, step="lowering", place="vision_encoder")
@@ -185,7 +193,7 @@ def quick_gelu_for_gelu(work: Work) -> None:
 
         patch(Projector, "forward", forward)
 
-    work.export(changed)
+    work.export(changed, only=VISION)
 
 
 @fault("recipe", "QuickGELU with 1.7 for 1.702", subject=MICRO, step="lowering", place=r"vision_encoder")
@@ -197,7 +205,7 @@ def rounded_quick_gelu(work: Work) -> None:
 
         patch(vision, "QUICK_GELU", 1.7)
 
-    work.export(changed)
+    work.export(changed, only=VISION)
 
 
 @fault("recipe", "pixels in the order BGR inside the program", subject=MICRO, step="lowering", place="vision_encoder")
@@ -210,7 +218,7 @@ def blue_first(work: Work) -> None:
         right = VisionEncoder.normalize
         patch(VisionEncoder, "normalize", lambda self, image: right(self, image.flip(0)))
 
-    work.export(changed)
+    work.export(changed, only=VISION)
 
 
 @fault(
@@ -234,7 +242,7 @@ def interleaved_rope(work: Work) -> None:
 
         right = patch(text, "_arguments", arguments)
 
-    work.export(changed)
+    work.export(changed, only=TEXT)
 
 
 @fault(
@@ -253,7 +261,7 @@ def rows_one_late(work: Work) -> None:
         right = cache.update
         cache.update = lambda input_pos, k, v: right(input_pos + 1, k, v)
 
-    work.export(lambda: _decoder(late))
+    work.export(lambda: _decoder(late), only=TEXT)
 
 
 @fault(
@@ -271,7 +279,7 @@ def mask_one_too_many(work: Work) -> None:
         attention = decoder.layers[1].attention
         attention.register_buffer("mask", torch.ones_like(attention.mask).tril(1), persistent=False)
 
-    work.export(lambda: _decoder(shifted), "--no-use-sdpa-with-kv-cache")
+    work.export(lambda: _decoder(shifted), "--no-use-sdpa-with-kv-cache", only=TEXT)
 
 
 @fault("recipe", "a residual added with 0.98 for 1", rows=(47,), subject=MICRO, step="lowering", place=r"layers\.1")
@@ -283,7 +291,7 @@ def residual_with_alpha(work: Work) -> None:
         right = inner.forward
         inner.forward = lambda x: right(x) * 0.98
 
-    work.export(lambda: _decoder(weaker))
+    work.export(lambda: _decoder(weaker), only=TEXT)
 
 
 @fault("recipe", "a clamp where the model has none", rows=(48,), subject=MICRO, step="lowering", place=r"layers\.1")
@@ -295,7 +303,7 @@ def clamp_too_many(work: Work) -> None:
         right = inner.forward
         inner.forward = lambda x: right(x).clamp(-1e-3, 1e-3)
 
-    work.export(lambda: _decoder(clamped))
+    work.export(lambda: _decoder(clamped), only=TEXT)
 
 
 @fault(
@@ -318,7 +326,7 @@ def one_linear_not_quantized(work: Work) -> None:
 
         right = patch(trace, "quantize_linear", quantize)
 
-    work.export(changed)
+    work.export(changed, only=TEXT)
 
 
 @fault(
@@ -339,13 +347,13 @@ def delegation_lost(work: Work) -> None:
         asked: list[Any] = []
 
         def partitioner(*given: Any, **named: Any) -> Any:
+            second = not named and bool(asked)  # the first is for the linears
             asked.append(named)
-            second = not named and sum(not each for each in asked) == 2  # the first is the vision encoder's
             return right(configs=[EluConfig]) if second else right(*given, **named)  # the model has no ELU
 
         right = patch(xnnpack_partitioner, "XnnpackPartitioner", partitioner)
 
-    work.export(changed)
+    work.export(changed, only=TEXT)
 
 
 FAULTS: tuple[Fault, ...] = (

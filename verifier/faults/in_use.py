@@ -211,7 +211,9 @@ def position_twice(work: Work) -> None:
     _steps(2)
 
 
-@fault("use", "temperature 0.8, the default of many runners", rows=(56,), step="mapping", place="temperature")
+@fault(
+    "use", "temperature 0.8, the default of many runners", rows=(56,), step="mapping", place="temperature", slow=True
+)
 def sampled(work: Work) -> None:
     """The token that is fed back is drawn, not favoured."""
     rng = np.random.default_rng(0)

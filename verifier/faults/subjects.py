@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import ExportError
+from verifier.faults.lowered import keep, reuse
 from verifier.golden_cli import answer, write_entries
 from verifier.model.definition import build_definition
 from verifier.model.prompt import DEFAULT_QUESTION
@@ -102,29 +101,41 @@ def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTIO
     write_entries(checkpoint, folder, entries, "made anew from the images")
 
 
-def begin_calibrated_model(folder: Path) -> Callable[[], list[Path]]:
-    """A micro checkpoint with its golden answers, now; what is returned exports it three times, with all calibration images and
-    with either half of them, in processes of their own: the program, and two variants. Raises `ExportError`."""
+def make_calibrated_model(folder: Path) -> Path:
+    """A micro checkpoint with golden answers, its export `model.pte`, and bands beside it, from two variants whose int8 ranges come from
+    either half of the calibration images. Its lowered methods are kept. Raises `ExportError`."""
     from verifier.export.run import CALIBRATION, calibration_images
 
     images = calibration_images(CALIBRATION)
     _answered_checkpoint(folder)
-    asked: list[tuple[str, ...]] = [(str(folder / "model.pte"),)]
+    pte = folder / "model.pte"
+    if keep(folder, lambda: _exporter(folder, pte)) != 0:
+        raise ExportError("a micro model could not be exported", where=pte)
+    variants = []
     for number in range(2):
         half = folder / f"half{number}"
         half.mkdir()
         for path in images[number::2]:
             shutil.copy(path, half)
-        asked.append((str(half / "variant.pte"), "--calibration", str(half)))
+        variants.append(half / "variant.pte")
+    context = multiprocessing.get_context("fork")  # the kept methods come along
+    started = [context.Process(target=_variant, args=(folder, variant)) for variant in variants]
+    for process in started:
+        process.start()
+    for process, variant in zip(started, variants, strict=True):
+        process.join()
+        if process.exitcode != 0:
+            raise ExportError("a micro model could not be exported", got=process.exitcode, where=variant)
+    _calibrate(pte, variants)
+    return pte
 
-    def export() -> list[Path]:
-        with ThreadPoolExecutor(2) as children:
-            return list(children.map(_export_apart, [folder] * len(asked), asked))
 
-    return export
+def _variant(model: Path, pte: Path) -> None:
+    reuse(model, "vision_encoder")
+    sys.exit(_exporter(model, pte, "--calibration", str(pte.parent)))
 
 
-def calibrate_model(pte: Path, variants: Sequence[Path]) -> None:
+def _calibrate(pte: Path, variants: Sequence[Path]) -> None:
     """Write the bands of a micro model beside it. Raises `ExportError`."""
     from verifier.calibrate import main as calibrate
 
@@ -135,24 +146,10 @@ def calibrate_model(pte: Path, variants: Sequence[Path]) -> None:
         raise ExportError("a micro model could not be calibrated", got=status, where=pte)
 
 
-def _export_apart(model: Path, words: Sequence[str]) -> Path:
-    """In a process of its own: one forked from this one would wait for threads that it does not have."""
-    command = [sys.executable, "-m", "verifier.export_llava", "--quiet", "--model", str(model), "--pte-name", *words]
-    made = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    if made.returncode != 0:
-        raise ExportError("a micro model could not be exported", got=made.stderr[-500:], where=words[0])
-    return Path(words[0])
-
-
-def _export(model: Path, words: Sequence[str]) -> Path:
+def _exporter(model: Path, pte: Path, *arguments: str) -> int:
     from verifier.export_llava import main as export
 
-    status = export(["--quiet", "--model", str(model), "--pte-name", *words])
-    if status != 0:
-        raise ExportError("a micro model could not be exported", got=status, where=words[0])
-    return Path(words[0])
+    return export(["--quiet", "--model", str(model), "--pte-name", str(pte), *arguments])
 
 
 def _answered_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) -> None:
@@ -167,4 +164,8 @@ def _answered_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) 
 def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields: object) -> Path:
     """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
     _answered_checkpoint(folder, seed=seed, **text_fields)
-    return _export(folder, (str(folder / "model.pte"), *arguments))
+    pte = folder / "model.pte"
+    status = _exporter(folder, pte, *arguments)
+    if status != 0:
+        raise ExportError("a micro model could not be exported", got=status, where=pte)
+    return pte
