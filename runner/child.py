@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from runner.bundle import load_bundle
-from runner.protocol import BUFFER_FILE, ETDUMP_FILE, ArgmaxOf, Array, Bundle, OutputOf
+from runner.protocol import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, ArgmaxOf, Array, Bundle, OutputOf
 from runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 from verifier.errors import RunnerError
 
@@ -95,6 +95,10 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
         (directory / PLACE_FILE).write_text(str(number))
         inputs = tuple(given(value) for value in call.inputs)
         begun = time.perf_counter()
+        if call.method == LOOP:
+            _loop()
+            fields["call_s"].append(time.perf_counter() - begun)
+            continue
         try:
             # outputs alias the program's memory until its next call: what is needed is copied below, a cache need not be
             answer = programs[call.instance].run_method(call.method, inputs, False)
@@ -122,6 +126,19 @@ def carry_out(bundle: Bundle, directory: Path) -> None:
     fields["versions"] = {name: importlib.metadata.version(name) for name in ("executorch", "torch")}
     fields |= {"instructions": {}, "in_use": [], "conditions": {}}  # the C++ runner looks into these
     save_fields(directory, **fields)
+
+
+def _loop() -> None:
+    """See `LOOP`. The C++ runner has a plain loop of its own: times of two runners are not to be compared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    side = torch.full((LOOP_SIDE, LOOP_SIDE), 1 / LOOP_SIDE)
+    product = side
+    for _ in range(LOOP_TIMES):
+        product = product @ side
+    torch.set_num_threads(threads)
 
 
 def _plain(output: Any) -> Array:

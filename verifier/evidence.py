@@ -12,12 +12,13 @@ from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
-from verifier.golden import Expectation, GoldenSet, Tolerances
+from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.model.definition import Definition
 from verifier.model.prompt import Prompt, Tokenizer
 from verifier.model.streaming import is_large
 from verifier.probes.kvcache import CacheEvidence
+from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
 from verifier.reference import (
     Answered,
@@ -64,7 +65,7 @@ class FullAnswer:
 @dataclass(frozen=True)
 class RuntimeEvidence:
     """The conversation bundle and the probes, as they came back. `free` are the logits [T, V] of free-running answers by
-    image, and `again` those of the first conversation after all others; None where a call did not return."""
+    image, and `again` those of the first conversation after all others; None where a call did not return. `speed` is None without a budget."""
 
     conversations: Result
     vocabulary: Array | None
@@ -73,6 +74,7 @@ class RuntimeEvidence:
     again: Array | None
     cache: CacheEvidence | None
     threads: ThreadEvidence | None
+    speed: Speed | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Subjects:
 @dataclass(frozen=True)
 class Evidence:
     """Input of every check. `tolerances` and `audit` may be the reason why there are none; `layers` is None if no check
-    asked for it."""
+    asked for it, `budget` if nobody recorded one."""
 
     artifact: Artifact
     manifest: Manifest | None
@@ -101,6 +103,7 @@ class Evidence:
     golden: GoldenSet
     expectation: Expectation | None
     tolerances: Tolerances | GoldenError
+    budget: dict[str, Budget] | None
     cases: tuple[Case, ...]
     user_case: Case | None
     mapping: dict[str, list[LayerPair]]

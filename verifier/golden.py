@@ -16,6 +16,7 @@ from verifier.errors import GoldenError
 GOLDEN_SCHEMA = "verifier.golden/1"
 TOLERANCE_SCHEMA = "verifier.tolerances/1"
 EXPECTATION_SCHEMA = "verifier.expectation/1"
+BUDGET_SCHEMA = "verifier.budgets/1"
 _LIMIT_BYTES = 16 << 20
 _HERE = Path(__file__).resolve().parents[1] / "golden"
 
@@ -81,6 +82,14 @@ class Tolerances:
     bands: dict[str, Band]
     census: dict[str, dict[str, int]]
     provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a clean artifact measured, and the most that a release may; the unit is in the figure's name."""
+
+    measured: float
+    allowed: float
 
 
 def _read(path: Path, schema: str) -> dict[str, Any]:
@@ -189,6 +198,30 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GoldenError(
             "the tolerances cannot be read", got=f"{type(error).__name__}: {error}", where=path
+        ) from error
+
+
+def load_budget(folder: Path, checkpoint_sha256: str, release: str, target: str) -> dict[str, Budget] | None:
+    """The budget of a `release` (recipe and positions) in `folder/budgets.json`: of the file, and of its runs on a kind of target.
+    None if nobody recorded one. Raises `GoldenError` for a file that cannot be read or belongs to another checkpoint."""
+    path = folder / "budgets.json"
+    if not path.is_file():
+        return None
+    text = _read(path, BUDGET_SCHEMA)
+    try:
+        if text["checkpoint_sha256"] != checkpoint_sha256:
+            raise ValueError(f"it belongs to the checkpoint {text['checkpoint_sha256'][:16]}")
+        found = text["releases"].get(release)
+        if found is None:
+            return None
+        figures = found["file"] | found["targets"].get(target, {})
+        return {name: Budget(float(each["measured"]), float(each["allowed"])) for name, each in figures.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GoldenError(
+            "the budgets cannot be read",
+            got=f"{type(error).__name__}: {error}",
+            where=path,
+            fix="record them again: python -m verifier.budgets PTE",
         ) from error
 
 

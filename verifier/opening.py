@@ -21,12 +21,7 @@ from verifier.evidence import (
     golden_folder,
 )
 from verifier.export.manifest import Manifest, read_manifest
-from verifier.golden import (
-    Expectation,
-    GoldenSet,
-    load_expectation,
-    load_golden,
-)
+from verifier.golden import Budget, Expectation, GoldenSet, load_budget, load_expectation, load_golden
 from verifier.ladder.align import list_blocks
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
@@ -60,6 +55,7 @@ class Opened:
     checks: tuple[Check, ...]
     golden: GoldenSet
     expectation: Expectation | None
+    budget: dict[str, Budget] | None
     runner: Runner
 
 
@@ -121,6 +117,8 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
     golden = _chosen(load_golden(golden_folder(checkpoint), checkpoint.sha256), request.images)
+    kind = request.target.partition(":")[0]
+    budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
     runner = make_runner(request.target, told)
     checks = select(
         request.checks,
@@ -128,8 +126,9 @@ def open_request(request: Request, told: Told = silent) -> Opened:
         with_expectation=expectation is not None,
         with_device=runner.isa != platform.machine(),
         with_all_images=not request.images,
+        budgeted=frozenset(budget or ()),
     )
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, runner)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, budget, runner)
 
 
 def _chosen(golden: GoldenSet, globs: tuple[str, ...]) -> GoldenSet:

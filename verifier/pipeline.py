@@ -48,6 +48,7 @@ from verifier.model.prompt import Tokenizer
 from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
+from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
 from verifier.reference import Sample, answer_samples, greedy_answer, load_sample
@@ -145,6 +146,18 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
+def _ask_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
+    """Time and memory of a conversation; whoever asks is alone on the machine."""
+    return ask_speed(
+        opened.artifact,
+        table.numpy(),
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        patches=opened.checkpoint.geometry.vision.patches,
+        large=is_large(opened.checkpoint),
+    )
+
+
 def gather(opened: Opened, progress: Progress) -> Evidence:
     """Run references and runtime; nothing is judged here.
 
@@ -182,6 +195,11 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             layers = _compare_layers(opened, audit, definition, tracing.result())
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
+        speed = None
+        if _wants(opened, "budget.peak", "budget.prefill", "budget.decode"):
+            with progress.stage("time and memory"):
+                children.shutdown()
+                speed = _ask_speed(opened, definition.embedding, samples[0].image)
     cases = collect_cases(made, result, samples, answers) if answers else ()
     return Evidence(
         artifact=artifact,
@@ -196,6 +214,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         golden=golden,
         expectation=opened.expectation,
         tolerances=_tolerances(opened),
+        budget=opened.budget,
         cases=cases[: len(golden.images)],
         user_case=cases[-1] if opened.request.image is not None else None,
         mapping=mapping,
@@ -207,6 +226,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             logits_of(made.again, result),
             probed.result(),
             repeated.result(),
+            speed,
         ),
     )
 

@@ -31,6 +31,7 @@ FAMILIES = (
     "vision",
     "logits",
     "greedy",
+    "budget",
     "device",
 )
 """Of `verifier.checks.registry`, which is not imported here: every pytest run would pay for it."""

@@ -50,6 +50,11 @@ class Recipe:
         parts += ["static-image"] if self.static_image_shape else []
         return "-".join(parts)
 
+    @property
+    def release(self) -> str:
+        """A short name that tells apart what differs in size and speed, too."""
+        return f"{self.name}-{self.max_seq_len}"
+
     def as_json(self) -> dict[str, Any]:
         """The fields, for manifest and report."""
         return asdict(self)

@@ -18,7 +18,7 @@ from runner.__main__ import main as carry_out
 from runner.bundle import save_bundle
 from runner.local import LocalRunner
 from runner.native import NativeRunner, find_binary
-from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from runner.protocol import LOOP, ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
 from runner.remote import RemoteRunner
 from runner.result import expected_path, load_result, save_array
 from tests.support import EMBEDDED_PTE
@@ -97,6 +97,14 @@ def test_part_of_an_output_comes_back(runner: Runner) -> None:
     whole = result.outputs[0]
     assert np.array_equal(result.further[0, 0], whole[:, :7])
     assert np.array_equal(result.further[0, 1], whole[:, :, :3])
+
+
+def test_loop_is_timed_like_a_call(runner: Runner) -> None:
+    """The yardstick of `budget.*` takes its time, gives nothing back, and leaves the numbers of calls as they are."""
+    ids = Call("token_embedding", (np.array([[5]]),))
+    result = runner.run(Bundle(EMBEDDED_PTE, (Call(LOOP, (), keep=False), ids)), timeout_s=60)
+    assert (result.outcome, list(result.outputs)) == ("ok", [1])
+    assert result.call_s[0] > 1e-4
 
 
 def test_traced_run_records_every_call(runner: Runner, tmp_path: Path) -> None:

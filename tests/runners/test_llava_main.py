@@ -184,3 +184,19 @@ def test_damaged_tokenizer_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "t.bin").write_bytes(data)
     with pytest.raises(RunnerError, match=r"not a tokenizer\.bin"):
         BinTokenizer(tmp_path / "t.bin")
+
+
+def test_workspaces_are_shared_or_not(native: NativeRunner, artifacts: Path) -> None:
+    """The same caption either way; another mode is refused by name."""
+    flags = {
+        "model_path": EMBEDDED_PTE,
+        "tokenizer_path": artifacts / "tokenizer.bin",
+        "image_path": artifacts / "odd_333x335.npy",
+    }
+    said = {
+        mode: _ask([str(native.binary)], **flags, workspace_sharing=mode)
+        for mode in ("disabled", "per_model", "global", "x")
+    }
+    assert len({said[mode].stdout for mode in ("disabled", "per_model", "global")}) == 1
+    assert said["global"].returncode == 0
+    assert (said["x"].returncode, "expected disabled, per_model or global" in said["x"].stderr) == (2, True)

@@ -13,6 +13,9 @@ import pytest
 from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.golden import load_expectation, load_golden
 from verifier.golden_cli import main
+from verifier.model.definition import build_definition
+from verifier.model.prompt import Tokenizer
+from verifier.reference import greedy_answer, load_sample
 
 
 @pytest.fixture
@@ -38,6 +41,39 @@ def test_added_image_is_answered_and_reasoned(model: Path, micro: Checkpoint) ->
     before = (model / "golden.json").read_bytes()
     assert main(arguments) == 2
     assert (model / "golden.json").read_bytes() == before
+
+
+def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
+    """Right, wrong, too long or none: the same ids, and margins to rounding; a right one takes a single pass."""
+    definition = build_definition(micro)
+    tokenizer = Tokenizer(micro.directory / "tokenizer.model")
+    golden = load_golden(micro.directory, micro.sha256).images[0]
+    sample = load_sample(golden, tokenizer, side_px=micro.geometry.vision.image_px)
+    room = 6
+    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room)
+    passes: list[int] = []
+    handle = definition.decoder.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    for draft, expected in ((ids, 1), ((*ids[:2], 5, *ids[3:]), room - 2), ((*ids, 5, 5), 1), ((5,), room)):
+        passes.clear()
+        drafted = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room, draft=draft)
+        assert drafted[0] == ids
+        assert drafted[1] == pytest.approx(margins, abs=1e-4)
+        assert len(passes) == expected
+    handle.remove()
+
+
+def test_program_proposes_the_answer(
+    model: Path, micro_model: Path, micro: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--draft PTE` changes no golden; a file that is no program is refused, and nothing is written."""
+    before = load_golden(model, micro.sha256).images
+    words = ["update", before[0].name, "--model", str(model), "--reason", "with a draft"]
+    assert main([*words, "--draft", str(micro_model / "model.pte")]) == 0
+    assert load_golden(model, micro.sha256).images[0].ids == before[0].ids
+    saved = (model / "golden.json").read_bytes()
+    assert main([*words, "--draft", str(model / "config.json")]) == 2
+    assert "config.json" in capsys.readouterr().err
+    assert (model / "golden.json").read_bytes() == saved
 
 
 def test_update_says_what_changed(model: Path, micro: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

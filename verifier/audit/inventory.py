@@ -94,6 +94,8 @@ def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
             role = "rope"
         elif value.dtype == "BOOL":
             role = "mask"
+        elif step.name == "aten::mul.out" and value.dtype == "FLOAT":  # what was not delegated
+            role = _factor(value.sizes)
         constants.append(Constant(plan.name, step.index, None, role, value, partner=partner, epsilon=epsilon))
     return constants
 
@@ -141,8 +143,12 @@ def _role(graph: Graph, node: Node, position: int, value: GraphValue) -> Role:
     if node.kind == "XNNDiv":
         return "std"
     if node.kind == "XNNMultiply":
-        return "norm weight" if value.dtype == "fp32" and len(value.dims) == 1 and value.dims[0] > 1 else "factor"
+        return _factor(value.dims) if value.dtype == "fp32" else "factor"
     following = [n.kind for n in graph.nodes if node.output in n.inputs]
     if node.kind == "XNNAdd":
         return "epsilon" if "XNNReciprocalSquareRoot" in following else "addend"
     return "addend" if node.kind.startswith("XNNConcatenate") else "unknown"
+
+
+def _factor(sizes: tuple[int, ...]) -> Role:
+    return "norm weight" if len(sizes) == 1 and sizes[0] > 1 else "factor"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from verifier.checks import (
+    budget,
     cache_rows,
     device,
     embedding,
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     layers.PROFILE_CHECK,
     *logits.CHECKS,
     *greedy.CHECKS,
+    *budget.CHECKS,  # what is not LLaVA needs no budget
 )
 
 
@@ -60,12 +62,13 @@ def select(
     with_expectation: bool = False,
     with_device: bool = False,
     with_all_images: bool = True,
+    budgeted: frozenset[str] = frozenset(),
 ) -> tuple[Check, ...]:
     """Checks whose id matches one of the globs; all for none. Raises `UsageError` if a glob matches nothing.
 
     The check of the user's own image is among them only if there is one, that of a published answer only if there is one
     for this checkpoint too, those of a device only if the program runs on another architecture than this machine's, those of
-    all golden images together only if no images were chosen.
+    all golden images together only if no images were chosen, those of a budget only for the figures `budgeted`.
     """
     for pattern in patterns:
         if not any(fnmatchcase(check.id, pattern) for check in CHECKS):
@@ -78,6 +81,7 @@ def select(
     left_out = [] if with_image else [greedy.USER_IMAGE]
     left_out += [] if with_image and with_expectation else [greedy.EXPECTED]
     left_out += [] if with_device else device.CHECKS
+    left_out += [check for name, check in budget.CHECKS_OF.items() if name not in budgeted]
     left_out += [] if with_all_images else [check for check in CHECKS if check.id in OF_ALL_IMAGES]
     offered = tuple(check for check in CHECKS if check not in left_out)
     return tuple(c for c in offered if not patterns or any(fnmatchcase(c.id, pattern) for pattern in patterns))

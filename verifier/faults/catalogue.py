@@ -12,9 +12,5 @@ FAULTS: tuple[Fault, ...] = (
     *in_use.FAULTS,
     *in_runtime.FAULTS,
 )
-EXCEPTIONS: dict[str, str] = {
-    "clamp-too-many": "the interpreter had no semantics for XNNClamp in this run, so the census alone spoke; it has now, and layers.graph names the block",
-    "per-tensor-activations": "the trace was changed at wv but not in the cache, and that contradiction was found; it is changed at wo now",
-    "delegation-lost": "the faulty export itself failed in this run, so nothing was injected; it is another export now",
-}
+EXCEPTIONS: dict[str, str] = {}
 """Why a fault is not found, or blamed elsewhere; by its name."""

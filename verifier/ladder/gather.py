@@ -79,54 +79,64 @@ def choose_samples(samples: list[Sample], *, large: bool = False) -> list[Sample
 
 @dataclass(frozen=True)
 class Traced:
-    """Conversations as the runtime ran them with its event tracer on; the trace lies in `folder`. `problem` is what it said
-    if it did not get through."""
+    """Conversations as the runtime ran them with its event tracer on; the traces lie in `folders`, one after the other.
+    `problem` is what it said if it did not get through."""
 
-    folder: Path
+    folders: tuple[Path, ...]
     calls: tuple[TracedCall, ...] = ()
     problem: str = ""
 
 
-def _without_image_tokens(script: Script, sample: Sample, answer: tuple[int, ...], *, patches: int) -> None:
-    """The image through the encoder, and the text around it through the decoder: 576 image tokens of a 7B model would leave
-    a trace of some 13 GB, by arithmetic."""
-    prompt = sample.prompt
-    segments = (prompt.before, prompt.after, *((token,) for token in answer[:-1]))
-    splice(script, segments, [sample.image.numpy()], patches=patches)
+def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[Script, list[str]]]:
+    """What is run in one process each, and the sample of each call.
+
+    Of a large model the encoder runs by itself, and the decoder is fed with the text around the image alone: 576 image tokens of a
+    7B model would leave a trace of some 13 GB, by arithmetic, beside packed weights of 3.4 GB.
+    """
+    together: tuple[Script, list[str]] = (Script(), [])
+    apart: tuple[Script, list[str]] = (Script(), [])
+    for sample in samples:
+        answer, image = sample.golden.ids[:ANSWER_TOKENS], sample.image.numpy()
+        script, owners = together
+        if large:
+            apart[0].add("vision_encoder", image)
+            apart[1].append(sample.golden.name)
+            prompt = sample.prompt
+            splice(script, (prompt.before, prompt.after, *((token,) for token in answer[:-1])), [], patches=patches)
+        else:
+            converse(script, image=image, prompt=sample.prompt, answer=answer, patches=patches)
+        owners += [sample.golden.name] * (len(script.calls) - len(owners))
+    return [apart, together] if large else [together]
 
 
 def run_traced(
     artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int, large: bool = False
 ) -> Traced:
-    """Run the samples one after the other on one loaded program, their traces into `folder`. Of a `large` model, the decoder is fed
-    with text alone."""
-    script = Script()
-    owners: list[str] = []
-    for sample in samples:
-        answer = sample.golden.ids[:ANSWER_TOKENS]
-        if large:
-            _without_image_tokens(script, sample, answer, patches=patches)
-        else:
-            converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=answer, patches=patches)
-        owners += [sample.golden.name] * (len(script.calls) - len(owners))
+    """Run the samples one after the other on one loaded program, their traces into `folder`; a `large` model's encoder and decoder in
+    processes of their own."""
     machine = Machine(artifact)
-    buffer_bytes = SLACK_BYTES + sum(
-        traced_bytes(machine.methods[call.method], _tokens(script, number, patches), artifact.max_seq_len)
-        for number, call in enumerate(script.calls)
-    )
-    kept = tuple(replace(call, keep=True) for call in script.calls)
-    bundle = Bundle(artifact.path, kept, trace=TraceRequest(folder, buffer_bytes))
-    result = runner.run(bundle, timeout_s=TIMEOUT_S)
-    if result.outcome != "ok":
-        return Traced(folder, problem=f"the traced run ended in {result.outcome}: {result.message}")
+    folders: list[Path] = []
     calls: list[TracedCall] = []
-    for call, owner in zip(kept, owners, strict=True):
-        inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
-        tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
-        start = int(tensors[1][0]) if call.method == "text_decoder" else 0
-        output = torch.from_numpy(np.array(result.outputs[len(calls)]))
-        calls.append(TracedCall(call.method, tensors, owner, output, start))
-    return Traced(folder, tuple(calls))
+    for number, (script, owners) in enumerate(_scripts(samples, patches=patches, large=large)):
+        folders.append(folder / str(number))
+        folders[-1].mkdir()
+        buffer_bytes = SLACK_BYTES + sum(
+            traced_bytes(machine.methods[call.method], _tokens(script, place, patches), artifact.max_seq_len)
+            for place, call in enumerate(script.calls)
+        )
+        kept = tuple(replace(call, keep=True) for call in script.calls)
+        result = runner.run(
+            Bundle(artifact.path, kept, trace=TraceRequest(folders[-1], buffer_bytes)), timeout_s=TIMEOUT_S
+        )
+        if result.outcome != "ok":
+            return Traced(tuple(folders), problem=f"the traced run ended in {result.outcome}: {result.message}")
+        for place, (call, owner) in enumerate(zip(kept, owners, strict=True)):
+            inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
+            tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
+            start = int(tensors[1][0]) if call.method == "text_decoder" else 0
+            output = torch.from_numpy(np.array(result.outputs[place]))
+            calls.append(TracedCall(call.method, tensors, owner, output, start))
+    return Traced(tuple(folders), tuple(calls))
 
 
 def compare_layers(  # noqa: PLR0917
@@ -204,7 +214,7 @@ def against_fp32(
 
 
 def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
-    traces = read_trace(traced.folder)
+    traces = [trace for folder in traced.folders for trace in read_trace(folder)]
     if len(traces) != len(traced.calls):
         raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
     for call, trace in zip(traced.calls, traces, strict=True):

@@ -99,12 +99,6 @@ class Definition:
                         observe(place, number, states[place])
             return [decoder.norm(state) for state in states]
 
-    def last_logits(self, embeddings: Tensor, *, start: int = 0) -> Tensor:
-        """[1, S, D] at position `start` -> logits of the last token [V]."""
-        with torch.no_grad():
-            out: Tensor = self.decoder.output(self.hidden(embeddings, start=start)[0][0, -1])
-        return out
-
 
 def build_definition(checkpoint: Checkpoint, *, max_len: int = DEFAULT_MAX_LEN) -> Definition:
     """The fp32 reference; `max_len` bounds the sequence it can score."""

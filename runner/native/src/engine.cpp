@@ -5,9 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <stdexcept>
 
 #include <executorch/extension/tensor/tensor_ptr_maker.h>
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/backend/options.h>
 
 // The wheel has the thread pool's library but not its header: these are the two functions of it that are used here.
 namespace executorch::extension::threadpool {
@@ -156,6 +159,20 @@ void set_threads(uint32_t count) {
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (pool != nullptr) {
     pool->_unsafe_reset_threadpool(count);
+  }
+}
+
+void set_workspace_sharing(const std::string& mode) {
+  constexpr const char* kModes[] = {"disabled", "per_model", "global"}; // numbered as XNNPACK's WorkspaceSharingMode
+  const auto* found = std::find(std::begin(kModes), std::end(kModes), mode);
+  if (found == std::end(kModes)) {
+    throw std::runtime_error("--workspace_sharing is " + mode + ", expected disabled, per_model or global");
+  }
+  executorch::runtime::BackendOptions<1> options;
+  options.set_option("workspace_sharing_mode", static_cast<int>(found - kModes));
+  const Error error = executorch::runtime::set_option("XnnpackBackend", options.view());
+  if (error != Error::Ok) {
+    throw std::runtime_error("XNNPACK does not take --workspace_sharing " + mode + ", error " + error_text(error));
   }
 }
 

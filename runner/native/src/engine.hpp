@@ -37,6 +37,7 @@ Array to_array(const executorch::runtime::EValue& value); // throws CallError fo
 Array first_rows(const Array& array, const Part& part); // the first `length` entries along an axis
 int64_t argmax(const Array& logits); // index of the largest number in the last row, fp32
 void set_threads(uint32_t count);
+void set_workspace_sharing(const std::string& mode); // of XNNPACK's delegates, before a program is loaded; throws std::runtime_error
 std::string error_text(executorch::runtime::Error error); // 0x12
 
 } // namespace runner

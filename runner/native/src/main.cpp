@@ -20,10 +20,11 @@ namespace {
 
 constexpr const char* kUsage =
     "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=image.npy [--prompt=ASSISTANT:]\n"
-    "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N]\n"
+    "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N] [--workspace_sharing=MODE]\n"
     "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
     "       llava_main --about\n"
     "The image is uint8 [3, h, w] as python -m verifier.image_util writes it, .npy or .pt.\n"
+    "XNNPACK's workspaces: MODE disabled is one for each delegate, per_model one for each file, global (default) one for all.\n"
     "A bundle is what runner/bundle.py writes. --about prints the machine and its kernels as JSON.\n";
 
 // `--name=value` and `--name value`. Throws std::runtime_error for a flag that is not known or has no value.
@@ -64,12 +65,15 @@ int run(int count, char** words) {
   const std::map<std::string, std::string> defaults = {
       {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
-      {"--bundle", ""},              {"--result", ""}};
+      {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
     runner::set_threads(threads);
     runner::kernel_threads() = threads;
+  }
+  if (!flags.at("--workspace_sharing").empty()) {
+    runner::set_workspace_sharing(flags.at("--workspace_sharing"));
   }
   if (!flags.at("--bundle").empty()) {
     if (!std::filesystem::is_directory(flags.at("--result"))) {

@@ -1,0 +1,54 @@
+"""How long a conversation takes, in units of a fixed piece of arithmetic on the same machine, and how much memory it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from runner.protocol import LOOP, Array, Bundle, Result
+from verifier.artifact.program import Artifact
+from verifier.probes.kvcache import Run
+from verifier.probes.tape import Tape, random_tokens
+
+ROUNDS, ROUNDS_OF_LARGE = 5, 2
+DECODED = 8
+TEXT = 24
+"""Tokens of text around the image."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`prefill_loops`: an image with text around it; `decode_loops`: one token; both in times of `LOOP`, the median of the rounds.
+    None, like the memory, if the calls did not return: `result` says why."""
+
+    result: Result
+    prefill_loops: float | None = None
+    decode_loops: float | None = None
+    peak_rss_bytes: int | None = None
+
+
+def ask_speed(artifact: Artifact, table: Array, image: Array, run: Run, *, patches: int, large: bool = False) -> Speed:
+    """Several rounds in one process: loop, image and prefill, loop, tokens one by one. The first round warms up and does not count."""
+    tape = Tape()
+    tokens = random_tokens(table, patches + TEXT + DECODED, seed=3)
+    first = patches + TEXT
+    rounds = []
+    for _ in range(1 + (ROUNDS_OF_LARGE if large else ROUNDS)):
+        loops = [tape.script.add(LOOP, keep=False)]
+        prefill = [tape.script.add("vision_encoder", image, keep=False), tape.feed(tokens[:first], keep=False)]
+        loops.append(tape.script.add(LOOP, keep=False))
+        decode = [tape.feed(tokens[first + i : first + i + 1], first + i, keep=False) for i in range(DECODED)]
+        rounds.append((loops, prefill, decode))
+    result = run(Bundle(artifact.path, tuple(tape.script.calls)))
+    if result.finished_calls != len(tape.script.calls):
+        return Speed(result)
+    took = result.call_s
+    unit_s = [min(took[call] for call in loops) for loops, _, _ in rounds[1:]]
+    prefill_s = [sum(took[call] for call in prefill) for _, prefill, _ in rounds[1:]]
+    decode_s = [median(took[call] for call in decode) for _, _, decode in rounds[1:]]
+    return Speed(
+        result,
+        median(p / u for p, u in zip(prefill_s, unit_s, strict=True)),
+        median(d / u for d, u in zip(decode_s, unit_s, strict=True)),
+        result.peak_rss_bytes,
+    )
