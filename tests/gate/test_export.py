@@ -61,6 +61,7 @@ def _export_embedded(folder: Path) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.slow  # two minutes; that the bytes stay what they were, the committed program shows every time
 def test_lean_lowering_leaves_the_bytes_as_they_are(micro_export: Path, micro_checkpoint: Path, tmp_path: Path) -> None:
     """The same model lowered as upstream does: the same bytes."""
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
