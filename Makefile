@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint test-slow bench bench-full faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -33,6 +33,9 @@ $(READY): pyproject.toml
 bench: $(READY)  ## ratios measured side by side
 	$(BIN)/python -m tests.bench.export
 	$(BIN)/python -m tests.bench.layers
+
+bench-full: $(READY)  ## the announcement's tables at full size: make bench-full MODEL=DIR WORK=DIR; writes docs/full-size.md
+	$(BIN)/python -m tests.bench.full $(MODEL) $(WORK)
 
 faults: $(READY)  ## inject real faults one at a time: does the gate find them? Writes docs/faults.md
 	$(BIN)/python -m verifier.faults --write docs
