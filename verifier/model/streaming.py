@@ -26,6 +26,9 @@ class _Stream:
         self.decoder, self.mapping, self.checkpoint, self.on_module = decoder, mapping, checkpoint, on_module
         self.shapes = {name: parameter.shape for name, parameter in decoder.layers[0].named_parameters()}
         self.filled: int | None = None
+        self.memory: dict[
+            str, torch.Tensor
+        ] = {}  # given back and taken again, 800 MB a layer would cost more than the arithmetic
 
     def fill(self, number: int) -> None:
         if self.filled == number:
@@ -35,7 +38,7 @@ class _Stream:
         self.filled = None
         prefix = f"layers.{number}."
         own = {name.removeprefix(prefix): key for name, key in self.mapping.items() if name.startswith(prefix)}
-        load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=self.on_module)
+        load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=self.on_module, into=self.memory)
         self.filled = number
 
     def _empty(self, layer: nn.Module) -> None:

@@ -92,9 +92,15 @@ def _use_custom_ops(decoder: nn.Module) -> None:
 
 
 def load_parameters(
-    module: nn.Module, mapping: dict[str, str], checkpoint: Checkpoint, *, on_module: ParameterHook | None = None
+    module: nn.Module,
+    mapping: dict[str, str],
+    checkpoint: Checkpoint,
+    *,
+    on_module: ParameterHook | None = None,
+    into: dict[str, Tensor] | None = None,
 ) -> None:
-    """Fill a module from a checkpoint in fp32, one submodule at a time. `on_module` sees each one as soon as it is whole.
+    """Fill a module from a checkpoint in fp32, one submodule at a time. `on_module` sees each one as soon as it is whole. `into` keeps the
+    memory of each parameter for the next module that is filled with it.
 
     Every parameter must be mapped and every shape must fit: raises `CheckpointError` otherwise.
     """
@@ -110,7 +116,11 @@ def load_parameters(
         for name in names:
             tensor = checkpoint.tensor(mapping[name])
             _check_tensor(name, tensor, wanted[name], mapping[name])
-            setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.to(torch.float32), requires_grad=False))
+            if into is None:
+                held = tensor.to(torch.float32)
+            else:
+                held = into.setdefault(name, torch.empty(0)).resize_(tensor.shape).copy_(tensor)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(held, requires_grad=False))
         if on_module is not None:
             on_module(owner, owner_name)
 
