@@ -32,7 +32,7 @@ from verifier.ladder.blocks import (
 )
 from verifier.ladder.descend import descend
 from verifier.ladder.limits import excess
-from verifier.ladder.quantized import build_quantized_decoder
+from verifier.ladder.quantized import build_quantized_decoder, held_in, nothing_held
 from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
@@ -156,14 +156,16 @@ def compare_layers(  # noqa: PLR0917
         if traced.problem:
             return LayerEvidence(alignment, None, problem=traced.problem, culprit="program")
         taps = find_taps(artifact, audit)
-        replayer = Replayer(artifact, recipe=with_recipe_constants(artifact, audit), watched=taps.watched())
+        recipe_storage = with_recipe_constants(artifact, audit, large=is_large(checkpoint))
+        replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched())
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
         return LayerEvidence({}, None, problem=error.one_line, culprit="verifier")
     except ProgramFaultError as error:
         return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()
-    quantized = build_quantized_decoder(checkpoint, recipe)
+    held = held_in(artifact, audit) if is_large(checkpoint) else nothing_held
+    quantized = build_quantized_decoder(checkpoint, recipe, held)
     decoder = DecoderBlocks(quantized, taps, checkpoint.geometry.text.layers)
     blocks = decoder.compare(traced.calls, replay)
     blocks += vision_layers(definition, taps, traced.calls, replay)

@@ -1,23 +1,46 @@
 """The `quantized` rung of the decoder: the eager definition with the recipe's 4-bit weights and per-row int8 activations.
 
-Weights come from the checkpoint by the recipe, rounded to bf16 scales as XNNPACK holds them; nothing is read from the file
-under test. What is left between this rung and the program is what lowering did: passes, partitions, packing, the graph.
+Weights come from the checkpoint by the recipe, rounded to bf16 scales as XNNPACK holds them; of a large model, those that the audit
+found in the file bit for bit are read from it instead of made again. What is left between this rung and the program is what lowering did: passes, partitions, packing, the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from verifier.audit.recipe import quantized_linear
+from verifier.artifact.program import Artifact
+from verifier.audit.recipe import Quantized, quantized_linear
+from verifier.audit.run import Audit, exact_linears
 from verifier.checkpoint import Checkpoint
 from verifier.interpret.arithmetic import dequantize_rows, quantize_rows
+from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.model.definition import build_decoder
 from verifier.model.streaming import is_large
 from verifier.types import Recipe
+
+Held = Callable[[str], Quantized | None]
+
+
+def nothing_held(_name: str) -> None:
+    """Every weight is made from the checkpoint."""
+
+
+def held_in(artifact: Artifact, audit: Audit) -> Held:
+    """The linears that a file holds exactly as the recipe gives them."""
+    exact = exact_linears(audit)
+
+    def held(name: str) -> Quantized | None:
+        value = exact.get(name)
+        if value is None:
+            return None
+        return Quantized(constant_weights(value, artifact.storage), channel_scales(value, artifact.storage))
+
+    return held
 
 
 def _emulated(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -28,21 +51,22 @@ def _emulated(linear: nn.Linear, x: Tensor) -> Tensor:
     return out
 
 
-def _quantize(module: nn.Module, _name: str, *, recipe: Recipe) -> None:
+def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held) -> None:
     if not isinstance(module, nn.Linear):
         return
-    made = quantized_linear(module.weight, recipe)
+    made = held(f"text_decoder.{name}.weight") or quantized_linear(module.weight, recipe)
     module.weight = nn.Parameter(made.integers, requires_grad=False)
     module.register_buffer("scales", made.scales.reshape(module.out_features, -1))
     module.forward = partial(_emulated, module)  # type: ignore[method-assign]
 
 
-def build_quantized_decoder(checkpoint: Checkpoint, recipe: Recipe) -> Any:
-    """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8."""
+def build_quantized_decoder(checkpoint: Checkpoint, recipe: Recipe, held: Held = nothing_held) -> Any:
+    """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8. `held` gives the integers and
+    scales of a weight by its name with the method in front, where they are known to be the recipe's."""
     return build_decoder(
         checkpoint,
         max_seq_len=recipe.max_seq_len,
         max_context_len=recipe.max_context_len,
-        on_module=partial(_quantize, recipe=recipe),
+        on_module=partial(_quantize, recipe=recipe, held=held),
         streamed=is_large(checkpoint),
     )

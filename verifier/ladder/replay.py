@@ -16,7 +16,7 @@ from torch import Tensor
 
 from verifier.artifact.plan import Instruction, TensorValue
 from verifier.artifact.program import Artifact
-from verifier.artifact.storage import Storage
+from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.arithmetic import QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
@@ -143,6 +143,7 @@ class Replayer:
     ) -> None:
         """`recipe` is the file's storage with the recipe's constants; `watched` are the EValues to tap, by method."""
         self.machine, self.shadow = Machine(artifact), Machine(artifact)
+        self.recipe_storage = artifact.storage if recipe is None else recipe
         self.recipe = None if recipe is None else Machine(replace(artifact, storage=recipe))
         self.watched = watched
         self.taps: dict[tuple[int, int], Tensor] = {}
@@ -183,10 +184,13 @@ class Replayer:
         )
 
 
-def _uses_constants(state: MethodState, step: Instruction) -> bool:
+def _constants(state: MethodState, step: Instruction) -> set[Span]:
+    """Where the constants that an instruction uses lie, scales of groups and channels included."""
     values: list[Any] = [state.plan.values[index] for index in state.operands(step)]
     values += state.graph(step).values.values() if step.kind == "delegate" else []
-    return any(getattr(value, "constant", None) is not None for value in values)
+    spans = [getattr(value, "constant", None) for value in values]
+    spans += [getattr(getattr(value, "quantization", None), "scales", None) for value in values]
+    return {span for span in spans if isinstance(span, Span)}
 
 
 def _computes(state: MethodState, step: Instruction) -> bool:
@@ -231,9 +235,15 @@ class _Follower:
             expected = evaluate(self.state, instruction, operands, bounds=bounds)
         except ProgramFaultError:
             return
+        before = len(self.replayer.compared)
         self._remember(step, expected, traced, bounds)
-        if self.replayer.recipe is not None and _uses_constants(self.state, instruction):
-            self._compare_with_recipe(step, operands, traced)
+        used = _constants(self.state, instruction)
+        if self.replayer.recipe is not None and used:
+            if used.isdisjoint(self.replayer.recipe_storage.overrides):  # the same constants give the same again
+                found = self.replayer.compared[before:]
+                self.replayer.constants += [replace(record, propagated_db=None) for record in found]
+            else:
+                self._compare_with_recipe(step, operands, traced)
         for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
             content = self.known.get(index)
             if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):

@@ -38,7 +38,8 @@ class _Stream:
         self.filled = None
         prefix = f"layers.{number}."
         own = {name.removeprefix(prefix): key for name, key in self.mapping.items() if name.startswith(prefix)}
-        load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=self.on_module, into=self.memory)
+        seen = self.on_module and partial(_named, self.on_module, f"layers.{number}")
+        load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=seen, into=self.memory)
         self.filled = number
 
     def _empty(self, layer: nn.Module) -> None:
@@ -57,9 +58,9 @@ def stream_layers(
     Raises `CheckpointError`, also in later calls.
     """
     others = {name: key for name, key in mapping.items() if not name.startswith("layers.")}
-    for name in {name.partition(".")[0] for name in others}:
-        own = {n.partition(".")[2]: key for n, key in others.items() if n.partition(".")[0] == name}
-        load_parameters(getattr(decoder, name), own, checkpoint, on_module=on_module)
+    for top in {name.partition(".")[0] for name in others}:
+        own = {n.partition(".")[2]: key for n, key in others.items() if n.partition(".")[0] == top}
+        load_parameters(getattr(decoder, top), own, checkpoint, on_module=on_module and partial(_named, on_module, top))
     stream = _Stream(decoder, mapping, checkpoint, on_module)
     for number, layer in enumerate(decoder.layers):
         for module in (layer, *layer.children()):
@@ -68,6 +69,10 @@ def stream_layers(
 
 def _fill(stream: _Stream, number: int, _module: nn.Module, _inputs: object) -> None:
     stream.fill(number)
+
+
+def _named(on_module: ParameterHook, top: str, module: nn.Module, name: str) -> None:
+    on_module(module, f"{top}.{name}" if name else top)
 
 
 def is_large(checkpoint: Checkpoint) -> bool:
