@@ -24,7 +24,7 @@ class Span:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
     """Where things lie in the file: segments by number, named data and constants as spans of the file."""
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.xnnpack import Node, PerToken
-from verifier.interpret.arithmetic import QuantizedRows, dequantize_rows
-from verifier.interpret.nodes import NODES, Context, dequantized_filter
+from verifier.interpret.arithmetic import QuantizedRows, dequantize_rows, multiply_groups
+from verifier.interpret.nodes import NODES, Context, dequantized_filter, grouped_weights, has_groups
 
 UNIT = 2.0**-24
 FUNCTION_UNITS = {
@@ -35,6 +35,8 @@ FUNCTION_UNITS = {
 }
 """Rounding units allowed to XNNPACK's approximations, relative to their result: a few ulps (2 units each) for a polynomial, twice
 that where a rational function, a sum or a division follows. Of the bounds built from them llava_tiny uses 0.63 at most."""
+ROUNDED_UP = 1 + 2.0**-12
+"""A bound that is itself summed in fp32 stays one: sums of a group are right to 2^-12 for any group of 4096 channels and less."""
 _MOVES = {"XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNNegate", "XNNClamp"}
 
 
@@ -71,6 +73,11 @@ def _bound(values: Context, bounds: dict[int, Tensor], id: int | None) -> Tensor
 
 def _linear(node: Node, values: Context, bounds: dict[int, Tensor]) -> Tensor:
     first = values.contents.get(node.inputs[0] if node.inputs[0] is not None else -1)
+    fact = values.fact(node.inputs[1])
+    if isinstance(first, QuantizedRows) and has_groups(fact):
+        integers, scales = grouped_weights(fact, values.storage)
+        allowed = sum_units(integers.shape[1]) * UNIT * dequantize_rows(first).abs() + first.tied * first.scale.double()
+        return ROUNDED_UP * multiply_groups(allowed.to(torch.float32), integers.abs(), scales)
     weights = dequantized_filter(values.fact(node.inputs[1]), values.storage).abs().T
     dynamic = isinstance(values.fact(node.inputs[0]).quantization, PerToken)
     x = dequantize_rows(first).abs() if isinstance(first, QuantizedRows) else values.real(node.inputs[0]).double().abs()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,10 +29,13 @@ from verifier.artifact.xnnpack import (
     bfloat16_to_float32,
 )
 from verifier.interpret.arithmetic import (
+    EXACT_GROUP,
     QuantizedRows,
     add_quantized,
+    centred_rows,
     dequantize,
     dequantize_rows,
+    multiply_groups,
     quantize,
     quantize_rows,
     requantize,
@@ -114,6 +118,21 @@ def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
     raise UnknownOperationError("a weight without scales", got=value)
 
 
+def has_groups(value: GraphValue) -> bool:
+    """Whether a weight is of 4-bit groups whose sums `multiply_groups` makes exactly."""
+    given = value.quantization
+    return (
+        value.dtype == "qbint4" and isinstance(given, PerGroup) and given.axis == 0 and given.group_size <= EXACT_GROUP
+    )
+
+
+@lru_cache(maxsize=1)
+def grouped_weights(value: GraphValue, storage: Storage) -> tuple[Tensor, Tensor]:
+    """Integers of a weight with 4-bit groups in fp32 [N, K], and scales [N, G]. The last one is kept: it is asked for several times in
+    a row."""
+    return constant_weights(value, storage).to(torch.float32), channel_scales(value, storage)
+
+
 def dequantized_filter(value: GraphValue, storage: Storage) -> Tensor:
     """Weights of a fully connected layer as real numbers, fp64 [N, K]."""
     weights = constant_weights(value, storage).to(torch.float64)
@@ -166,7 +185,12 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
         assert isinstance(rows, QuantizedRows)
-        result = dequantize_rows(rows) @ dequantized_filter(w_fact, context.storage).T
+        if has_groups(w_fact):
+            result = (
+                multiply_groups(centred_rows(rows), *grouped_weights(w_fact, context.storage)) * rows.scale.double()
+            )
+        else:
+            result = dequantize_rows(rows) @ dequantized_filter(w_fact, context.storage).T
         return (result if b_id is None else result + context.tensor(b_id).double()).to(torch.float32)
     if x_fact.quantization is None:
         result = context.tensor(x_id).double() @ dequantized_filter(w_fact, context.storage).T
