@@ -12,7 +12,7 @@ import pytest
 
 from verifier.checkpoint import EMBEDDED
 from verifier.evidence import Evidence
-from verifier.faults import today
+from verifier.faults import cli, today
 from verifier.faults.bench import Outcome, Subject, run_faults
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.clean import sound_artifacts
@@ -77,6 +77,17 @@ def test_unknown_fault_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "no fault matches" in capsys.readouterr().err
     assert main(["--quick", "--write", str(tmp_path)]) == 2
     assert "only a whole run can be written" in capsys.readouterr().err
+
+
+def test_clean_program_that_fails_ends_the_bench(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2: a gate that says no to what is sound has found nothing."""
+    monkeypatch.setattr(cli, "prepare", lambda subject: None)
+    first = iter([Outcome("sound-tiny", 1, message="logits.channels: x")])
+    monkeypatch.setattr(cli, "run_faults", lambda *given, **named: first)
+    assert main(["--only", "one-nibble"]) == 2
+    assert "nothing can be learnt from faults" in capsys.readouterr().err
 
 
 def test_page_tells_what_was_missed(tmp_path: Path) -> None:
