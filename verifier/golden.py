@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Band:
-    """What a clean artifact measured, per case, and how far from it another clean one may lie.
+    """What a clean artifact measured, per case, and how far from it another clean one may lie: `margin`, or more for cases that were
+    seen to move more (`wider`).
 
     `direction` +1: smaller is a fault (SQNR); -1: larger is a fault (KL). Units are those of the metric.
     """
@@ -67,11 +68,12 @@ class Band:
     direction: int
     measured: dict[str, float]
     margin: float
+    wider: dict[str, float] = field(default_factory=dict)
 
     def allowed(self, case: str) -> float | None:
         """The bound for a case, None if it was never measured."""
         value = self.measured.get(case)
-        return None if value is None else value - self.direction * self.margin
+        return None if value is None else value - self.direction * self.wider.get(case, self.margin)
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,11 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
             )
         bands = {
             name: Band(
-                name, int(b["direction"]), {str(k): float(v) for k, v in b["measured"].items()}, float(b["margin"])
+                name,
+                int(b["direction"]),
+                {str(k): float(v) for k, v in b["measured"].items()},
+                float(b["margin"]),
+                {str(k): float(v) for k, v in b.get("wider", {}).items()},
             )
             for name, b in found["bands"].items()
         }

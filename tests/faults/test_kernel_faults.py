@@ -63,7 +63,7 @@ def layers_with(
     """The evidence from the clean trace, spoilt in place by a fault."""
 
     def spoil(fault: Fault) -> LayerEvidence:
-        traces = read_trace(clean_trace.folder)
+        traces = read_trace(clean_trace.folders[0])
         fault(traces)
         monkeypatch.setattr("verifier.ladder.gather.read_trace", lambda _folder: traces)
         return compare_with_trace(micro_model / "model.pte", micro_model, micro, clean_trace)
@@ -218,7 +218,7 @@ def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Check
     state = Machine(artifact).methods["vision_encoder"]
     steps = [s for s in state.plan.instructions if s.kind == "delegate"]
     step = next(s for s in steps if any(n.kind == "XNNSoftmax" for n in state.graph(s).nodes))
-    traces = read_trace(clean_trace.folder)
+    traces = read_trace(clean_trace.folders[0])
     count = len(state.graph(step).inputs)
     inputs = [torch.from_numpy(t.array()) for t in traces[0][step.index][:count]]
     sound = list(descend(state, step.index, inputs, LocalRunner()))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from verifier.calibrate import Measured, bands, main, spread_interval
+from verifier.golden import Band
 
 
 def test_interval_covers_the_true_spread() -> None:
@@ -32,6 +33,23 @@ def test_few_deviations_keep_four_spreads() -> None:
         Measured({"kl": {"program": 0.1}}), [Measured({"kl": {"program": 0.13}}), Measured({"kl": {"program": 0.1}})]
     )
     assert made["kl"]["margin"] == pytest.approx(4 * np.sqrt(0.03**2 / 2))
+
+
+def test_case_that_moves_more_gets_more() -> None:
+    """One image of twenty loses 6 dB in one variant: its own margin is 1.5 times that, all others keep theirs; what is better than
+    before widens nothing."""
+    cases = {f"image {i}": 25.0 for i in range(20)}
+    rng = np.random.default_rng(3)
+    variants = [Measured({"x.sqnr_db": {c: v + rng.normal(scale=0.3) for c, v in cases.items()}}) for _ in range(2)]
+    variants[0].values["x.sqnr_db"]["image 7"] = 19.0
+    variants[1].values["x.sqnr_db"]["image 8"] = 31.0
+    made = bands(Measured({"x.sqnr_db": cases}), variants)["x.sqnr_db"]
+    assert made["wider"] == {"image 7": pytest.approx(9.0)}
+    band = Band("x.sqnr_db", made["direction"], made["measured"], made["margin"], made["wider"])
+    assert band.allowed("image 7") == pytest.approx(16.0)
+    assert band.allowed("image 6") == pytest.approx(25.0 - made["margin"])
+    larger_is_worse = bands(Measured({"x.kl": {"a": 0.1}}), [Measured({"x.kl": {"a": v}}) for v in (0.1, 0.5)])
+    assert larger_is_worse["x.kl"]["wider"] == {}  # four spreads of two numbers are more already
 
 
 def test_repeats_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
