@@ -15,6 +15,7 @@ from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
 from verifier import evidence
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.checks import greedy
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.registry import CHECKS
 from verifier.errors import GoldenError
@@ -259,6 +260,33 @@ def test_wrong_answer_about_the_users_image_fails(gathered: evidence.Evidence) -
     sure = int(np.argmax(case.sample.golden.margins))
     wrong[sure, int(wrong[sure].argmin())] = wrong[sure].max() + 1
     assert _verdicts("greedy.image", replace(gathered, user_case=replace(case, logits=wrong))) == {"fail"}
+
+
+def test_recipes_own_noise_about_the_users_image_is_no_fault(
+    gathered: evidence.Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture without bands: a wrong token passes if the eager model with the recipe's quantization says it too and the image tokens
+    are as near to fp32's as a golden image's may be. Either alone is not enough, and a golden image has bands of its own."""
+    case = gathered.cases[0]
+    assert case.logits is not None and case.vision is not None
+    wrong = case.logits.copy()
+    sure = int(np.argmax(case.sample.golden.margins))
+    said = int(wrong[sure].argmin())
+    wrong[sure, said] = wrong[sure].max() + 1
+    other = replace(case, logits=wrong)
+    monkeypatch.setattr(greedy, "quantized_token", lambda *_given: said)
+    assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"pass"}
+    (result,) = results_of("greedy.image", replace(gathered, user_case=other))
+    assert "1 of them where the recipe's quantization decides" in result.message
+    assert "fail" in _verdicts("greedy.golden", replace(gathered, cases=(other, *gathered.cases[1:]), user_case=None))
+    noisy = replace(
+        other,
+        vision=case.vision
+        + np.float32(case.vision.std()) * (np.arange(case.vision.size).reshape(case.vision.shape) % 2),
+    )
+    assert _verdicts("greedy.image", replace(gathered, user_case=noisy)) == {"fail"}
+    monkeypatch.setattr(greedy, "quantized_token", lambda *_given: said + 1)
+    assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"fail"}
 
 
 def test_metadata_that_is_not_so_fails(gathered: evidence.Evidence) -> None:
