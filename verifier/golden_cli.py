@@ -28,7 +28,7 @@ from verifier.evidence import golden_folder, logits_of, run_bundle
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
-from verifier.model.definition import Definition, build_definition
+from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.model.preprocess import read_image
 from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
 from verifier.progress import hushed
@@ -51,8 +51,17 @@ def answer(
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
     sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
-    draft = () if program is None else answer_of_program(program, sample, patches=checkpoint.geometry.vision.patches)
-    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=ANSWER_TOKENS, draft=draft)
+    patches = checkpoint.geometry.vision.patches
+    room = min(ANSWER_TOKENS, DEFAULT_MAX_LEN + 1 - sample.prompt.length(patches))
+    if room < 1:
+        raise UsageError(
+            "the question is too long",
+            got=f"{sample.prompt.length(patches)} tokens with the image's",
+            expected=f"at most {DEFAULT_MAX_LEN}",
+            fix="ask a shorter one",
+        )
+    draft = () if program is None else answer_of_program(program, sample, patches=patches)
+    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room, draft=draft)
     return {
         "name": path.stem,
         "file": f"images/{path.name}",

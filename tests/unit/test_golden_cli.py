@@ -62,6 +62,15 @@ def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
     handle.remove()
 
 
+def test_question_that_does_not_fit_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2 with both figures; nothing is written."""
+    before = (model / "golden.json").read_bytes()
+    words = ["add", str(EMBEDDED / "images" / "tall_0.png"), "--model", str(model), "--reason", "a long question"]
+    assert main([*words, "--question", "What is it? " * 300]) == 2
+    assert "expected: at most 768" in capsys.readouterr().err
+    assert (model / "golden.json").read_bytes() == before
+
+
 def test_program_proposes_the_answer(
     model: Path, micro_model: Path, micro: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ QUESTIONS = (
     "图里有什么？",
     "Reply with one word.",
     "",
-    "List every object, its colour, its size and its place, from left to right and from top to bottom. " * 3,
+    "List every object, its colour, its size and its place, from left to right and from top to bottom. " * 2,
 )
 
 
