@@ -15,15 +15,14 @@ from typing import Any
 
 from verifier.checks.budget import planned_bytes
 from verifier.errors import RunnerError, UsageError, VerifierError
-from verifier.evidence import golden_folder, run_bundle
+from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
-from verifier.golden import BUDGET_SCHEMA, load_budget
+from verifier.golden import BUDGET_SCHEMA
 from verifier.model.definition import embedding_table
 from verifier.model.prompt import Tokenizer
-from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request
-from verifier.probes.speed import Speed, ask_speed
+from verifier.pipeline import measure_speed
 from verifier.progress import hushed
 from verifier.reference import load_sample
 
@@ -45,19 +44,8 @@ def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
     sample = load_sample(
         opened.golden.images[0], tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
     )
-    table = embedding_table(opened.checkpoint).numpy()
-    found: list[Speed] = []
-    for _ in range(runs):
-        found.append(
-            ask_speed(
-                opened.artifact,
-                table,
-                sample.image.numpy(),
-                lambda bundle: run_bundle(opened.runner, bundle),
-                patches=vision.patches,
-                large=is_large(opened.checkpoint),
-            )
-        )
+    table = embedding_table(opened.checkpoint)
+    found = [measure_speed(opened, table, sample.image) for _ in range(runs)]
     figures: dict[str, float] = {}
     for name in ("peak_rss_bytes", "prefill_loops", "decode_loops"):
         values = [getattr(each, name) for each in found]
@@ -69,12 +57,11 @@ def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
 
 
 def write_budget(opened: Opened, runs: dict[str, float], reason: str) -> Path:
-    """Add or replace what is recorded of this release and this kind of target. Raises `GoldenError` for a record that cannot be read."""
-    folder = golden_folder(opened.checkpoint)
-    path = folder / "budgets.json"
+    """Add or replace what is recorded of this release and this kind of target."""
+    path = golden_folder(opened.checkpoint) / "budgets.json"
     kind = opened.request.target.partition(":")[0]
     text: dict[str, Any] = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
-    if load_budget(folder, opened.checkpoint.sha256, opened.recipe.release, kind) is not None or path.is_file():
+    if path.is_file():  # `open_request` has read it: it is a record, and this checkpoint's
         text = json.loads(path.read_bytes())
     file = {"file_bytes": opened.artifact.header.file_bytes, "planned_bytes": planned_bytes(opened.artifact)}
     entry = text["releases"].setdefault(opened.recipe.release, {"targets": {}})

@@ -75,6 +75,12 @@ class Band:
         value = self.measured.get(case)
         return None if value is None else value - self.direction * self.wider.get(case, self.margin)
 
+    @property
+    def loosest(self) -> float:
+        """The bound of the case that is allowed the most."""
+        bounds = [bound for case in self.measured if (bound := self.allowed(case)) is not None]
+        return min(bounds) if self.direction > 0 else max(bounds)
+
 
 @dataclass(frozen=True)
 class Tolerances:

@@ -146,7 +146,7 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
-def _ask_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
+def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
         opened.artifact,
@@ -199,7 +199,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
         if _wants(opened, "budget.peak", "budget.prefill", "budget.decode"):
             with progress.stage("time and memory"):
                 children.shutdown()
-                speed = _ask_speed(opened, definition.embedding, samples[0].image)
+                speed = measure_speed(opened, definition.embedding, samples[0].image)
     cases = collect_cases(made, result, samples, answers) if answers else ()
     return Evidence(
         artifact=artifact,

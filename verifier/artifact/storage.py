@@ -26,7 +26,8 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Where things lie in the file: segments by number, named data and constants as spans of the file."""
+    """Where things lie in the file: segments by number, named data and constants as spans of the file. Two are never equal, so that
+    what was read through one can be remembered by it."""
 
     path: Path
     segments: tuple[Span, ...]

@@ -58,18 +58,13 @@ def _check(id: str, what: str, name: str, unit: str, measured: Measured) -> Chec
     return Check(id, "lowering", one_case, run)
 
 
-CHECKS_OF = {
-    "file_bytes": _check("budget.file", "the file", "file_bytes", "bytes", lambda e: e.artifact.header.file_bytes),
-    "planned_bytes": _check(
-        "budget.memory", "planned memory", "planned_bytes", "bytes", lambda e: planned_bytes(e.artifact)
-    ),
-    "peak_rss_bytes": _check(
-        "budget.peak", "the peak of resident memory", "peak_rss_bytes", "bytes", _of_speed("peak_rss_bytes")
-    ),
-    "prefill_loops": _check(
-        "budget.prefill", "an image and its prefill", "prefill_loops", "loops", _of_speed("prefill_loops")
-    ),
-    "decode_loops": _check("budget.decode", "one token", "decode_loops", "loops", _of_speed("decode_loops")),
-}
+_FIGURES: tuple[tuple[str, str, str, str, Measured], ...] = (
+    ("budget.file", "the file", "file_bytes", "bytes", lambda evidence: evidence.artifact.header.file_bytes),
+    ("budget.memory", "planned memory", "planned_bytes", "bytes", lambda evidence: planned_bytes(evidence.artifact)),
+    ("budget.peak", "the peak of resident memory", "peak_rss_bytes", "bytes", _of_speed("peak_rss_bytes")),
+    ("budget.prefill", "an image and its prefill", "prefill_loops", "loops", _of_speed("prefill_loops")),
+    ("budget.decode", "one token", "decode_loops", "loops", _of_speed("decode_loops")),
+)
+CHECKS_OF = {figure[2]: _check(*figure) for figure in _FIGURES}
 """The check of each figure. Source: the memory and speed tables of ExecuTorch's LLaVA announcement; docs/budgets.md."""
 CHECKS = tuple(CHECKS_OF.values())

@@ -85,21 +85,22 @@ def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[]
     spared = 0
     for at in wrong:
         margin = wanted.margins[at]
-        if margin > noise and case is evidence.user_case and _within_recipe(evidence, case, quantized, int(at)):
+        if margin <= noise:
+            continue
+        if case is evidence.user_case and _within_recipe(evidence, case, quantized, int(at)):
             spared += 1
             continue
-        if margin > noise:
-            prefix = evidence.tokenizer.decode([int(i) for i in recomputed[:at]])
-            pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (actual[at], recomputed[at])]
-            position = case.sample.prompt.length(evidence.patches) + int(at) - 1
-            return check.failed(
-                wanted.name,
-                f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-                f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, quantized, int(at), int(actual[at]))}",
-                where=Where(method="text_decoder", index=(position,)),
-                measured={"margin": margin} | fields["measured"],
-                allowed={"margin": noise},
-            )
+        prefix = evidence.tokenizer.decode([int(i) for i in recomputed[:at]])
+        pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (actual[at], recomputed[at])]
+        position = case.sample.prompt.length(evidence.patches) + int(at) - 1
+        return check.failed(
+            wanted.name,
+            f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
+            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, quantized, int(at), int(actual[at]))}",
+            where=Where(method="text_decoder", index=(position,)),
+            measured={"margin": margin} | fields["measured"],
+            allowed={"margin": noise},
+        )
     said = f"{len(wrong)} of {len(actual)} tokens differ where fp32 itself is undecided"
     if spared:
         said += f", {spared} of them where the recipe's quantization decides: this picture is harder for it than the golden ones"
@@ -113,8 +114,7 @@ def _within_recipe(evidence: Evidence, case: Case, quantized: Callable[[], Any],
     band = band_of(evidence, VISION)
     if isinstance(band, GoldenError) or case.vision is None or case.logits is None:
         return False
-    least = min(value - band.direction * band.wider.get(name, band.margin) for name, value in band.measured.items())
-    if next(m.value for m in vision_measures(case, channel_center(evidence)) if m.metric == VISION) < least:
+    if next(m.value for m in vision_measures(case, channel_center(evidence)) if m.metric == VISION) < band.loosest:
         return False
     said = int(case.logits[at].argmax())
     return quantized_token(quantized(), evidence.definition, case.sample, case.vision, at) == said

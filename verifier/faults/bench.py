@@ -22,8 +22,6 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from verifier import pipeline
 from verifier.checkpoint import Checkpoint
 from verifier.checks.registry import CHECKS
@@ -134,7 +132,6 @@ MEMORY = _Memory()
 
 def prepare(subject: Subject) -> None:
     """Compute the references of a clean subject in this process, and keep them. Raises `VerifierError` if they cannot be made."""
-    torch.set_num_threads(1)
     MEMORY.install()
     status = gate([str(subject.pte), "--quiet", "--checks", "mapping.*,preprocess.*", *subject.arguments])
     if status != 0:

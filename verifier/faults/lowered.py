@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _KEPT: dict[Path, dict[str, ExportedProgram]] = {}
 
 
-def keep(model: Path, export: Callable[[], int]) -> int:
-    """Keep what the exporter lowers while `export` runs it in this process; returns its status."""
+def keep(model: Path, export: Callable[[], None]) -> None:
+    """Keep what the exporter lowers while `export` runs it in this process."""
     run = _exporter()
     right = run.lowered
 
@@ -25,7 +25,7 @@ def keep(model: Path, export: Callable[[], int]) -> int:
 
     run.lowered = lowered
     try:
-        return export()
+        export()
     finally:
         run.lowered = right
 

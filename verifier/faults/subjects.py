@@ -6,7 +6,6 @@ import io
 import json
 import multiprocessing
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -109,8 +108,7 @@ def make_calibrated_model(folder: Path) -> Path:
     images = calibration_images(CALIBRATION)
     _answered_checkpoint(folder)
     pte = folder / "model.pte"
-    if keep(folder, lambda: _exporter(folder, pte)) != 0:
-        raise ExportError("a micro model could not be exported", where=pte)
+    keep(folder, lambda: _export(folder, pte))
     variants = []
     for number in range(2):
         half = folder / f"half{number}"
@@ -132,7 +130,7 @@ def make_calibrated_model(folder: Path) -> Path:
 
 def _variant(model: Path, pte: Path) -> None:
     reuse(model, "vision_encoder")
-    sys.exit(_exporter(model, pte, "--calibration", str(pte.parent)))
+    _export(model, pte, "--calibration", str(pte.parent))
 
 
 def _calibrate(pte: Path, variants: Sequence[Path]) -> None:
@@ -146,10 +144,12 @@ def _calibrate(pte: Path, variants: Sequence[Path]) -> None:
         raise ExportError("a micro model could not be calibrated", got=status, where=pte)
 
 
-def _exporter(model: Path, pte: Path, *arguments: str) -> int:
+def _export(model: Path, pte: Path, *arguments: str) -> None:
     from verifier.export_llava import main as export
 
-    return export(["--quiet", "--model", str(model), "--pte-name", str(pte), *arguments])
+    status = export(["--quiet", "--model", str(model), "--pte-name", str(pte), *arguments])
+    if status != 0:
+        raise ExportError("a micro model could not be exported", got=status, where=pte)
 
 
 def _answered_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object) -> None:
@@ -165,7 +165,5 @@ def make_micro_model(folder: Path, *arguments: str, seed: int = 0, **text_fields
     """A micro checkpoint with golden answers to three images, and its export `model.pte`. Raises `ExportError`."""
     _answered_checkpoint(folder, seed=seed, **text_fields)
     pte = folder / "model.pte"
-    status = _exporter(folder, pte, *arguments)
-    if status != 0:
-        raise ExportError("a micro model could not be exported", got=status, where=pte)
+    _export(folder, pte, *arguments)
     return pte

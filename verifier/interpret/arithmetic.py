@@ -65,12 +65,13 @@ def centred_rows(rows: QuantizedRows) -> Tensor:
 def multiply_groups(x: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
     """x fp32 [..., K] times 4-bit integers, fp32 [N, K], with `scales` fp32 [N, G] of groups along K: fp64 [..., N].
 
-    A group is summed in fp32, the groups in fp64. That is exact to fp64 where x holds integers of 8 bits and a group has no more
-    than `EXACT_GROUP` channels; it takes a fifth of the time of fp64 throughout.
+    A group is summed in fp32, or in fp64 if it has more than `EXACT_GROUP` channels, and the groups in fp64: exact to fp64 where x
+    holds integers of 8 bits.
     """
-    count = scales.shape[1]
-    grouped = weights.view(scales.shape[0], count, -1).permute(1, 2, 0)
-    sums = torch.bmm(x.reshape(-1, count, grouped.shape[1]).transpose(0, 1), grouped)
+    count, size = scales.shape[1], weights.shape[1] // scales.shape[1]
+    dtype = torch.float32 if size <= EXACT_GROUP else torch.float64
+    grouped = weights.to(dtype).view(scales.shape[0], count, size).permute(1, 2, 0)
+    sums = torch.bmm(x.to(dtype).reshape(-1, count, size).transpose(0, 1), grouped)
     total = torch.zeros(sums.shape[1:], dtype=torch.float64)
     for part, scale in zip(sums, scales.T, strict=True):
         total.addcmul_(part.double(), scale.double())

@@ -29,7 +29,6 @@ from verifier.artifact.xnnpack import (
     bfloat16_to_float32,
 )
 from verifier.interpret.arithmetic import (
-    EXACT_GROUP,
     QuantizedRows,
     add_quantized,
     centred_rows,
@@ -119,11 +118,8 @@ def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
 
 
 def has_groups(value: GraphValue) -> bool:
-    """Whether a weight is of 4-bit groups whose sums `multiply_groups` makes exactly."""
-    given = value.quantization
-    return (
-        value.dtype == "qbint4" and isinstance(given, PerGroup) and given.axis == 0 and given.group_size <= EXACT_GROUP
-    )
+    """Whether a weight is of 4-bit groups along its input channels."""
+    return value.dtype == "qbint4" and isinstance(value.quantization, PerGroup) and value.quantization.axis == 0
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
 from verifier.checkpoint import Checkpoint
-from verifier.interpret.arithmetic import EXACT_GROUP, centred_rows, dequantize_rows, multiply_groups, quantize_rows
+from verifier.interpret.arithmetic import centred_rows, multiply_groups, quantize_rows
 from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.model.definition import build_decoder
 from verifier.model.streaming import is_large
@@ -47,10 +47,6 @@ def _emulated(linear: nn.Linear, x: Tensor) -> Tensor:
     """x [..., K] fp32 -> [..., N] fp32: int8 rows times 4-bit groups, their sums in fp64."""
     scales: Any = linear.scales
     rows = quantize_rows(x)
-    if linear.in_features // scales.shape[1] > EXACT_GROUP:
-        weights = linear.weight.double().view(*scales.shape, -1) * scales.double()[..., None]
-        made: Tensor = dequantize_rows(rows) @ weights.view(linear.weight.shape).T
-        return made.to(torch.float32)
     made = multiply_groups(centred_rows(rows), linear.weight.to(torch.float32), scales)
     return (made * rows.scale.double()).to(torch.float32)
 

@@ -143,7 +143,6 @@ class Replayer:
     ) -> None:
         """`recipe` is the file's storage with the recipe's constants; `watched` are the EValues to tap, by method."""
         self.machine, self.shadow = Machine(artifact), Machine(artifact)
-        self.recipe_storage = artifact.storage if recipe is None else recipe
         self.recipe = None if recipe is None else Machine(replace(artifact, storage=recipe))
         self.watched = watched
         self.taps: dict[tuple[int, int], Tensor] = {}
@@ -239,7 +238,9 @@ class _Follower:
         self._remember(step, expected, traced, bounds)
         used = _constants(self.state, instruction)
         if self.replayer.recipe is not None and used:
-            if used.isdisjoint(self.replayer.recipe_storage.overrides):  # the same constants give the same again
+            if used.isdisjoint(
+                self.replayer.recipe.artifact.storage.overrides
+            ):  # the same constants give the same again
                 found = self.replayer.compared[before:]
                 self.replayer.constants += [replace(record, propagated_db=None) for record in found]
             else:
