@@ -62,13 +62,9 @@ TINY := golden/llava_tiny
 embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again
 	$(BIN)/python -m verifier.export_llava --pte-name $(TINY)/llava_tiny.pte
 
-calibration: $(READY)  ## measure the embedded program and two exports with half of the calibration images each
-	mkdir -p build/half_a build/half_b
-	cp $(TINY)/calibration/scene_0[0-7].png build/half_a
-	cp $(TINY)/calibration/scene_0[89].png $(TINY)/calibration/scene_1?.png build/half_b
-	$(BIN)/python -m verifier.export_llava --pte-name build/a.pte --calibration build/half_a
-	$(BIN)/python -m verifier.export_llava --pte-name build/b.pte --calibration build/half_b
-	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --repeats 2 --variant build/a.pte --variant build/b.pte --reason "$(or $(REASON),embedded model)"
+calibration: $(READY)  ## measure the embedded program and four exports calibrated on other images: half an hour
+	$(BIN)/python -m golden.llava_tiny.make.variants build/variants
+	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --repeats 2 $(patsubst %,--variant build/variants/%.pte,first_half second_half draw_0 draw_1) --reason "$(or $(REASON),embedded model)"
 
 evaluate: $(READY)  ## score the embedded model on 256 unseen scenes, in fp32 and by the program
 	$(BIN)/python -m golden.llava_tiny.make.evaluate --pte $(TINY)/llava_tiny.pte

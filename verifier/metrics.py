@@ -43,6 +43,11 @@ def sqnr_db(*, actual: Array, expected: Array) -> float:
     """Signal to noise in dB: 10 log10(sum expected^2 / sum (actual - expected)^2); capped at `EQUAL_DB` for equal arrays."""
     signal = float(np.square(expected, dtype=np.float64).sum())
     noise = float(np.square(actual.astype(np.float64) - expected).sum())
+    return decibels(signal, noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal to noise of two sums of squares in dB, within `EQUAL_DB`."""
     if noise == 0.0:
         return EQUAL_DB
     return -EQUAL_DB if signal == 0.0 else float(np.clip(10 * np.log10(signal / noise), -EQUAL_DB, EQUAL_DB))

@@ -138,7 +138,7 @@ def _pair(
         return []
     ordered = sorted(members, key=lambda parameter: parameter.order)
     stored = np.stack([_unit(_sample(constant, storage, bits)) for constant in constants])
-    wanted = np.stack([_unit(_sampled(_as_stored(checkpoint.tensor(p.key), constants[0]))) for p in ordered])
+    wanted = np.stack([_unit(_sampled(checkpoint.tensor(p.key), constants[0])) for p in ordered])
     likeness = stored @ wanted.T
     distance = np.abs(np.arange(len(constants))[:, None] - np.arange(len(ordered))[None])
     rows, columns = linear_sum_assignment(likeness - 1e-6 * distance, maximize=True)
@@ -152,22 +152,19 @@ def _pair(
     ]
 
 
-def _as_stored(tensor: Tensor, constant: Constant) -> NDArray[np.float32]:
-    if constant.role == "convolution":
-        tensor = tensor.permute(0, 2, 3, 1)
-    out: NDArray[np.float32] = tensor.to(torch.float32).numpy().reshape(tensor.shape[0], -1)
-    return out if tensor.dim() > 1 else out.reshape(1, -1)
-
-
 def _picked(size: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
-def _sampled(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sampled(tensor: Tensor, constant: Constant) -> NDArray[np.float32]:
+    """Some elements of a tensor as the constant would store it; no others are read from the file."""
+    if constant.role == "convolution":
+        tensor = tensor.permute(0, 2, 3, 1)
+    matrix = tensor.flatten(1) if tensor.dim() > 1 else tensor[None]
     rows, columns = (_picked(size, count) for size, count in zip(matrix.shape, (ROWS, COLUMNS), strict=True))
     if len(matrix) == 1:
         columns = _picked(matrix.shape[1], ROWS * COLUMNS)
-    return matrix[np.ix_(rows, columns)].astype(np.float32)
+    return matrix[rows][:, columns].to(torch.float32).numpy()
 
 
 def _sample(constant: Constant, storage: Storage, bits: int) -> NDArray[np.float32]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from verifier.export.quantize import quantize_linear, quantize_rows
 from verifier.types import Recipe
 
+ROWS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -20,8 +22,17 @@ class Quantized:
 
 
 def quantized_linear(weight: Tensor, recipe: Recipe) -> Quantized:
-    """4-bit groups of a decoder linear [N, K]: int8 in [-8, 7], scales [N, K / group] rounded to bf16, as XNNPACK holds them."""
-    holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    """4-bit groups of a decoder linear [N, K]: int8 in [-8, 7], scales [N, K / group] rounded to bf16, as XNNPACK holds them.
+
+    The affine quantizer looks at one group at a time, so it is given some rows at a time; HQQ stops by the error of the whole.
+    """
+    rows = ROWS_AT_ONCE if recipe.quantizer == "affine" else len(weight)
+    parts = [_quantized_rows(part, recipe) for part in torch.split(weight, rows)]
+    return Quantized(torch.cat([part.integers for part in parts]), torch.cat([part.scales for part in parts]))
+
+
+def _quantized_rows(weight: Tensor, recipe: Recipe) -> Quantized:
+    holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     holder.weight = nn.Parameter(weight.to(torch.float32), requires_grad=False)
     quantize_linear(holder, "audited", recipe=recipe)
     made: object = holder.weight
