@@ -263,10 +263,10 @@ def _tokens(script: Script, number: int, patches: int) -> int:
 
 
 def traced_bytes(state: MethodState, tokens: int, max_seq_len: int) -> int:
-    """Upper bound of what the tracer copies in one call of `tokens` tokens: the inputs, delegates' arguments and kernels' results."""
+    """Upper bound of what the tracer copies in one call of `tokens` tokens: delegates' arguments, kernels' results, and the answer."""
     total = 0
     traced = [step.args if step.kind == "delegate" else state.results(step) for step in state.plan.instructions]
-    for indices in (state.plan.inputs, *traced):
+    for indices in (*traced, state.plan.outputs):
         for index in indices:
             value = state.plan.values[index]
             if isinstance(value, TensorValue):

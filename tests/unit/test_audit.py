@@ -1,0 +1,71 @@
+"""Constants in parts: a large one is compared some rows at a time, with the result of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from verifier.artifact.plan import TensorValue
+from verifier.artifact.storage import Storage
+from verifier.artifact.xnnpack import PerTensor
+from verifier.audit import compare, recipe
+from verifier.audit.compare import Audited
+from verifier.audit.inventory import Constant
+from verifier.audit.recipe import quantized_linear
+from verifier.metrics import sqnr_db
+from verifier.types import Recipe
+
+SCALE = 0.01
+
+
+@pytest.mark.parametrize("quantizer", ["affine", "hqq"])
+def test_linear_quantized_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch, quantizer: str) -> None:
+    """Seven rows at a time, the last part shorter: integers and scales of all rows at once."""
+    weight = torch.randn(30, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    asked = Recipe(group_size=32, quantizer=quantizer)
+    whole = quantized_linear(weight, asked)
+    monkeypatch.setattr(recipe, "ROWS_AT_ONCE", 7)
+    parts = quantized_linear(weight, asked)
+    assert torch.equal(parts.integers, whole.integers)
+    assert torch.equal(parts.scales, whole.scales)
+
+
+def _fidelity(stored: torch.Tensor, weight: torch.Tensor) -> Audited:
+    value = TensorValue("CHAR", tuple(stored.shape), (), dynamic=False, constant=None, place=None, name=None)
+    constant = Constant("vision_encoder", 0, None, "addend", value, PerTensor(SCALE, 3))
+    record = Audited("x", None, "vision_encoder", 0, "addend", stored.numel())
+    return compare._fidelity(record, constant, stored, weight, Storage(Path(), (), {}, (), 0))
+
+
+@pytest.mark.parametrize("shape", [(20, 6), (2, 5, 4, 3), (1, 1, 9), ()])
+def test_fidelity_in_parts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    """The worst element is named wherever it lies, in the last part too; SQNR is that of the whole."""
+    stored = torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(1))
+    real = (stored.double() - 3) * SCALE
+    weight = real + 0.3 * SCALE
+    last = tuple(size - 1 for size in shape)
+    weight[last] += 2 * SCALE
+    whole = _fidelity(stored, weight.float())
+    monkeypatch.setattr(compare, "FIDELITY_ELEMENTS", 13)
+    parts = _fidelity(stored, weight.float())
+    assert (parts.index, parts.worst_steps) == (last, pytest.approx(2.3, abs=1e-4))
+    assert replace(parts, sqnr_db=whole.sqnr_db) == whole
+    expected = sqnr_db(actual=real.numpy(), expected=weight.float().double().numpy())
+    assert parts.sqnr_db == pytest.approx(expected)
+    assert whole.sqnr_db == pytest.approx(expected)
+
+
+def test_what_is_not_a_number_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in the checkpoint is not overlooked, in whatever part it is."""
+    monkeypatch.setattr(compare, "FIDELITY_ELEMENTS", 6)
+    stored = torch.zeros(4, 6, dtype=torch.int8)
+    weight = torch.zeros(4, 6)
+    weight[2, 5] = torch.nan
+    found = _fidelity(stored, weight)
+    assert found.index == (2, 5)
+    assert found.worst_steps is not None
+    assert np.isnan(found.worst_steps)
