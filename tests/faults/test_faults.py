@@ -358,7 +358,9 @@ def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str
 
     assert {result.verdict for result in judged(clean)} == {"pass"}
     for at in (0, len(clean) // 2, len(clean) - 1):
-        worse = replace(clean[at], sqnr_db=clean[at].sqnr_db - 1.01 * band.margin)
+        allowed = band.allowed(list(band.measured)[at])
+        assert allowed is not None
+        worse = replace(clean[at], sqnr_db=allowed - 0.01 * band.margin)
         failed = [result for result in judged([*clean[:at], worse, *clean[at + 1 :]]) if result.verdict == "fail"]
         assert [result.case for result in failed] == [worse.block]
         assert f"on {worse.sample}" in failed[0].message
