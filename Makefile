@@ -63,8 +63,9 @@ embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again
 	$(BIN)/python -m verifier.export_llava --pte-name $(TINY)/llava_tiny.pte
 
 calibration: $(READY)  ## measure the embedded program and four exports calibrated on other images: half an hour
-	$(BIN)/python -m golden.llava_tiny.make.variants build/variants
-	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --repeats 2 $(patsubst %,--variant build/variants/%.pte,first_half second_half draw_0 draw_1) --reason "$(or $(REASON),embedded model)"
+	mkdir -p build
+	$(BIN)/python -m golden.llava_tiny.make.variants build/variants > build/variants.txt
+	$(BIN)/python -m verifier.calibrate $(TINY)/llava_tiny.pte --repeats 2 $$(sed 's/^/--variant /' build/variants.txt) --reason "$(or $(REASON),embedded model)"
 
 evaluate: $(READY)  ## score the embedded model on 256 unseen scenes, in fp32 and by the program
 	$(BIN)/python -m golden.llava_tiny.make.evaluate --pte $(TINY)/llava_tiny.pte

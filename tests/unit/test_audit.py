@@ -22,14 +22,26 @@ from verifier.types import Recipe
 SCALE = 0.01
 
 
-@pytest.mark.parametrize("quantizer", ["affine", "hqq"])
-def test_linear_quantized_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch, quantizer: str) -> None:
-    """Seven rows at a time, the last part shorter: integers and scales of all rows at once."""
+@pytest.mark.parametrize(("quantizer", "rows"), [("affine", [7, 7, 7, 7, 2]), ("hqq", [30])])
+def test_linear_quantized_in_parts_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, quantizer: str, rows: list[int]
+) -> None:
+    """Seven rows at a time, the last part shorter: integers and scales of all rows at once. HQQ stops when no row changes any more,
+    so it must see them all."""
     weight = torch.randn(30, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     asked = Recipe(group_size=32, quantizer=quantizer)
     whole = quantized_linear(weight, asked)
+    given: list[int] = []
+    plain = recipe._quantized_rows
+
+    def counted(part: torch.Tensor, asked: Recipe) -> recipe.Quantized:
+        given.append(len(part))
+        return plain(part, asked)
+
     monkeypatch.setattr(recipe, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(recipe, "_quantized_rows", counted)
     parts = quantized_linear(weight, asked)
+    assert given == rows
     assert torch.equal(parts.integers, whole.integers)
     assert torch.equal(parts.scales, whole.scales)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from runner.local import LocalRunner
 from runner.protocol import Bundle, Call, TraceRequest
+from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.interpret.machine import Machine
 from verifier.ladder.gather import traced_bytes
@@ -20,9 +21,9 @@ def test_buffer_is_as_large_as_needed(micro_model: Path, tmp_path: Path) -> None
     artifact = open_artifact(micro_model / "model.pte")
     state = Machine(artifact).methods["vision_encoder"]
     bound = traced_bytes(state, 0, artifact.max_seq_len)
-    side_px = next(value.sizes[1] for value in (state.plan.values[i] for i in state.plan.inputs))
-    image = np.full((3, side_px, side_px), 7, np.uint8)
-    calls = (Call("vision_encoder", (image,)),)
+    pixels = state.plan.values[state.plan.inputs[0]]
+    assert isinstance(pixels, TensorValue)
+    calls = (Call("vision_encoder", (np.full(pixels.sizes, 7, np.uint8),)),)
     result = LocalRunner().run(Bundle(artifact.path, calls, trace=TraceRequest(tmp_path, bound)), timeout_s=600)
     assert result.outcome == "ok", result.message
     (trace,) = read_trace(tmp_path)

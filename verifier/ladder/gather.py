@@ -94,7 +94,7 @@ def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[
     """What is run in one process each, and the sample of each call.
 
     Of a large model the encoder runs by itself, and the decoder is fed with a little text alone: every call copies the whole cache, in
-    four layouts, and 576 image tokens of a 7B model would leave 13 GB more, by arithmetic, beside packed weights of 3.4 GB.
+    four layouts, and 576 image tokens of a 7B model would leave 16 GB more, by arithmetic, beside packed weights of 3.4 GB.
     """
     together: tuple[Script, list[str]] = (Script(), [])
     apart: tuple[Script, list[str]] = (Script(), [])

@@ -1,51 +1,41 @@
 """Exports as clean as the embedded one, to calibrate with: `python -m golden.llava_tiny.make.variants FOLDER`.
 
-They differ from it in nothing but the images that their int8 ranges come from: two halves, and two draws of three quarters. Each half has
-two of the four padded images; an export that has seen no padding loses 15 dB on padded images, and is not clean. Prints one path a line.
+They differ from it in nothing but the images that their int8 ranges come from: two halves, and two draws of three quarters. Prints one
+path a line.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from verifier.checkpoint import EMBEDDED
 from verifier.export_llava import main as export
+from verifier.faults.subjects import calibration_draw, calibration_halves, link_images
 
 SEEDS = (0, 1)
-"""Of the draws. `verifier.faults.clean` draws with other seeds: what the gate must pass is not what its tolerances come from."""
+"""Of the draws; see `verifier.faults.clean.FIRST_SEED`."""
 
 
-def draws() -> Iterator[tuple[str, list[Path]]]:
-    """Name and images of every variant."""
-    offered = sorted((EMBEDDED / "calibration").glob("*.png"))
-    middle = len(offered) // 2
-    yield "first_half", offered[:middle]
-    yield "second_half", offered[middle:]
-    for seed in SEEDS:
-        yield f"draw_{seed}", random.Random(seed).sample(offered, 3 * len(offered) // 4)
-
-
-def make_variants(folder: Path) -> list[Path]:
-    """Export what is not there yet."""
+def main() -> int:
+    """Command line; returns the exit status of the exporter."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for name, images in draws():
-        made.append(folder / f"{name}.pte")
-        if made[-1].exists():
-            continue
-        with tempfile.TemporaryDirectory(prefix="verifier-calibration-") as drawn:
-            for path in images:
-                (Path(drawn) / path.name).symlink_to(path)
-            if export(["--pte-name", str(made[-1]), "--calibration", drawn, "--quiet"]):
-                raise SystemExit(2)
-    return made
+    variants = dict(zip(("first_half", "second_half"), calibration_halves(), strict=True))
+    variants |= {f"draw_{seed}": calibration_draw(seed) for seed in SEEDS}
+    for name, images in variants.items():
+        pte = folder / f"{name}.pte"
+        with tempfile.TemporaryDirectory(prefix="verifier-calibration-") as place:
+            link_images(Path(place) / "images", images)
+            status = export(["--pte-name", str(pte), "--calibration", str(Path(place) / "images"), "--quiet"])
+        if status:
+            return status
+        print(pte)
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    print(*make_variants(parser.parse_args().folder), sep="\n")
+    sys.exit(main())
