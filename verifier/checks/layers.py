@@ -13,7 +13,7 @@ from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.limits import block_limit_db, excess
+from verifier.ladder.limits import excess
 from verifier.ladder.replay import Compared, Replay
 from verifier.types import CheckResult, Where
 
@@ -209,9 +209,9 @@ def _graph(check: Check, case: str, place: int, errors: list[BlockError]) -> tup
     if not errors:
         return (0, place), _not_found(check, case)
     # the first call in which it departs: later ones inherit a wrong cache
-    broken = [error for error in errors if error.sqnr_db < block_limit_db(error.elements)]
-    shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - block_limit_db(e.elements))
-    limit = block_limit_db(shown.elements)
+    broken = [error for error in errors if error.sqnr_db < error.limit_db]
+    shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - e.limit_db)
+    limit = shown.limit_db
     fields = {"measured": {"sqnr_db": shown.sqnr_db}, "allowed": {"sqnr_db": limit}, "where": where}
     if broken:
         said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit:.1f} dB"

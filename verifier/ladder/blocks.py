@@ -7,6 +7,7 @@ held against the fp32 model run from the first token on, give the profile of err
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
+from verifier.ladder.limits import block_limit_db, tipped_limit_db
+from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Replay
 from verifier.metrics import sqnr_db
 from verifier.model.definition import Definition
@@ -47,7 +50,8 @@ class Taps:
 @dataclass(frozen=True)
 class BlockError:
     """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
-    `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation."""
+    `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation. `limit_db` is what it must keep,
+    where that is derived."""
 
     block: str
     part: str
@@ -55,6 +59,7 @@ class BlockError:
     sqnr_db: float
     elements: int
     sample: str = ""
+    limit_db: float = -math.inf
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ def _added(block: str, part: str, call: int, before: Tensor, actual: Tensor, exp
 class DecoderBlocks:
     """The decoder, block by block over the calls of conversations; keeps the reference's own KV-cache."""
 
-    def __init__(self, decoder: Any, taps: Taps, layers: int) -> None:
-        self.decoder, self.taps, self.layers = decoder, taps, layers
+    def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
+        self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
     def compare(self, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
         """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
@@ -117,27 +122,46 @@ class DecoderBlocks:
         own = [(number, call) for number, call in enumerate(calls) if call.method == "text_decoder"]
         with torch.no_grad():
             for layer in range(self.layers):
-                for number, call in own:
-                    found += self._layer(layer, number, call, replay)
+                found += self._layer(layer, own, replay)
             for number, _ in own:
                 found += self._output(number, replay)
         return sorted(found, key=lambda error: error.call)
 
-    def _layer(self, index: int, number: int, call: TracedCall, replay: Replay) -> list[BlockError]:
-        name, layer = f"text_decoder.layers.{index}", self.decoder.layers[index]
+    def _layer(self, index: int, calls: list[tuple[int, TracedCall]], replay: Replay) -> list[BlockError]:
+        """Both blocks of a layer in all calls. What rounding ties may cost is asked only if more is missing than they cost by themselves."""
+        ready = [self._streams(index, number, call, replay) for number, call in calls]
+        streams = [each for each in ready if each is not None]
+        made = [self._blocks(index, each) for each in streams]
+        found = [error for each, own in zip(streams, made, strict=True) for error in each.errors(own)]
+        if all(error.sqnr_db >= error.limit_db for error in found):
+            return found
+        with self.rounding.tipped():
+            # in the order of the calls, so that the cache holds what tipped calls wrote
+            tipped = [self._blocks(index, each) for each in streams]
+        costs = [cost for each, *both in zip(streams, tipped, made, strict=True) for cost in each.costs(*both)]
+        return [
+            replace(error, limit_db=tipped_limit_db(error.elements, cost)) if error.sqnr_db < error.limit_db else error
+            for error, cost in zip(found, costs, strict=True)
+        ]
+
+    def _streams(self, index: int, number: int, call: TracedCall, replay: Replay) -> _Streams | None:
+        name = f"text_decoder.layers.{index}"
         before, middle = (
             self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
         )
         after = self._after(replay, number, index)
         if before is None or middle is None or after is None:
-            return []
-        position = torch.tensor([call.start])
-        cos, sin = self.decoder.rope.get_freqs(position, call.inputs[0].shape[1])
+            return None
+        return _Streams(name, number, call.start, before, middle, after)
+
+    def _blocks(self, index: int, streams: _Streams) -> tuple[Tensor, Tensor]:
+        """The stream behind the attention and behind the feed-forward block, each from the program's own before it."""
+        layer, before, middle = self.decoder.layers[index], streams.before, streams.middle
+        position = torch.tensor([streams.start])
+        cos, sin = self.decoder.rope.get_freqs(position, before.shape[1])
         mixed, _ = layer.attention(layer.attention_norm(before), cos, sin, input_pos=position)
-        attention = _added(f"{name}.attention", "attention", number, before, middle, before + mixed)
         made = middle + layer.feed_forward(layer.ffn_norm(middle))
-        middle, made = (x[:, -after.shape[1] :] for x in (middle, made))
-        return [attention, _added(f"{name}.feed_forward", "feed_forward", number, middle, after, made)]
+        return before + mixed, made[:, -streams.after.shape[1] :]
 
     def _output(self, number: int, replay: Replay) -> list[BlockError]:
         last = self.taps.read_by("text_decoder.norm", replay, number)
@@ -145,7 +169,8 @@ class DecoderBlocks:
         if last is None or logits is None:
             return []
         expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
-        return [_added("text_decoder.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)]
+        error = _added("text_decoder.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)
+        return [replace(error, limit_db=block_limit_db(error.elements))]
 
     def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
         """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
@@ -153,6 +178,34 @@ class DecoderBlocks:
             return self.taps.read_by(f"text_decoder.layers.{layer + 1}.attention_norm", replay, number)
         last = self.taps.read_by("text_decoder.norm", replay, number)
         return None if last is None else last.reshape(1, -1, last.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The stream of one layer in one call as the runtime had it: before the layer, between its blocks, and behind it."""
+
+    name: str
+    number: int
+    start: int
+    before: Tensor
+    middle: Tensor
+    after: Tensor
+
+    def errors(self, made: tuple[Tensor, Tensor]) -> list[BlockError]:
+        """The runtime against what was made of its streams, with the limit that holds whatever ties there are."""
+        own = (self.middle, self.after)
+        return [replace(error, limit_db=block_limit_db(error.elements)) for error in self._pair(own, made)]
+
+    def costs(self, tipped: tuple[Tensor, Tensor], straight: tuple[Tensor, Tensor]) -> list[float]:
+        """SQNR in dB that is left of both blocks when all ties are tipped."""
+        return [error.sqnr_db for error in self._pair(tipped, straight)]
+
+    def _pair(self, actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> list[BlockError]:
+        befores = (self.before, self.middle[:, -self.after.shape[1] :])
+        return [
+            _added(f"{self.name}.{part}", part, self.number, before, a, e)
+            for part, before, a, e in zip(("attention", "feed_forward"), befores, actual, expected, strict=True)
+        ]
 
 
 def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:

@@ -32,7 +32,7 @@ from verifier.ladder.blocks import (
 )
 from verifier.ladder.descend import descend
 from verifier.ladder.limits import excess
-from verifier.ladder.quantized import build_quantized_decoder, held_in, nothing_held
+from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
@@ -166,13 +166,14 @@ def compare_layers(  # noqa: PLR0917
     except ProgramFaultError as error:
         return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()
-    held = held_in(artifact, audit) if is_large(checkpoint) else nothing_held
-    quantized = build_quantized_decoder(checkpoint, recipe, held)
-    decoder = DecoderBlocks(quantized, taps, checkpoint.geometry.text.layers)
+    descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
+    del replayer, traces  # 3 GiB of a 7B model's caches and contents; the decoders below need as much
+    held, rounding = held_in(artifact, audit) if is_large(checkpoint) else nothing_held, Rounding()
+    quantized = build_quantized_decoder(checkpoint, recipe, held, rounding)
+    decoder = DecoderBlocks(quantized, rounding, taps, checkpoint.geometry.text.layers)
     blocks = decoder.compare(traced.calls, replay)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
-    descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     first = traced.calls[0].sample
     prompts = [c.inputs[0] for c in traced.calls if c.method == "token_embedding" and c.sample == first]
     prompt = torch.cat([definition.embed(ids) for ids in prompts], dim=1)

@@ -6,7 +6,8 @@ found in the file bit for bit are read from it instead of made again. What is le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,37 @@ from verifier.artifact.program import Artifact
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
 from verifier.checkpoint import Checkpoint
-from verifier.interpret.arithmetic import centred_rows, multiply_groups, quantize_rows
+from verifier.interpret.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
 from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.model.definition import build_decoder
 from verifier.model.streaming import is_large
 from verifier.types import Recipe
 
 Held = Callable[[str], Quantized | None]
+
+SECOND_IN_A_BLOCK = ("wo", "w2")
+SECOND_TIE_WIDTH = 16 * TIE_WIDTH
+"""Steps. What the second linear of a block is given went through fp32 sums of groups, and a softmax or a gate: 64 roundings instead of 4."""
+
+
+class Rounding:
+    """How the linears of a quantized decoder round activations: as XNNPACK does, or, while `tipped`, every tie the other way."""
+
+    def __init__(self) -> None:
+        self._tipped = False
+
+    @contextmanager
+    def tipped(self) -> Iterator[None]:
+        """What another order of the same fp32 roundings may make of the activations, at worst."""
+        self._tipped = True
+        try:
+            yield
+        finally:
+            self._tipped = False
+
+    def rows(self, x: Tensor, *, second: bool) -> QuantizedRows:
+        """fp32 [..., K] as int8 rows; `second` if a linear of the same block lies before it."""
+        return quantize_rows(x, tie_width=SECOND_TIE_WIDTH if second else TIE_WIDTH, tipped=self._tipped)
 
 
 def nothing_held(_name: str) -> None:
@@ -43,30 +68,33 @@ def held_in(artifact: Artifact, audit: Audit) -> Held:
     return held
 
 
-def _emulated(linear: nn.Linear, x: Tensor) -> Tensor:
+def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool) -> Tensor:
     """x [..., K] fp32 -> [..., N] fp32: int8 rows times 4-bit groups, their sums in fp64."""
     scales: Any = linear.scales
-    rows = quantize_rows(x)
+    rows = rounding.rows(x, second=second)
     made = multiply_groups(centred_rows(rows), linear.weight.to(torch.float32), scales)
     return (made * rows.scale.double()).to(torch.float32)
 
 
-def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held) -> None:
+def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, rounding: Rounding) -> None:
     if not isinstance(module, nn.Linear):
         return
     made = held(f"text_decoder.{name}.weight") or quantized_linear(module.weight, recipe)
     module.weight = nn.Parameter(made.integers, requires_grad=False)
     module.register_buffer("scales", made.scales.reshape(module.out_features, -1))
-    module.forward = partial(_emulated, module)  # type: ignore[method-assign]
+    second = name.endswith(SECOND_IN_A_BLOCK)
+    module.forward = partial(_emulated, module, rounding=rounding, second=second)  # type: ignore[method-assign]
 
 
-def build_quantized_decoder(checkpoint: Checkpoint, recipe: Recipe, held: Held = nothing_held) -> Any:
+def build_quantized_decoder(
+    checkpoint: Checkpoint, recipe: Recipe, held: Held = nothing_held, rounding: Rounding | None = None
+) -> Any:
     """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8. `held` gives the integers and
     scales of a weight by its name with the method in front, where they are known to be the recipe's."""
     return build_decoder(
         checkpoint,
         max_seq_len=recipe.max_seq_len,
         max_context_len=recipe.max_context_len,
-        on_module=partial(_quantize, recipe=recipe, held=held),
+        on_module=partial(_quantize, recipe=recipe, held=held, rounding=rounding or Rounding()),
         streamed=is_large(checkpoint),
     )
