@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import tempfile
@@ -36,12 +37,9 @@ from verifier.evidence import (
     mapping_pairs,
     run_bundle,
 )
-from verifier.golden import (
-    GoldenImage,
-    GoldenSet,
-    Tolerances,
-    load_tolerances,
-)
+from verifier.export.manifest import cpu_kind, package_versions
+from verifier.figures import figures
+from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import Tokenizer
@@ -62,8 +60,10 @@ CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "gre
 
 @dataclass(frozen=True)
 class Run:
-    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked."""
+    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked. `figures` is what
+    a reader looks at, `stage_s` where the time went, `environment` the machine and packages that judged."""
 
+    request: Request
     artifact: Artifact
     checkpoint: Checkpoint
     recipe: Recipe
@@ -73,6 +73,9 @@ class Run:
     wall_s: float
     peak_rss_bytes: int
     partial: bool
+    figures: dict[str, Any]
+    stage_s: dict[str, float]
+    environment: dict[str, Any]
 
 
 def _wants(opened: Opened, *families: str) -> bool:
@@ -318,9 +321,11 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
             evidence = gather(opened, progress)
         with progress.stage("checks"):
             results = run_checks(opened, evidence)
+            drawn = figures(evidence)
     judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)
     usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Run(
+        request,
         opened.artifact,
         opened.checkpoint,
         opened.recipe,
@@ -330,4 +335,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
         time.perf_counter() - begun,
         usage,
         partial=bool(request.checks or request.images) or request.allow_partial,
+        figures=drawn,
+        stage_s={name: round(seconds, 1) for name, seconds in progress.stage_s.items()},
+        environment={"cpu": cpu_kind(), "cores": os.cpu_count(), "versions": package_versions()},
     )

@@ -50,7 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--pte-checks", default="", metavar="GLOB,...", help="only these checks")
     group.addoption("--pte-images", default="", metavar="GLOB,...", help="only these golden images")
-    group.addoption("--pte-report", type=Path, metavar="DIR", help="also write report.json and junit.xml")
+    group.addoption(
+        "--pte-report",
+        type=Path,
+        metavar="DIR",
+        help="also write report.json, report.html, junit.xml and summary.md",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,14 +123,13 @@ class _Gate:
 
     def _run(self, cache: Path) -> None:
         from verifier.pipeline import verify
-        from verifier.report.as_json import write_json
-        from verifier.report.as_junit import write_junit
+        from verifier.report.as_json import report, write_json
+        from verifier.report.folder import write_folder
 
-        run = verify(self.request)
-        write_json(run, cache)
+        data = report(verify(self.request))
+        write_json(data, cache)
         if self.report_folder is not None:
-            write_json(run, self.report_folder / "report.json")
-            write_junit(run, self.report_folder / "junit.xml")
+            write_folder(data, self.report_folder)
 
     @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

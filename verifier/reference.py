@@ -197,6 +197,7 @@ class _HuggingFaceLayers:
     def __init__(self, checkpoint: Checkpoint, model: Any) -> None:
         self.checkpoint, self.config = checkpoint, model.config.text_config
         self.rotary = model.model.language_model.rotary_emb
+        self.memory: dict[str, Tensor] = {}  # of one layer's weights, used again by the next one
 
     def rotation(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the first positions."""
@@ -211,7 +212,7 @@ class _HuggingFaceLayers:
         keys = [key for key in self.checkpoint.keys if "language_model" in key and marker in key]
         with torch.device("meta"):
             layer = LlamaDecoderLayer(self.config, layer_idx=0).eval()
-        weights = {key.partition(marker)[2]: self.checkpoint.tensor(key).to(torch.float32) for key in keys}
+        weights = {key.partition(marker)[2]: self._held(key.partition(marker)[2], key) for key in keys}
         try:
             layer.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
@@ -221,3 +222,7 @@ class _HuggingFaceLayers:
         made = layer(state, attention_mask=None, position_embeddings=turned)
         out: Tensor = made[0] if isinstance(made, tuple) else made
         return out
+
+    def _held(self, name: str, key: str) -> Tensor:
+        tensor = self.checkpoint.tensor(key)
+        return self.memory.setdefault(name, torch.empty(0)).resize_(tensor.shape).copy_(tensor)

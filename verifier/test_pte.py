@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from runner.targets import TARGETS
 from verifier.errors import VerifierError
@@ -40,30 +41,42 @@ def _parser() -> argparse.ArgumentParser:
         "--report",
         type=Path,
         metavar="DIR",
-        help="write report.json and junit.xml into this folder, and a wrong kernel's reproduction",
+        help="write report.json, report.html, junit.xml and summary.md into this folder, and a wrong kernel's reproduction",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write report.json under this name")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML under this name")
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )
-    parser.add_argument("--quiet", action="store_true", help="print only the verdict")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--quiet", action="store_true", help="print only the verdict")
+    amount.add_argument("--verbose", action="store_true", help="print a line for each check, and every failure")
     return parser
 
 
-def _destinations(options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """Where JSON and JUnit go; refused before the work if a folder cannot be written."""
+def _check_destinations(options: argparse.Namespace) -> None:
+    """Refuse before the work what cannot be written after it."""
     from verifier.files import replacing
 
-    folder: Path | None = options.report
-    json_paths = [p for p in (options.json, folder / "report.json" if folder else None) if p]
-    junit_paths = [p for p in (options.junit, folder / "junit.xml" if folder else None) if p]
-    for path in (*json_paths, *junit_paths):
+    paths = [options.json, options.junit, options.report and options.report / "report.json"]
+    for path in filter(None, paths):
         probe = path.with_name(f".probe-{path.name}")
         with replacing(probe):
             pass
         probe.unlink()
-    return json_paths, junit_paths
+
+
+def _write(options: argparse.Namespace, data: dict[str, Any]) -> None:
+    from verifier.report.as_json import write_json
+    from verifier.report.as_junit import write_junit
+    from verifier.report.folder import write_folder
+
+    if options.json:
+        write_json(data, options.json)
+    if options.junit:
+        write_junit(data, options.junit)
+    if options.report:
+        write_folder(data, options.report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,11 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from verifier.opening import Request, split_globs
         from verifier.pipeline import verify
         from verifier.progress import Progress
-        from verifier.report.as_json import write_json
-        from verifier.report.as_junit import write_junit
-        from verifier.report.terminal import print_run, summary_lines
+        from verifier.report.as_json import report
+        from verifier.report.terminal import print_report
+        from verifier.report.words import summary_lines
 
-        json_paths, junit_paths = _destinations(options)
+        _check_destinations(options)
         checks, images = split_globs(options.checks), split_globs(options.images)
         reproduction = options.report and options.report / "reproduction"
         request = Request(
@@ -91,10 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images,
         )
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
-        for path in json_paths:
-            write_json(run, path)
-        for path in junit_paths:
-            write_junit(run, path)
+        data = report(run)
+        _write(options, data)
     except VerifierError as error:
         print(f"NOT VERIFIED: {error}", file=sys.stderr)
         return EXIT_NOT_VERIFIED
@@ -103,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("NOT VERIFIED: the verifier itself failed; please report this with the traceback above", file=sys.stderr)
         return EXIT_NOT_VERIFIED
     if options.quiet:
-        print("\n".join(summary_lines(run)))
+        print("\n".join(summary_lines(data)))
     else:
-        print_run(run)
+        print_report(data, verbose=options.verbose)
     return run.judgement.exit_status
 
 

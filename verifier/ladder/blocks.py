@@ -21,7 +21,7 @@ from verifier.audit.run import Audit
 from verifier.ladder.limits import block_limit_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Replay
-from verifier.metrics import sqnr_db
+from verifier.metrics import row_sqnr_db, sqnr_db
 from verifier.model.definition import Definition
 
 
@@ -51,7 +51,7 @@ class Taps:
 class BlockError:
     """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
     `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation. `limit_db` is what it must keep,
-    where that is derived."""
+    where that is derived. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder."""
 
     block: str
     part: str
@@ -60,6 +60,8 @@ class BlockError:
     elements: int
     sample: str = ""
     limit_db: float = -math.inf
+    rows_db: tuple[float, ...] = ()
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -293,8 +295,11 @@ def _text_profile(
         if actual is not None:
             actual = actual.reshape(1, -1, actual.shape[-1])
             block = f"text_decoder.layers.{index}.feed_forward"
-            error = _added(block, "profile", number, torch.zeros(()), actual, expected[:, -actual.shape[1] :])
-            found.append(replace(error, sample=calls[number].sample))
+            behind = expected[:, -actual.shape[1] :]
+            error = _added(block, "profile", number, torch.zeros(()), actual, behind)
+            rows = row_sqnr_db(actual=actual.numpy(), expected=behind.numpy())
+            start = calls[number].start + expected.shape[1] - len(rows)
+            found.append(replace(error, sample=calls[number].sample, rows_db=tuple(rows.tolist()), start=start))
 
     definition.hidden_each([x for _, x in fed], starts=[calls[number].start for number, _ in fed], observe=observe)
     return sorted(found, key=lambda error: error.call)

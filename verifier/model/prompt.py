@@ -76,6 +76,10 @@ class Tokenizer:
         known = [i for i in ids[:stop] if 0 <= i < self._processor.vocab_size()]
         return str(self._processor.decode(known)).strip()
 
+    def piece(self, id: int) -> str:
+        """One token as the vocabulary spells it, with `\u2581` for a space; `<id>` beyond its end."""
+        return str(self._processor.id_to_piece(id)) if 0 <= id < self._processor.vocab_size() else f"<{id}>"
+
 
 @dataclass(frozen=True)
 class Turn:

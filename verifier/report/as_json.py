@@ -1,21 +1,30 @@
-"""`report.json`, schema `verifier.report/1`: strict JSON, numbers that are not finite become null with a reason."""
+"""`report.json`, schema `verifier.report/1`: strict JSON, numbers that are not finite become null with a reason.
+
+Every other form of the report is made from this one, so that it can be made again without a run.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from dataclasses import asdict
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.errors import UsageError
 from verifier.files import replacing
 from verifier.types import CheckResult
+from verifier.verdict import share_of_tolerance
 
 if TYPE_CHECKING:
     from verifier.pipeline import Run
 
 SCHEMA = "verifier.report/1"
+LIMIT_BYTES = 64 << 20
+"""A report of 7B has a tenth of it."""
+Report = dict[str, Any]
 
 
 def finite(value: Any) -> Any:
@@ -33,17 +42,33 @@ def finite(value: Any) -> Any:
 
 def _check(result: CheckResult) -> dict[str, Any]:
     fields = ("id", "step", "case", "verdict", "measured", "allowed", "where", "message")
-    data = asdict(result)
-    return {name: data[name] for name in fields}
+    data, share = asdict(result), share_of_tolerance(result)
+    return {name: data[name] for name in fields} | {"share": None if share is None else round(share[0], 4)}
 
 
-def report(run: Run) -> dict[str, Any]:
+def _blame(blame: CheckResult | None) -> dict[str, Any] | None:
+    if blame is None:
+        return None
+    where = blame.where
+    return {
+        "check": blame.id,
+        "case": blame.case,
+        "step": blame.step,
+        "method": where.method if where else None,
+        "module": where.module if where else None,
+        "instruction": where.instruction if where else None,
+        "index": where.index if where else None,
+        "message": f"{blame.id} {blame.case}: {blame.message}",
+    }
+
+
+def report(run: Run) -> Report:
     """The report of a run as plain data."""
-    judgement, blame = run.judgement, run.judgement.blame
-    where = blame.where if blame else None
+    judgement = run.judgement
     data = {
         "schema": SCHEMA,
         "verdict": judgement.verdict,
+        "reason": judgement.reason,
         "partial": run.partial,
         "artifact": {
             "path": str(run.artifact.path),
@@ -53,22 +78,52 @@ def report(run: Run) -> dict[str, Any]:
             "recipe": {"name": run.recipe.name} | run.recipe.as_json(),
         },
         "checkpoint": {"id": run.checkpoint.name, "sha256": run.checkpoint.sha256},
+        "request": {"model": run.request.model, "target": run.request.target},
         "target": run.target,
         "rungs": [asdict(rung) for rung in judgement.rungs],
         "checks": [_check(result) for result in run.results],
-        "blame": None
-        if blame is None
-        else {
-            "step": blame.step,
-            "method": where.method if where else None,
-            "module": where.module if where else None,
-            "instruction": where.instruction if where else None,
-            "message": f"{blame.id} {blame.case}: {blame.message}",
-        },
-        "cost": {"wall_s": run.wall_s, "peak_rss_bytes": run.peak_rss_bytes},
+        "blame": _blame(judgement.blame),
+        "figures": run.figures,
+        "environment": run.environment,
+        "cost": {"wall_s": run.wall_s, "peak_rss_bytes": run.peak_rss_bytes, "stage_s": run.stage_s},
     }
-    cleaned: dict[str, Any] = finite(data)
+    cleaned: Report = finite(data)
     return cleaned
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The published JSON Schema (draft 2020-12)."""
+    made: dict[str, Any] = json.loads((resources.files("verifier.report") / "report.schema.json").read_text())
+    return made
+
+
+def read_report(path: Path) -> Report:
+    """A report that somebody wrote. Raises `UsageError` for what is missing, too large, not JSON, or not of the schema."""
+    import jsonschema
+
+    fix = "give the report.json that --report or --json wrote"
+    try:
+        size = path.stat().st_size
+        if size > LIMIT_BYTES:
+            raise UsageError(
+                "the report is too large", got=f"{size:,} bytes", expected=f"<= {LIMIT_BYTES:,}", where=path
+            )
+        data = json.loads(path.read_bytes(), parse_constant=_refuse)
+        jsonschema.validate(data, schema(), cls=jsonschema.Draft202012Validator)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError("the report cannot be read", got=error, where=path, fix=fix) from error
+    except jsonschema.ValidationError as error:
+        at = "/".join(str(part) for part in error.absolute_path) or "the top"
+        raise UsageError(
+            f"the report is not of schema {SCHEMA}", got=f"{error.message[:200]} at {at}", where=path, fix=fix
+        ) from error
+    made: Report = data
+    return made
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,6 +137,6 @@ def write_text(path: Path, text: str) -> None:
             ) from error
 
 
-def write_json(run: Run, path: Path) -> None:
+def write_json(data: Report, path: Path) -> None:
     """Write `report.json`."""
-    write_text(path, json.dumps(report(run), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

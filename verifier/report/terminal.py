@@ -1,68 +1,45 @@
-"""What a person reads when the run ends: the verdict, the ladder, and the first thing that is wrong."""
+"""What a person reads when the run ends: the ladder, and a panel of at most twenty lines with the verdict and the first wrong place."""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from verifier.pipeline import Run
+from verifier.report.as_json import Report
+from verifier.report.words import number, summary_lines
 
 STYLE = {"pass": "green", "fail": "red", "error": "yellow", "skipped": "dim"}
-TITLE = {"pass": "VERIFIED", "fail": "FAILED", "error": "NOT VERIFIED"}
-MEANING = {
-    "pass": "These bytes still compute the checkpoint. They may ship.",
-    "fail": "These bytes do not compute the checkpoint. Do not ship them.",
-    "error": "Nothing is known for certain: something needed for the verdict is missing.",
-}
-PARTLY = "What was checked is right. The rest was left out on request: this alone is no ground to ship."
+PLAIN_WIDTH = 110
+PANEL_LINES = 20
+"""Of the panel with its frame."""
 _SHOWN = 5
 
 
-def summary_lines(run: Run) -> list[str]:
-    """The verdict as plain lines: what, where, what to do."""
-    judgement, blame = run.judgement, run.judgement.blame
-    title, meaning = TITLE[judgement.verdict], MEANING[judgement.verdict]
-    if judgement.verdict == "pass" and run.partial:
-        title, meaning = "VERIFIED IN PART", PARTLY
-    lines = [f"{title}: {run.artifact.name} ({judgement.reason})", meaning]
-    if blame is not None:
-        place = blame.where
-        named = [str(part) for part in (place.method, place.module, place.index) if part] if place else []
-        lines += [
-            f"first: {blame.id} [{blame.case}], step {blame.step}" + (f", in {' '.join(named)}" if named else ""),
-            blame.message,
-        ]
-    return lines
-
-
-def _ladder(run: Run) -> Table:
+def _ladder(data: Report) -> Table:
     table = Table("step", "verdict", "compared", "closest to its limit", box=None, padding=(0, 2, 0, 0))
-    for rung in run.judgement.rungs:
-        style = STYLE[rung.verdict]
-        worst = ""
-        if rung.worst:
-            worst = f"{rung.worst['metric']} {_number(rung.worst['value'])}, allowed {_number(rung.worst['allowed'])} ({rung.worst['where']})"
-        word = "not run" if rung.verdict == "skipped" else rung.verdict
-        table.add_row(rung.step, Text(word, style), str(rung.compared) if rung.compared else "", Text(worst, "dim"))
+    for rung in data["rungs"]:
+        worst = rung["worst"]
+        said = (
+            f"{worst['metric']} {number(worst['value'])}, allowed {number(worst['allowed'])} ({worst['where']})"
+            if worst
+            else ""
+        )
+        word = "not run" if rung["verdict"] == "skipped" else rung["verdict"]
+        compared = str(rung["compared"]) if rung["compared"] else ""
+        table.add_row(rung["step"], Text(word, STYLE[rung["verdict"]]), compared, Text(said, "dim"))
     return table
 
 
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _families(run: Run) -> Table:
+def _families(data: Report) -> Table:
     table = Table("check", "pass", "fail", "error", "skipped", box=None, padding=(0, 2, 0, 0))
-    ids = list(dict.fromkeys(result.id for result in run.results))
-    for name in ids:
-        counts = Counter(result.verdict for result in run.results if result.id == name)
+    for name in dict.fromkeys(check["id"] for check in data["checks"]):
+        counts = Counter(check["verdict"] for check in data["checks"] if check["id"] == name)
         row = [
             Text(str(counts[v]) if counts[v] else "·", STYLE[v] if counts[v] else "dim")
             for v in ("pass", "fail", "error", "skipped")
@@ -71,33 +48,64 @@ def _families(run: Run) -> Table:
     return table
 
 
-def print_run(run: Run, console: Console | None = None) -> None:
-    """Print families, ladder and verdict."""
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
+def panel_lines(data: Report, width: int) -> list[str]:
+    """The panel's text, wrapped to `width` columns and cut to what fits into `PANEL_LINES`; the command to run next is never cut."""
+    lines = summary_lines(data)[1:]
+    wrapped = [textwrap.wrap(line, width, break_on_hyphens=False) for line in lines]
+    room, last = PANEL_LINES - 2, wrapped[-1] if data["blame"] is not None else []
+    body = [row for rows in (wrapped[:-1] if last else wrapped) for row in rows]
+    if len(body) + len(last) > room:
+        body = [*body[: room - len(last) - 1], "… (the rest stands in the report)"]
+    return [*body, *last]
+
+
+def print_report(data: Report, console: Console | None = None, *, verbose: bool = False) -> None:
+    """Print ladder and verdict; `verbose` adds a line for each check, and every failure."""
+    console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    artifact, checkpoint, target = data["artifact"], data["checkpoint"], data["target"]
     console.print(
-        f"{run.artifact.path}  {run.artifact.header.file_bytes / 1e6:.2f} MB  sha256 {run.artifact.sha256[:16]}…  recipe {run.recipe.name}",
+        f"{artifact['path']}  {artifact['bytes'] / 1e6:.2f} MB  sha256 {artifact['sha256'][:16]}…  recipe {artifact['recipe']['name']}",
         highlight=False,
     )
     console.print(
-        f"checkpoint {run.checkpoint.name} {run.checkpoint.sha256[:16]}…  target {run.target['name']} ({run.target['isa']})\n",
+        f"checkpoint {checkpoint['id']} {checkpoint['sha256'][:16]}…  target {target['name']} ({target['isa']})\n",
         highlight=False,
     )
-    console.print(_families(run))
+    if verbose:
+        console.print(_families(data))
+        console.print()
+    console.print(_ladder(data))
+    _print_others(data, console, verbose=verbose)
+    style = STYLE[data["verdict"]]
+    lines = panel_lines(data, console.width - 4)
     console.print()
-    console.print(_ladder(run))
-    bad = [r for r in run.results if r.verdict in ("fail", "error") and r is not run.judgement.blame]
-    if bad:
-        console.print(f"\nalso ({len(bad)}):", highlight=False)
-        for result in bad[:_SHOWN]:
-            console.print(
-                Text(f"  {result.id} [{result.case}] {result.verdict}: {result.message}", STYLE[result.verdict]),
-                highlight=False,
-            )
-        if len(bad) > _SHOWN:
-            console.print(f"  … and {len(bad) - _SHOWN} more; --report DIR writes them all", highlight=False)
-    style = STYLE[run.judgement.verdict]
-    lines = summary_lines(run)
-    body = Text("\n".join(lines[1:]))
-    console.print()
-    console.print(Panel(body, title=Text(lines[0], f"bold {style}"), border_style=style, title_align="left"))
-    console.print(f"{run.wall_s:.1f} s, peak memory {run.peak_rss_bytes / 2**30:.2f} GiB", style="dim", highlight=False)
+    console.print(
+        Panel(
+            Text("\n".join(lines)),
+            title=Text(summary_lines(data)[0], f"bold {style}"),
+            border_style=style,
+            title_align="left",
+        )
+    )
+    cost = data["cost"]
+    console.print(
+        f"{cost['wall_s']:.1f} s, peak memory {cost['peak_rss_bytes'] / 2**30:.2f} GiB", style="dim", highlight=False
+    )
+
+
+def _print_others(data: Report, console: Console, *, verbose: bool) -> None:
+    """What failed besides the check to blame."""
+    blame = data["blame"]
+    first = (blame["check"], blame["case"]) if blame else None
+    bad = [c for c in data["checks"] if c["verdict"] in ("fail", "error") and (c["id"], c["case"]) != first]
+    if not bad:
+        return
+    shown = bad if verbose else bad[:_SHOWN]
+    console.print(f"\nalso ({len(bad)}):", highlight=False)
+    for check in shown:
+        said = f"  {check['id']} [{check['case']}] {check['verdict']}: {check['message']}"
+        console.print(Text(said, STYLE[check["verdict"]]), highlight=False)
+    if len(bad) > len(shown):
+        console.print(
+            f"  … and {len(bad) - len(shown)} more; --verbose prints them, --report DIR writes them", highlight=False
+        )

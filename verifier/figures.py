@@ -1,0 +1,140 @@
+"""What a reader looks at rather than reads, as plain data for the report: small, rounded, and computed from the evidence alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from verifier.checks.vision import channel_center
+from verifier.evidence import Case, Evidence
+from verifier.ladder.limits import chunk_limit_db
+from verifier.metrics import Array, comparable, row_sqnr_db, sqnr_db, top2_margin
+
+SHOWN_IMAGES = 40
+THUMBNAIL_PX, JPEG_QUALITY = 224, 78
+SHOWN_TOKENS = 256
+
+
+def figures(evidence: Evidence) -> dict[str, Any]:
+    """`images` with the error of every image token and both answers, `depth` by token and layer, `cache` by split and position; what was
+    not gathered is left out."""
+    made: dict[str, Any] = {}
+    cases = [*evidence.cases, *([evidence.user_case] if evidence.user_case is not None else [])]
+    if cases:
+        center = channel_center(evidence) if evidence.cases else None
+        made["images"] = [_image(evidence, case, center) for case in _worst_first(cases, center)[:SHOWN_IMAGES]]
+    streams = _streams(evidence)
+    if streams:
+        made["streams"] = streams
+    cache = _cache(evidence)
+    if cache:
+        made["cache"] = cache
+    return made
+
+
+def _rounded(values: Array) -> list[float | None]:
+    return [round(float(v), 1) if np.isfinite(v) else None for v in values]
+
+
+def _token_db(case: Case, center: Array | None) -> Array | None:
+    """SQNR of every image token about the common mean; None if there is nothing to compare."""
+    if case.vision is None or center is None or comparable(actual=case.vision, expected=case.expected.vision):
+        return None
+    return row_sqnr_db(actual=case.vision - center, expected=case.expected.vision - center)
+
+
+def _worst_first(cases: list[Case], center: Array | None) -> list[Case]:
+    def loss(case: Case) -> tuple[bool, float]:
+        rows = _token_db(case, center)
+        return rows is not None, float(np.percentile(rows, 10)) if rows is not None else 0.0
+
+    return sorted(cases, key=loss)
+
+
+def _image(evidence: Evidence, case: Case, center: Array | None) -> dict[str, Any]:
+    golden = case.sample.golden
+    rows = _token_db(case, center)
+    side = round(evidence.patches**0.5)
+    grid = None if rows is None else [_rounded(row) for row in rows.reshape(side, side)]
+    return {
+        "name": golden.name,
+        "kind": golden.kind,
+        "question": golden.question,
+        "jpeg_base64": _thumbnail(case.sample.image, evidence.checkpoint.geometry.vision.image_px),
+        "token_sqnr_db": grid,
+        "answer": _answer(evidence, case),
+    }
+
+
+def _thumbnail(pixels: Tensor, side_px: int) -> str:
+    """uint8 [3, h, w] in the middle of a grey square, as the encoder pads it, scaled down; JPEG in base64."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    frame = Image.new("RGB", (side_px, side_px), (123, 117, 104))
+    frame.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))
+    frame.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    held = io.BytesIO()
+    frame.save(held, "JPEG", quality=JPEG_QUALITY)
+    return base64.b64encode(held.getvalue()).decode()
+
+
+def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
+    """Golden tokens with fp32's margin, and what the program favours at each, fed with the golden ones."""
+    golden = case.sample.golden
+    said = None
+    if case.logits is not None and np.isfinite(case.logits).all():
+        said = [int(i) for i in case.logits.argmax(-1)]
+    margins = golden.margins or tuple(float(m) for m in top2_margin(case.expected.logits))
+    piece = evidence.tokenizer.piece
+    tokens = [
+        {
+            "expected": piece(token),
+            "actual": None if said is None else piece(said[at]),
+            "same": said is not None and said[at] == token,
+            "margin": round(float(margins[at]), 3),
+        }
+        for at, token in enumerate(golden.ids[:SHOWN_TOKENS])
+    ]
+    return {
+        "expected": golden.text or evidence.tokenizer.decode(golden.ids),
+        "actual": None if said is None else evidence.tokenizer.decode(said),
+        "tokens": tokens,
+        "first_difference": next((at for at, token in enumerate(tokens) if not token["same"]), None),
+    }
+
+
+def _streams(evidence: Evidence) -> dict[str, Any] | None:
+    """SQNR of the residual stream against fp32, a row for each decoder layer and a column for each traced position of one conversation."""
+    if evidence.layers is None:
+        return None
+    found = [error for error in evidence.layers.profile if error.rows_db and error.block.startswith("text_decoder")]
+    if not found:
+        return None
+    sample = found[0].sample
+    rows: dict[str, dict[int, float]] = {}
+    for error in found:
+        if error.sample == sample:
+            row = rows.setdefault(error.block, {})
+            row |= {error.start + at: value for at, value in enumerate(error.rows_db)}
+    positions = sorted({position for row in rows.values() for position in row})
+    table = [_rounded(np.array([row.get(p, np.nan) for p in positions])) for row in rows.values()]
+    return {"image": sample, "positions": positions, "layers": list(rows), "sqnr_db": table}
+
+
+def _cache(evidence: Evidence) -> dict[str, Any] | None:
+    """SQNR between the logits of two splits at the same position."""
+    probe = evidence.runtime.cache
+    if probe is None or not probe.chunks.pairs:
+        return None
+    text, outputs = evidence.checkpoint.geometry.text, probe.chunks.result.outputs
+    cells = []
+    for pair in probe.chunks.pairs:
+        actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
+        known = actual is not None and expected is not None and not comparable(actual=actual, expected=expected)
+        value = round(sqnr_db(actual=actual, expected=expected), 1) if known else None  # type: ignore[arg-type]
+        cells.append({"split": pair.case, "position": pair.position, "sqnr_db": value})
+    return {"limit": probe.limit, "allowed_db": chunk_limit_db(text.width, text.layers), "cells": cells}

@@ -1,0 +1,93 @@
+"""The verdict in words, for every form of the report: what, where, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from verifier.report.as_json import Report
+
+TITLE = {"pass": "VERIFIED", "fail": "FAILED", "error": "NOT VERIFIED"}
+MEANING = {
+    "pass": "These bytes still compute the checkpoint. They may ship.",
+    "fail": "These bytes do not compute the checkpoint. Do not ship them.",
+    "error": "Nothing is known for certain: something needed for the verdict is missing.",
+}
+PARTLY = "What was checked is right. The rest was left out on request: this alone is no ground to ship."
+STEPS = {
+    "mapping": "the eager model is not the checkpoint's: key map, preprocessing, prompt, positions",
+    "quantization": "quantization costs more than this recipe should: scales, group size, calibration images",
+    "lowering": "the file is not what the recipe makes of the checkpoint: export, passes, memory plan, changed bytes",
+    "kernel": "the runtime does not compute what the file says: a kernel, threads, or memory of this build",
+    "device": "the device computes something else than this machine: its kernels or CPU features",
+}
+"""What a broken step means, in one line."""
+
+
+def title(data: Report) -> str:
+    """Verdict and file."""
+    name = Path(data["artifact"]["path"]).name
+    said = "VERIFIED IN PART" if data["verdict"] == "pass" and data["partial"] else TITLE[data["verdict"]]
+    reason = data.get("reason")
+    return f"{said}: {name}" + (f" ({reason})" if reason else "")
+
+
+def meaning(data: Report) -> str:
+    """What the verdict says about shipping."""
+    return PARTLY if data["verdict"] == "pass" and data["partial"] else MEANING[data["verdict"]]
+
+
+def place(blame: dict[str, Any]) -> str:
+    """Method, module and index of the first wrong place."""
+    parts = [blame.get("method"), blame.get("module")]
+    if blame.get("module") is None and blame.get("instruction") is not None:
+        parts.append(f"instruction {blame['instruction']}")
+    if blame.get("index"):
+        parts.append(str(list(blame["index"])))
+    return " ".join(str(part) for part in parts if part)
+
+
+def blamed(data: Report) -> str:
+    """The first check that failed, its step and its place, in one line; nothing if there is none."""
+    blame = data["blame"]
+    if blame is None:
+        return ""
+    where = place(blame)
+    return f"first: {blame['check']} [{blame['case']}], step {blame['step']}" + (f", in {where}" if where else "")
+
+
+def said(data: Report) -> str:
+    """The message of the check to blame, without its name."""
+    blame = data["blame"]
+    return "" if blame is None else str(blame["message"]).removeprefix(f"{blame['check']} {blame['case']}: ")
+
+
+def next_command(data: Report) -> str:
+    """What to run next: the check to blame alone, with everything it can save; nothing behind a pass."""
+    blame = data["blame"]
+    if blame is None:
+        return ""
+    words = ["python", "-m", "verifier.test_pte", data["artifact"]["path"]]
+    request = data.get("request") or {}
+    words += ["--model", request["model"]] if request.get("model") else []
+    words += ["--target", request["target"]] if request.get("target", "local") != "local" else []
+    words += ["--checks", blame["check"], "--report", "report"]
+    return shlex.join(words)
+
+
+def summary_lines(data: Report) -> list[str]:
+    """The verdict as plain lines: what, where, what to do."""
+    lines = [title(data), meaning(data)]
+    if data["blame"] is not None:
+        lines += [blamed(data), said(data), f"next: {next_command(data)}"]
+    return lines
+
+
+def number(value: object) -> str:
+    """A measured value, short."""
+    if isinstance(value, dict):
+        return str(value.get("reason", value.get("value")))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
