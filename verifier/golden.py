@@ -59,7 +59,7 @@ class Expectation:
 @dataclass(frozen=True)
 class Band:
     """What a clean artifact measured, per case, and how far from it another clean one may lie: `margin`, or more for cases that were
-    seen to move more (`wider`).
+    seen to move more (`wider`). `spread` is how far equally clean artifacts lie apart: the upper end of the interval of its rms.
 
     `direction` +1: smaller is a fault (SQNR); -1: larger is a fault (KL). Units are those of the metric.
     """
@@ -69,6 +69,7 @@ class Band:
     measured: dict[str, float]
     margin: float
     wider: dict[str, float] = field(default_factory=dict)
+    spread: float = 0.0
 
     def allowed(self, case: str) -> float | None:
         """The bound for a case, None if it was never measured."""
@@ -203,6 +204,7 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
                 {str(k): float(v) for k, v in b["measured"].items()},
                 float(b["margin"]),
                 {str(k): float(v) for k, v in b.get("wider", {}).items()},
+                float(b.get("spread_ci95", (0.0, 0.0))[1]),
             )
             for name, b in found["bands"].items()
         }

@@ -38,6 +38,7 @@ from verifier.evidence import (
     run_bundle,
 )
 from verifier.export.manifest import cpu_kind, package_versions
+from verifier.facts import facts
 from verifier.figures import figures
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
@@ -60,8 +61,8 @@ CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "gre
 
 @dataclass(frozen=True)
 class Run:
-    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked. `figures` is what
-    a reader looks at, `stage_s` where the time went, `environment` the machine and packages that judged."""
+    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked. `facts` is what
+    another run is compared by, `figures` what a reader looks at, `stage_s` where the time went, `environment` the machine and packages that judged."""
 
     request: Request
     artifact: Artifact
@@ -73,6 +74,7 @@ class Run:
     wall_s: float
     peak_rss_bytes: int
     partial: bool
+    facts: dict[str, Any]
     figures: dict[str, Any]
     stage_s: dict[str, float]
     environment: dict[str, Any]
@@ -321,7 +323,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
             evidence = gather(opened, progress)
         with progress.stage("checks"):
             results = run_checks(opened, evidence)
-            drawn = figures(evidence)
+            known, drawn = facts(evidence), figures(evidence)
     judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)
     usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Run(
@@ -335,6 +337,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
         time.perf_counter() - begun,
         usage,
         partial=bool(request.checks or request.images) or request.allow_partial,
+        facts=known,
         figures=drawn,
         stage_s={name: round(seconds, 1) for name, seconds in progress.stage_s.items()},
         environment={"cpu": cpu_kind(), "cores": os.cpu_count(), "versions": package_versions()},

@@ -7,10 +7,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.targets import TARGETS
 from verifier.errors import VerifierError
+
+if TYPE_CHECKING:
+    from verifier.comparison.compare import Comparison
 
 __test__ = False  # a command, not a test module, whatever its name says
 
@@ -46,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write report.json under this name")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML under this name")
     parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="OLD",
+        help="also compare with this .pte or report.json; what is worse than it fails",
+    )
+    parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )
     amount = parser.add_mutually_exclusive_group()
@@ -79,6 +88,38 @@ def _write(options: argparse.Namespace, data: dict[str, Any]) -> None:
         write_folder(data, options.report)
 
 
+def _compare(options: argparse.Namespace, data: dict[str, Any]) -> Comparison:
+    """The baseline, read or verified, against what was just verified."""
+    import json
+
+    from verifier.comparison.compare import as_data, compare_reports
+    from verifier.comparison.sources import read_side
+    from verifier.comparison.terminal import comparison_markdown
+    from verifier.progress import Progress
+    from verifier.report.as_json import write_text
+    from verifier.report.as_markdown import append
+
+    progress = Progress(quiet=True) if options.quiet else Progress()
+    old = read_side(options.baseline, model=options.model, target=options.target, progress=progress)
+    comparison = compare_reports(old, data)
+    if options.report:
+        write_text(
+            options.report / "comparison.json", json.dumps(as_data(comparison), indent=1, allow_nan=False) + "\n"
+        )
+        append("\n" + comparison_markdown(comparison), options.report / "summary.md")
+    return comparison
+
+
+def _show(comparison: Comparison, *, quiet: bool) -> None:
+    from verifier.comparison.terminal import print_comparison
+
+    if quiet:
+        print(comparison.first_line)
+    else:
+        print()
+        print_comparison(comparison)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
@@ -106,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
         data = report(run)
         _write(options, data)
+        comparison = _compare(options, data) if options.baseline else None
     except VerifierError as error:
         print(f"NOT VERIFIED: {error}", file=sys.stderr)
         return EXIT_NOT_VERIFIED
@@ -117,7 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(summary_lines(data)))
     else:
         print_report(data, verbose=options.verbose)
-    return run.judgement.exit_status
+    if comparison is None:
+        return run.judgement.exit_status
+    _show(comparison, quiet=options.quiet)
+    return run.judgement.exit_status or (1 if comparison.refused else 0)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def report(run: Run) -> Report:
         "rungs": [asdict(rung) for rung in judgement.rungs],
         "checks": [_check(result) for result in run.results],
         "blame": _blame(judgement.blame),
+        "facts": run.facts,
         "figures": run.figures,
         "environment": run.environment,
         "cost": {"wall_s": run.wall_s, "peak_rss_bytes": run.peak_rss_bytes, "stage_s": run.stage_s},

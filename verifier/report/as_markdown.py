@@ -15,7 +15,7 @@ ANNOTATIONS = 10
 _LISTED = 20
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>|#~$@!])", r"\\\1", line.replace("&", "&amp;"))
@@ -29,10 +29,10 @@ def _code(text: str) -> str:
 
 def markdown(data: Report) -> str:
     """The summary: verdict and blame, the ladder, what failed."""
-    lines = [f"## {SIGN[data['verdict']]} {_plain(title(data))}", "", _plain(meaning(data)), ""]
+    lines = [f"## {SIGN[data['verdict']]} {plain(title(data))}", "", plain(meaning(data)), ""]
     if data["blame"] is not None:
-        lines += [f"**{_plain(blamed(data))}**", "", _plain(said(data)), ""]
-        lines += [f"Step *{data['blame']['step']}*: {_plain(STEPS[data['blame']['step']])}.", ""]
+        lines += [f"**{plain(blamed(data))}**", "", plain(said(data)), ""]
+        lines += [f"Step *{data['blame']['step']}*: {plain(STEPS[data['blame']['step']])}.", ""]
         lines += ["What to run next:", "", _code(next_command(data)), ""]
     lines += ["| step | verdict | compared | closest to its limit |", "|---|---|---|---|"]
     for rung in data["rungs"]:
@@ -43,12 +43,12 @@ def markdown(data: Report) -> str:
             else ""
         )
         word = "not run" if rung["verdict"] == "skipped" else rung["verdict"]
-        lines.append(f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {_plain(closest)} |")
+        lines.append(f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {plain(closest)} |")
     lines += ["", *_failed(data)]
     artifact, cost = data["artifact"], data["cost"]
     lines.append(
-        f"{artifact['bytes']:,} bytes, SHA-256 `{artifact['sha256']}`, recipe {_plain(artifact['recipe']['name'])}, "
-        f"target {_plain(data['target']['name'])} ({_plain(data['target']['isa'])}); "
+        f"{artifact['bytes']:,} bytes, SHA-256 `{artifact['sha256']}`, recipe {plain(artifact['recipe']['name'])}, "
+        f"target {plain(data['target']['name'])} ({plain(data['target']['isa'])}); "
         f"{cost['wall_s']:.0f} s, {cost['peak_rss_bytes'] / 2**30:.2f} GiB"
     )
     return "\n".join(lines) + "\n"
@@ -62,7 +62,7 @@ def _failed(data: Report) -> list[str]:
     lines += ["| check | case | | message |", "|---|---|---|---|"]
     for check in bad[:_LISTED]:
         cells = (check["id"], check["case"], f"{SIGN[check['verdict']]} {check['verdict']}", check["message"])
-        lines.append("| " + " | ".join(cell if at == 2 else _plain(cell) for at, cell in enumerate(cells)) + " |")
+        lines.append("| " + " | ".join(cell if at == 2 else plain(cell) for at, cell in enumerate(cells)) + " |")
     if len(bad) > _LISTED:
         lines.append(f"| … | | | and {len(bad) - _LISTED} more |")
     return [*lines, "", "</details>", ""]
