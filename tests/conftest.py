@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -16,9 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from runner.native import NativeRunner
 from runner.native.build import build
 from runner.qemu import EMULATORS, QemuRunner
-from tests.support import EMBEDDED_PTE
-from verifier.checkpoint import Checkpoint, open_checkpoint
+from tests.support import EMBEDDED_PTE, verify
+from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.faults.subjects import make_micro_checkpoint, make_micro_model
+from verifier.faults.surgery import change_bytes, find_constants
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,34 @@ def once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def report_folder(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The report of one whole verification of the embedded program, on an image of the user's too, and its exit status."""
+
+    def build(folder: Path) -> None:
+        image = EMBEDDED_PTE.parent / "images" / "photo_coffee.jpg"
+        status = verify(EMBEDDED_PTE, str(image), "--report", str(folder))
+        (folder / "status").write_text(str(status))
+
+    return once("report", build)
+
+
+@pytest.fixture(scope="session")
+def flipped_report(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The report of the audit of the embedded program with one wrong 4-bit weight."""
+
+    def build(folder: Path) -> None:
+        pte = Path(shutil.copy(EMBEDDED_PTE, folder / "flipped.pte"))
+        constant = find_constants(pte, open_checkpoint(EMBEDDED))["text_decoder.layers.2.feed_forward.w1.weight"]
+        assert constant.value.constant is not None
+        change_bytes(
+            pte, constant.value.constant, lambda raw: np.concatenate([raw[:1000], raw[1000:1001] ^ 0x70, raw[1001:]])
+        )
+        verify(pte, "--checks", "weights.*", "--report", str(folder))
+
+    return once("flipped-report", build)
 
 
 @pytest.fixture(scope="session")

@@ -56,9 +56,18 @@ def position_array(position: int) -> Array:
     return np.array([position], np.int64)
 
 
-def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int, ...], patches: int) -> Conversation:
-    """Append a teacher-forced conversation from position 0: logits before every token of `answer`."""
-    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches)
+def converse(
+    script: Script,
+    *,
+    image: Array,
+    prompt: Prompt,
+    answer: tuple[int, ...],
+    patches: int,
+    behind: Conversation | None = None,
+) -> Conversation:
+    """Append a teacher-forced conversation from position 0, or from the end of the image that the last one was `behind`: logits before
+    every token of `answer`."""
+    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches, behind=behind)
     logits = [first]
     for token in answer[:-1]:
         logits.append(_step(script, ids_array([token]), position))
@@ -67,11 +76,18 @@ def converse(script: Script, *, image: Array, prompt: Prompt, answer: tuple[int,
 
 
 def converse_freely(
-    script: Script, *, image: Array, prompt: Prompt, tokens: int, patches: int, limit: int
+    script: Script,
+    *,
+    image: Array,
+    prompt: Prompt,
+    tokens: int,
+    patches: int,
+    limit: int,
+    behind: Conversation | None = None,
 ) -> Conversation:
-    """Append a conversation from position 0 whose every token is the one that the program's own logits favour; it ends
+    """Append a conversation as `converse` does whose every token is the one that the program's own logits favour; it ends
     after `tokens`, or when all `limit` positions are used."""
-    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches)
+    vision, first, position = prefill(script, image=image, prompt=prompt, patches=patches, behind=behind)
     logits = [first]
     while len(logits) < tokens and position < limit:
         logits.append(_step(script, favoured(logits[-1]), position))
@@ -79,9 +95,16 @@ def converse_freely(
     return Conversation(vision, tuple(logits), position)
 
 
-def prefill(script: Script, *, image: Array, prompt: Prompt, patches: int) -> tuple[int, int, int]:
+def prefill(
+    script: Script, *, image: Array, prompt: Prompt, patches: int, behind: Conversation | None = None
+) -> tuple[int, int, int]:
     """Append the image and the prompt around it: the calls of the image tokens and of the first logits, and the position
-    behind them."""
+    behind them. If the conversation `behind` left image and text before it in the cache, only the text after it is appended."""
+    if behind is not None:
+        position = len(prompt.before) + patches
+        embedded = script.add("token_embedding", ids_array(prompt.after), keep=False)
+        first = script.add("text_decoder", OutputOf(embedded), position_array(position))
+        return behind.vision, first, position + len(prompt.after)
     spliced = splice(script, (prompt.before, None, prompt.after), [image], patches=patches)
     return spliced.vision[0], spliced.logits, spliced.position
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from runner.protocol import Array, Bundle, Call, Result, Runner
@@ -151,44 +152,52 @@ def filling_prompt(prompt: Prompt, limit: int, patches: int) -> Prompt:
 
 
 def conversation_bundle(
-    artifact: Artifact, samples: list[Sample], *, patches: int, vocabulary: int
+    artifact: Artifact, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
 ) -> ConversationBundle:
-    """Script every sample after the other: a program that remembers the last one fails here."""
+    """Script every sample after the other: a program that remembers the last one fails here. Of a `large` model what is said about the
+    same image again goes back to behind its tokens, which are still in the cache: they are a minute's work and more."""
     script = Script()
-    conversations, ranges = [], []
+    told: list[Conversation] = []
+    ranges = []
     for sample in samples:
         first = len(script.calls)
-        conversations.append(
+        told.append(
             converse(
                 script, image=sample.image.numpy(), prompt=sample.prompt, answer=sample.golden.ids, patches=patches
             )
         )
         ranges.append((first, len(script.calls)))
+    in_cache = samples[-1]
+
+    def behind(sample: Sample) -> Conversation | None:
+        nonlocal in_cache
+        same, in_cache = in_cache is sample, sample
+        return next(c for s, c in zip(samples, told, strict=True) if s is sample) if large and same else None
+
     embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=artifact.max_seq_len)
     golden = {sample.golden.name: sample for sample in samples if sample.golden.kind != USER}
+    freely = partial(converse_freely, script, patches=patches, limit=artifact.max_seq_len)
     free = {}
     for name in answered_freely(tuple(golden)):
         one = golden[name]
-        free[name] = converse_freely(
-            script,
-            image=one.image.numpy(),
-            prompt=one.prompt,
-            tokens=len(one.golden.ids),
-            patches=patches,
-            limit=artifact.max_seq_len,
-        )
+        free[name] = freely(image=one.image.numpy(), prompt=one.prompt, tokens=len(one.golden.ids), behind=behind(one))
     head = samples[0]
-    full = converse_freely(
-        script,
+    full = freely(
         image=head.image.numpy(),
         prompt=filling_prompt(head.prompt, artifact.max_seq_len, patches),
         tokens=2 * LAST_TOKENS,
-        patches=patches,
-        limit=artifact.max_seq_len,
+        behind=behind(head),
     )
-    again = converse(script, image=head.image.numpy(), prompt=head.prompt, answer=head.golden.ids, patches=patches)
+    again = converse(
+        script,
+        image=head.image.numpy(),
+        prompt=head.prompt,
+        answer=head.golden.ids,
+        patches=patches,
+        behind=behind(head),
+    )
     bundle = Bundle(artifact.path, tuple(script.calls))
-    return ConversationBundle(bundle, tuple(conversations), free, full, again, tuple(ranges), embedded)
+    return ConversationBundle(bundle, tuple(told), free, full, again, tuple(ranges), embedded)
 
 
 def logits_of(conversation: Conversation, result: Result) -> Array | None:

@@ -51,7 +51,7 @@ def _digests(evidence: Evidence, audit: Audit) -> dict[str, dict[str, Any]]:
             spans = _spans(constant)
             digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
             for span in spans:
-                digest.update(memoryview(evidence.artifact.storage.read(span)))
+                digest.update(evidence.artifact.storage.read(span).data)
             made[parameter.name] = {"digest": digest.hexdigest(), "bytes": sum(span.size for span in spans)}
     return made
 

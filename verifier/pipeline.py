@@ -187,7 +187,11 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             if opened.request.image is not None:
                 samples.append(_user_sample(opened, definition, tokenizer, golden))
             made = conversation_bundle(
-                artifact, samples, patches=geometry.vision.patches, vocabulary=geometry.text.vocabulary
+                artifact,
+                samples,
+                patches=geometry.vision.patches,
+                vocabulary=geometry.text.vocabulary,
+                large=is_large(checkpoint),
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)

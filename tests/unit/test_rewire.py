@@ -15,7 +15,7 @@ from verifier.artifact.caches import find_caches
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
 from verifier.errors import ArtifactError
-from verifier.probes.kvcache import SPLITS, _chunks, beyond, one_by_one, splits
+from verifier.probes.kvcache import SPLITS, _capacity, _chunks, beyond, one_by_one, splits
 from verifier.probes.tape import Tape
 
 
@@ -92,15 +92,34 @@ def test_splits_fill_the_limit(limit: int) -> None:
     assert len(beyond(limit)) == len(set(beyond(limit)))
 
 
-def test_large_models_are_asked_the_same_pairs_with_fewer_calls() -> None:
-    """Every chunk's end still stands against a token that came alone, at the same position."""
+def test_large_models_are_asked_the_same_with_fewer_tokens() -> None:
+    """Every split, every chunk's end against a token that came alone, at the same position, to the limit."""
     assert one_by_one([1, 5, 6]) == {1: 1, 4: 3, 5: 1, 6: 1}
     assert one_by_one(range(1, 5)) == dict.fromkeys(range(1, 5), 1)
     tokens = np.ones((768, 4), np.float32)
-    (every, _), (some, _) = (_chunks(tokens, 768, everywhere=everywhere) for everywhere in (True, False))
-    assert [(pair.case, pair.position) for pair in some.pairs] == [(p.case, p.position) for p in every.pairs]
-    assert len(some.script.calls) < len(every.script.calls) / 3
+    (every, _), (some, _) = (_chunks(tokens, 768, large=large) for large in (False, True))
+    for tape in (every, some):
+        assert {pair.case for pair in tape.pairs} == set(SPLITS)
+        assert {pair.case for pair in tape.pairs if pair.position == 767} == set(SPLITS)
+    assert _tokens(some) < _tokens(every) / 4
     for pair in some.pairs:
         embeddings, start = some.script.calls[pair.expected].inputs[:2]
         assert np.shape(embeddings) == (1, 1, 4)
         assert int(np.asarray(start)[0]) == pair.position
+
+
+def _tokens(tape: Tape) -> int:
+    return sum(np.shape(call.inputs[0])[1] for call in tape.script.calls)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_refused_chunks_are_asked_behind_a_prompt_that_is_there(large: bool) -> None:
+    """Wherever a chunk may have written, the rows before the token that is asked are fed again."""
+    tape, marks = _capacity(np.ones((776, 4), np.float32), 768, large=large)
+    asked = set(marks.values())
+    held = 0
+    for number, call in enumerate(tape.script.calls):
+        start, size = int(np.asarray(call.inputs[1])[0]), np.shape(call.inputs[0])[1]
+        assert start <= held or number in asked
+        held = min(held, start) if number in asked else max(held, start + size) if start <= held else held
+    assert len(marks) == len(beyond(768))

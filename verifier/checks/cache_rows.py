@@ -163,7 +163,8 @@ def mask(check: Check, evidence: Evidence) -> list[CheckResult]:
         return [check.error(case, ready) for case in CHUNKS]
     asked, caches = ready
     base = _table(asked, "unperturbed", caches)
-    cases = {CHUNKS[0]: [j for j in PERTURBED if j < MASKED[0]], CHUNKS[1]: [j for j in PERTURBED if j >= MASKED[0]]}
+    asked_of = [j for j in PERTURBED if f"perturbed {j}" in asked.marks]
+    cases = {CHUNKS[0]: [j for j in asked_of if j < MASKED[0]], CHUNKS[1]: [j for j in asked_of if j >= MASKED[0]]}
     results = []
     for case, places in cases.items():
         found = [_mask(check, case, caches, base, _table(asked, f"perturbed {j}", caches), j) for j in places]

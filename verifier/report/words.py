@@ -25,9 +25,14 @@ STEPS = {
 """What a broken step means, in one line."""
 
 
+def one_line(text: object) -> str:
+    """Text without line breaks: a file's name must not begin a line of a log by itself."""
+    return " ".join(str(text).split())
+
+
 def title(data: Report) -> str:
     """Verdict and file."""
-    name = Path(data["artifact"]["path"]).name
+    name = one_line(Path(data["artifact"]["path"]).name)
     said = "VERIFIED IN PART" if data["verdict"] == "pass" and data["partial"] else TITLE[data["verdict"]]
     reason = data.get("reason")
     return f"{said}: {name}" + (f" ({reason})" if reason else "")
@@ -53,14 +58,16 @@ def blamed(data: Report) -> str:
     blame = data["blame"]
     if blame is None:
         return ""
-    where = place(blame)
-    return f"first: {blame['check']} [{blame['case']}], step {blame['step']}" + (f", in {where}" if where else "")
+    where = one_line(place(blame))
+    return f"first: {one_line(blame['check'])} [{one_line(blame['case'])}], step {blame['step']}" + (
+        f", in {where}" if where else ""
+    )
 
 
 def said(data: Report) -> str:
     """The message of the check to blame, without its name."""
     blame = data["blame"]
-    return "" if blame is None else str(blame["message"]).removeprefix(f"{blame['check']} {blame['case']}: ")
+    return "" if blame is None else one_line(str(blame["message"]).removeprefix(f"{blame['check']} {blame['case']}: "))
 
 
 def next_command(data: Report) -> str:
@@ -73,7 +80,7 @@ def next_command(data: Report) -> str:
     words += ["--model", request["model"]] if request.get("model") else []
     words += ["--target", request["target"]] if request.get("target", "local") != "local" else []
     words += ["--checks", blame["check"], "--report", "report"]
-    return shlex.join(words)
+    return one_line(shlex.join(words))
 
 
 def summary_lines(data: Report) -> list[str]:

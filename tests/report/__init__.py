@@ -1,0 +1,1 @@
+"""Every form of the report, and comparisons of two."""
