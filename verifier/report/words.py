@@ -92,7 +92,9 @@ def summary_lines(data: Report) -> list[str]:
 
 
 def number(value: object) -> str:
-    """A measured value, short."""
+    """A measured value, short; nothing for what was not measured."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
         return str(value.get("reason", value.get("value")))
     if isinstance(value, bool) or not isinstance(value, (int, float)):
