@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from verifier.audit.run import Audit
+from verifier.audit.run import audit_weights
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
@@ -33,10 +33,12 @@ from verifier.files import replacing
 from verifier.golden import TOLERANCE_SCHEMA
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
+from verifier.model.definition import Definition
 from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request
-from verifier.pipeline import gather
+from verifier.pipeline import AnswerSamples, gather
 from verifier.progress import Progress, hushed
+from verifier.reference import Answered, Sample, answer_samples
 
 SPREADS, UPPER_SPREADS = 4.0, 3.0
 """A margin in spreads: 4 where there are too few deviations to bootstrap, else 3 of the upper end of the 95 % interval."""
@@ -46,7 +48,7 @@ WORST = 1.5
 odd_333x335's logits are at 25 dB in three exports and at 19 dB in two others just as clean, where four tokens lose 9 dB each."""
 FLOOR = 0.05
 """A margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing."""
-MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*", "weights.*")
+MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*")
 """Checks whose evidence is needed here; what is traced is traced anew, on every image."""
 DIRECTION = {"_db": 1, "agreement": 1}
 
@@ -90,8 +92,7 @@ def measure(evidence: Evidence, opened: Opened) -> Measured:
 
 def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[str, float]]:
     """SQNR of the vision tower's layers and of the profile, by block and image; one image is traced at a time."""
-    if not isinstance(evidence.audit, Audit):
-        raise evidence.audit
+    audit = audit_weights(opened.artifact, opened.checkpoint, opened.recipe, compare=False)
     vision: list[BlockError] = []
     depth: list[BlockError] = []
     for case in evidence.cases:
@@ -100,10 +101,22 @@ def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[
             traced = run_traced(
                 evidence.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )
-            found = against_fp32(evidence.artifact, evidence.audit, evidence.definition, traced)
+            found = against_fp32(evidence.artifact, audit, evidence.definition, traced)
         vision += found[0]
         depth += found[1]
     return worst_by_block(vision), worst_by_block(depth)
+
+
+def _once() -> AnswerSamples:
+    """The fp32 answers are the same for all files of one checkpoint: they are computed for the first one."""
+    known: list[list[Answered]] = []
+
+    def answer(definition: Definition, samples: Sequence[Sample]) -> list[Answered]:
+        if not known:
+            known.append(answer_samples(definition, samples))
+        return known[0]
+
+    return answer
 
 
 def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:
@@ -230,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         with hushed() as stream:
             progress.stream = stream
-            measured = [measure(gather(one, progress), one) for one in opened]
+            answer = _once()
+            measured = [measure(gather(one, progress, answer=answer), one) for one in opened]
         repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
         path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
     except VerifierError as error:

@@ -7,7 +7,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -50,10 +50,11 @@ from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, hushed
-from verifier.reference import Sample, answer_samples, greedy_answer, load_sample
+from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
 
+AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
 USER_ANSWER_TOKENS = 64
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
 """Families that look at the golden conversations."""
@@ -163,8 +164,8 @@ def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     )
 
 
-def gather(opened: Opened, progress: Progress) -> Evidence:
-    """Run references and runtime; nothing is judged here.
+def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples = answer_samples) -> Evidence:
+    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers.
 
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
@@ -195,7 +196,7 @@ def gather(opened: Opened, progress: Progress) -> Evidence:
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            answers = answer_samples(definition, samples) if _wants(opened, *CONVERSING) else []
+            answers = answer(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -75,3 +76,30 @@ def test_options_stand_in_the_help(tmp_path: Path) -> None:
     help_text = _pytest(tmp_path, "--help").stdout
     assert "release gate for LLaVA on ExecuTorch" in help_text
     assert "--pte-model" in help_text
+
+
+def test_ini_settings_stand_in_for_options(tmp_path: Path) -> None:
+    """The checks of the ini file, unless an option says otherwise; the report goes beside it; two files side by side."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\npte_checks = structure.limits\npte_report = kept\n")
+    done = _pytest(tmp_path, "--pte", str(EMBEDDED_PTE), "-q")
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == [
+        *("junit.xml", "report.html", "report.json", "summary.md"),
+    ]
+    other = Path(shutil.copy(EMBEDDED_PTE, tmp_path / "other.pte"))
+    words = ["--pte", str(EMBEDDED_PTE), "--pte", str(other), "--pte-checks", "structure.limits,structure.memory", "-v"]
+    done = _pytest(tmp_path, *words)
+    assert done.returncode == 0, done.stdout
+    for name in ("llava_tiny.pte", "other.pte"):
+        assert f"{name}::structure.limits[program] PASSED" in done.stdout
+        assert (tmp_path / "kept" / name / "report.json").is_file()
+
+
+def test_only_chosen_checks_are_made(tmp_path: Path) -> None:
+    """By marker and by name; what was deselected costs nothing, and stands in no report."""
+    words = ["--pte", str(EMBEDDED_PTE), "--pte-report", str(tmp_path / "kept"), "-q"]
+    done = _pytest(tmp_path, *words, "-m", "pte_structure", "-k", "limits or memory")
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout
+    report = json.loads((tmp_path / "kept" / "report.json").read_text())
+    assert {check["id"] for check in report["checks"]} == {"structure.limits", "structure.memory"}
+    assert report["partial"] is True

@@ -46,8 +46,9 @@ class Audit:
     source: Source
 
 
-def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) -> Audit:
-    """Audit every constant. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
+def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, *, compare: bool = True) -> Audit:
+    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart.
+    Raises `ArtifactError`, `CheckpointError`; nothing is run."""
     keys = map_keys(checkpoint.keys, checkpoint.geometry)
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
@@ -57,7 +58,7 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe) ->
     scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
     constants = [
         compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale)
-        for (constant, parameter), scale in zip(pairs, scales, strict=True)
+        for (constant, parameter), scale in zip(pairs if compare else (), scales if compare else (), strict=True)
     ]
     return Audit(
         tuple(inventory),
