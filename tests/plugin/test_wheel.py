@@ -1,0 +1,71 @@
+"""The wheel that others install: what is in it, and that it works where nothing of this repository is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support import EMBEDDED_PTE
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("wheel")
+
+
+@pytest.fixture(scope="session")
+def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """Built from a copy of the tree, so that no build folder of it gets in."""
+
+    def build(folder: Path) -> None:
+        source = folder / "source"
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+        for name in listed.decode().split("\0"):
+            if name and (ROOT / name).is_file():
+                (source / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, source / name)
+        words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder), str(source)]
+        subprocess.run(words, check=True)
+        shutil.rmtree(source)
+
+    return next(once("wheel", build).glob("*.whl"))
+
+
+def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -> None:
+    """Model, program, tolerances, images, page, schema, the native runner's sources; the plugin's entry point; no tests."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry = next(name for name in names if name.endswith("entry_points.txt"))
+        assert "verifier = verifier.pytest_plugin" in archive.read(entry).decode()
+    tiny = "golden/llava_tiny"
+    wanted = {f"{tiny}/{name}" for name in ("model.safetensors", "llava_tiny.pte", "golden.json", "tolerances.json")}
+    wanted |= {f"verifier/report/report.{kind}" for kind in ("html.j2", "css", "js", "schema.json")}
+    wanted |= {f"{tiny}/images/pair_base.png", "runner/native/CMakeLists.txt", "runner/native/src/main.cpp"}
+    wanted |= {"verifier/compare.py", "verifier/report/__main__.py", "verifier/comparison/compare.py"}
+    assert wanted <= names
+    assert not any(name.startswith(("tests/", "docs/", "build/")) for name in names)
+
+
+@pytest.mark.slow
+def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    """A new virtual environment, the wheel and its dependencies, an empty folder: `pytest --pte llava.pte`."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(EMBEDDED_PTE, empty / "llava.pte")
+    shutil.copy(EMBEDDED_PTE.with_name("llava_tiny.manifest.json"), empty / "llava.manifest.json")
+    words = [python, "-m", "pytest", "--pte", "llava.pte", "-n", "2", "-q", "--pte-report", "report"]
+    done = subprocess.run(words, cwd=empty, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    report = json.loads((empty / "report" / "report.json").read_text())
+    assert (report["verdict"], report["partial"]) == ("pass", False)
+    helped = subprocess.run([python, "-m", "pytest", "--help"], cwd=empty, capture_output=True, text=True, check=True)
+    assert "--pte-report" in helped.stdout
+    assert "pte_checks" in helped.stdout
