@@ -12,6 +12,7 @@ from verifier.artifact.xnnpack import GraphValue, PerChannel, PerGroup
 from verifier.audit.inventory import Constant
 from verifier.audit.run import Audit
 from verifier.checks.budget import planned_bytes
+from verifier.checks.layers import worst_by_block
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence
 
@@ -20,7 +21,7 @@ DIGEST_BYTES = 8
 
 
 def facts(evidence: Evidence) -> dict[str, Any]:
-    """Sizes, the census of instructions and nodes, digests of the constants by name, and how far equally clean files lie apart."""
+    """Sizes, the census of instructions and nodes, digests of the constants by name, the profile by block and image, and how far equally clean files lie apart."""
     artifact = evidence.artifact
     speed = evidence.runtime.speed
     measured = (
@@ -37,6 +38,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in METHODS},
         "census": artifact.census(),
         "constants": {} if not isinstance(evidence.audit, Audit) else _digests(evidence, evidence.audit),
+        "profile_db": {} if evidence.layers is None else worst_by_block(evidence.layers.profile),
         "speed": {name: value for name, value in measured.items() if value is not None},
         "noise": {name: {"spread": band.spread, "margin": band.margin} for name, band in bands.items()},
     }
