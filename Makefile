@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint test-slow bench bench-full faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -20,6 +20,12 @@ lint: $(READY)  ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## the documentation as a site, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+checks-reference: $(READY)  ## docs/checks.md from the docstrings of the checks
+	$(BIN)/python -m verifier.checks.reference docs/checks.md
 
 setup: $(READY)
 

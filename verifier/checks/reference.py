@@ -1,0 +1,60 @@
+"""`python -m verifier.checks.reference`: docs/checks.md, every check from its docstring, in the order in which blame is sought."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from verifier.checks.common import Check
+from verifier.checks.registry import CHECKS
+from verifier.files import replacing
+
+STEPS = {
+    "mapping": "the eager model is not the checkpoint's",
+    "quantization": "more error than this recipe should cost",
+    "lowering": "the file is not what the recipe makes of the checkpoint",
+    "kernel": "the runtime computes something else than the file says",
+    "device": "the device computes something else than this machine",
+}
+HEAD = """# Checks
+
+<!-- Written by python -m verifier.checks.reference. Do not edit. -->
+
+In the order in which they are made and blame is sought: the first that fails is nearest to the cause. Choose some with
+`--checks 'weights.*'`, `--pte-checks`, or, as tests, with `-m pte_weights` and `-k`. The *step* is what a failure means:
+
+"""
+
+
+def _said(check: Check) -> str:
+    """The docstring of the function that makes a check, as one paragraph; of the family's module where it is made by a closure."""
+    found = inspect.getdoc(check.run) or ""
+    return " ".join(found.split())
+
+
+def reference() -> str:
+    """The page."""
+    lines = [HEAD + "\n".join(f"- **{step}**: {meaning}." for step, meaning in STEPS.items())]
+    family = ""
+    for check in CHECKS:
+        own = check.id.partition(".")[0]
+        module = inspect.getmodule(check.run)
+        if own != family:
+            lines.append(f"\n## {own}\n\n| check | step | what must hold |\n|---|---|---|")
+            family = own
+        assert module is not None
+        said = _said(check) or " ".join((inspect.getdoc(module) or "").split())
+        lines.append(f"| `{check.id}` | {check.step} | {said.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write docs/checks.md of this tree."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("docs/checks.md")
+    with replacing(path) as temporary:
+        temporary.write_text(reference())
+
+
+if __name__ == "__main__":
+    main()
