@@ -164,8 +164,8 @@ def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     )
 
 
-def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples = answer_samples) -> Evidence:
-    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers.
+def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None = None) -> Evidence:
+    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers in place of `answer_samples`.
 
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
@@ -196,7 +196,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples = answer
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            answers = answer(definition, samples) if _wants(opened, *CONVERSING) else []
+            answers = (answer or answer_samples)(definition, samples) if _wants(opened, *CONVERSING) else []
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):
