@@ -49,7 +49,7 @@ from verifier.opening import Opened, Request, open_request, planned_cases, subje
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
-from verifier.progress import Progress, hushed
+from verifier.progress import Progress, Tell, hushed
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
@@ -85,18 +85,18 @@ def _wants(opened: Opened, *families: str) -> bool:
     return any(check.id.startswith(families) for check in opened.checks)
 
 
-def _audit(opened: Opened) -> Audit | VerifierError:
+def _audit(opened: Opened, tell: Tell) -> Audit | VerifierError:
     """The audit of the constants, or why there is none. Not made if no check wants it."""
     if not _wants(opened, "weights.", "layers.", "device."):
         return VerifierError("no check asked for the audit")
     try:
-        return audit_weights(opened.artifact, opened.checkpoint, opened.recipe)
+        return audit_weights(opened.artifact, opened.checkpoint, opened.recipe, tell=tell)
     except VerifierError as error:
         return error
 
 
 def _compare_layers(
-    opened: Opened, audit: Audit | VerifierError, definition: Definition, traced: Traced | None
+    opened: Opened, audit: Audit | VerifierError, definition: Definition, traced: Traced | None, tell: Tell
 ) -> LayerEvidence | None:
     """The comparison layer by layer; None if no check wants it."""
     if traced is None:
@@ -113,6 +113,7 @@ def _compare_layers(
         traced,
         opened.runner,
         opened.request.reproduction,
+        tell,
     )
 
 
@@ -200,9 +201,9 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):
-            audit = _audit(opened)
+            audit = _audit(opened, progress.counted)
         with progress.stage("layer by layer"):
-            layers = _compare_layers(opened, audit, definition, tracing.result())
+            layers = _compare_layers(opened, audit, definition, tracing.result(), progress.counted)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
         speed = None

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -58,6 +58,14 @@ def _restore(out: int, real: TextIO) -> None:
     os.dup2(real.fileno(), 2)
 
 
+Tell = Callable[[str, int, int], None]
+"""Hears what is counted, how many are done, and how many there are."""
+
+
+def unheard(_what: str, _done: int, _whole: int) -> None:
+    """Nobody listens."""
+
+
 @dataclass
 class Progress:
     """Names the stage that is running and how long each one took. `quiet` off a terminal, unless told otherwise."""
@@ -66,6 +74,7 @@ class Progress:
     stream: TextIO | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
     _shown: tuple[str, Status] | None = None
+    _counted: tuple[str, float] = ("", 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -87,3 +96,24 @@ class Progress:
         if self._shown is not None:
             name, status = self._shown
             status.update(f"{name}: {what} {done / 1e6:.0f} of {whole / 1e6:.0f} MB")
+
+    def counted(self, what: str, done: int, whole: int) -> None:
+        """Show how far a count within the stage is, and how long the rest takes if it goes on as it went so far."""
+        if self._shown is None:
+            return
+        now = time.perf_counter()
+        if self._counted[0] != what or done == 0:
+            self._counted = what, now
+        name, status = self._shown
+        spent = now - self._counted[1]
+        left = f", {clock(spent / done * (whole - done))} left" if done and spent > SETTLED_S else ""
+        status.update(f"{name}: {done} of {whole} {what}{left}")
+
+
+SETTLED_S = 2.0
+"""Before that a rate says nothing."""
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -15,6 +15,7 @@ from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.checkpoint import Checkpoint
 from verifier.model.keymap import map_keys
+from verifier.progress import Tell, unheard
 from verifier.types import Recipe
 
 KEPT_BYTES = 256 << 20
@@ -46,9 +47,11 @@ class Audit:
     source: Source
 
 
-def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, *, compare: bool = True) -> Audit:
-    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart.
-    Raises `ArtifactError`, `CheckpointError`; nothing is run."""
+def audit_weights(
+    artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, *, compare: bool = True, tell: Tell = unheard
+) -> Audit:
+    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. `tell`
+    hears how many are done. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
     keys = map_keys(checkpoint.keys, checkpoint.geometry)
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
@@ -56,10 +59,10 @@ def audit_weights(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, *,
     source = Source(checkpoint.geometry, recipe, checkpoint.tensor, keys.embedding)
     pairs = zip(inventory, parameters, strict=True)
     scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
-    constants = [
-        compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale)
-        for (constant, parameter), scale in zip(pairs if compare else (), scales if compare else (), strict=True)
-    ]
+    constants: list[Audited] = []
+    for (constant, parameter), scale in zip(pairs if compare else (), scales if compare else (), strict=True):
+        tell("constants", len(constants), len(inventory))
+        constants.append(compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale))
     return Audit(
         tuple(inventory),
         parameters,

@@ -55,7 +55,9 @@ def _check(id: str, what: str, name: str, unit: str, measured: Measured) -> Chec
             return [check.failed("program", f"{more}. {_HINTS[name]}", **fields)]
         return [check.passed("program", f"{said}, within the budget", **fields)]
 
-    run.__doc__ = f"{what[0].upper()}{what[1:]}, in {unit}, is within what was recorded for this release (docs/budgets.md)."
+    run.__doc__ = (
+        f"{what[0].upper()}{what[1:]}, in {unit}, is within what was recorded for this release (docs/budgets.md)."
+    )
     return Check(id, "lowering", one_case, run)
 
 

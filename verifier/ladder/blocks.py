@@ -23,6 +23,7 @@ from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Replay
 from verifier.metrics import row_sqnr_db, sqnr_db
 from verifier.model.definition import Definition
+from verifier.progress import Tell, unheard
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class DecoderBlocks:
     def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
         self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
-    def compare(self, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+    def compare(self, calls: Sequence[TracedCall], replay: Replay, tell: Tell = unheard) -> list[BlockError]:
         """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
 
         Layer by layer over all calls, so that a streamed layer is read once.
@@ -124,6 +125,7 @@ class DecoderBlocks:
         own = [(number, call) for number, call in enumerate(calls) if call.method == "text_decoder"]
         with torch.no_grad():
             for layer in range(self.layers):
+                tell("layers of the quantized model", layer, self.layers)
                 found += self._layer(layer, own, replay)
             for number, _ in own:
                 found += self._output(number, replay)

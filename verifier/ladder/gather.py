@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.model.definition import Definition
 from verifier.model.streaming import is_large
+from verifier.progress import Tell, unheard
 from verifier.reference import Sample
 from verifier.types import Recipe
 
@@ -150,16 +152,18 @@ def compare_layers(  # noqa: PLR0917
     traced: Traced,
     runner: Runner,
     reproduction: Path | None = None,
+    tell: Tell = unheard,
 ) -> LayerEvidence:
-    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one.
-    Raises `VerifierError` for our own failures."""
+    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `tell`
+    hears how far it is. Raises `VerifierError` for our own failures."""
     try:
         alignment = align_program(Machine(artifact), audit, checkpoint.geometry)
         if traced.problem:
             return LayerEvidence(alignment, None, problem=traced.problem, culprit="program")
         taps = find_taps(artifact, audit)
         recipe_storage = with_recipe_constants(artifact, audit, large=is_large(checkpoint))
-        replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched())
+        seen = _counter(artifact, traced, tell)
+        replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched(), seen=seen)
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
         return LayerEvidence({}, None, problem=error.one_line, culprit="verifier")
@@ -171,7 +175,7 @@ def compare_layers(  # noqa: PLR0917
     held, rounding = held_in(artifact, audit) if is_large(checkpoint) else nothing_held, Rounding()
     quantized = build_quantized_decoder(checkpoint, recipe, held, rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, checkpoint.geometry.text.layers)
-    blocks = decoder.compare(traced.calls, replay)
+    blocks = decoder.compare(traced.calls, replay, tell)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
     first = traced.calls[0].sample
@@ -189,6 +193,18 @@ def compare_layers(  # noqa: PLR0917
         tokens=tokens,
         counterparts=_at_home(artifact, traced, runner),
     )
+
+
+def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], None]:
+    """Counts the instructions of the traced calls."""
+    whole, done = sum(len(artifact.plans[call.method].instructions) for call in traced.calls), 0
+
+    def seen() -> None:
+        nonlocal done
+        tell("instructions", done, whole)
+        done += 1
+
+    return seen
 
 
 def _at_home(artifact: Artifact, traced: Traced, runner: Runner) -> tuple[Counterpart, ...] | str:

@@ -8,6 +8,7 @@ where it must not be, it is not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -139,12 +140,18 @@ class Replayer:
     own values make it, and as the interpreter's make it."""
 
     def __init__(
-        self, artifact: Artifact, *, recipe: Storage | None = None, watched: frozenset[tuple[str, int]] = frozenset()
+        self,
+        artifact: Artifact,
+        *,
+        recipe: Storage | None = None,
+        watched: frozenset[tuple[str, int]] = frozenset(),
+        seen: Callable[[], None] = lambda: None,
     ) -> None:
-        """`recipe` is the file's storage with the recipe's constants; `watched` are the EValues to tap, by method."""
+        """`recipe` is the file's storage with the recipe's constants; `watched` are the EValues to tap, by method. `seen` is called
+        behind every instruction."""
         self.machine, self.shadow = Machine(artifact), Machine(artifact)
         self.recipe = None if recipe is None else Machine(replace(artifact, storage=recipe))
-        self.watched = watched
+        self.watched, self.seen = watched, seen
         self.taps: dict[tuple[int, int], Tensor] = {}
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
@@ -211,6 +218,7 @@ class _Follower:
         self.untraced: set[int] = set()  # EValues whose runtime contents nobody recorded: the interpreter's stand in
 
     def observe(self, step: Step) -> None:
+        self.replayer.seen()
         instruction = step.instruction
         traced = [torch.from_numpy(tensor.array()) for tensor in self.trace.get(instruction.index, ())]
         operands = {
