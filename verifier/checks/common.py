@@ -84,11 +84,10 @@ def judge(
     check: Check, evidence: Evidence, case: str, measures: list[Measure], *, what: str, where: Where, hint: str
 ) -> CheckResult:
     """Hold every measure against its band; the first one outside fails the case."""
-    measured: dict[str, float] = {}
+    measured = {measure.metric: measure.value for measure in measures}
     allowed: dict[str, float] = {}
     broken: list[str] = []
     for measure in measures:
-        measured[measure.metric] = measure.value
         band = band_of(evidence, measure.metric)
         of = measure.case or case
         bound = None if isinstance(band, GoldenError) else band.allowed(of)

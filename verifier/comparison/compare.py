@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 
 from verifier.comparison.rows import Change, Row, number_row
@@ -56,17 +57,24 @@ class Comparison:
         """The verdict, and what it rests on."""
         of = {
             change: [row for row in self.rows if row.change == change]
-            for change in ("worse", "better", "changed", "unknown")
+            for change in ("worse", "better", "changed", "unknown", "same")
         }
-        parts = [f"{_short(row)}" for row in of.get(self.verdict, [])[:3]]
-        more = len(of.get(self.verdict, [])) - len(parts)
-        parts += [f"and {more} more"] if more > 0 else []
-        same = sum(row.change == "same" for row in self.rows)
-        counts = [f"{len(rows)} {change}" for change, rows in of.items() if rows and change != self.verdict] + [
-            f"{same} same"
-        ]
+        parts = [_few(of.get(self.verdict, []))] if self.verdict != "same" else []
+        if self.verdict == "worse" and of["better"]:
+            parts.append(f"better: {_few(of['better'])}")
+        told = {self.verdict, *(["better"] if self.verdict == "worse" else [])} - {"same"}
+        counts = [f"{len(rows)} {change}" for change, rows in of.items() if rows and change not in told]
         head = f"{self.verdict.upper()}: {self.new} against {self.old}"
-        return f"{head}: {'; '.join(parts)} ({', '.join(counts)})" if parts else f"{head} ({', '.join(counts)})"
+        return (f"{head}: {'; '.join(parts)}" if parts else head) + (f" ({', '.join(counts)})" if counts else "")
+
+
+NAMED, SHORT = 3, 150
+
+
+def _few(rows: list[Row]) -> str:
+    """The first rows in a few words each, and how many more there are."""
+    more = len(rows) - NAMED
+    return "; ".join([_short(row) for row in rows[:NAMED]] + ([f"{more} more"] if more > 0 else []))
 
 
 def _short(row: Row) -> str:
@@ -75,7 +83,7 @@ def _short(row: Row) -> str:
         if row.relative and row.old:
             return f"{what} {row.new / row.old - 1:+.1%}"
         return f"{what} {number(row.old)} -> {number(row.new)}{' ' + row.unit if row.unit else ''}"
-    lead = f": {row.detail[0]}" if row.detail else ""
+    lead = f": {shorten(row.detail[0], SHORT, placeholder=' …')}" if row.detail else ""
     return f"{what} {row.old} -> {row.new}{lead}"
 
 

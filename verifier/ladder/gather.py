@@ -231,6 +231,7 @@ def against_fp32(
     replayer = Replayer(artifact, watched=taps.watched())
     _replay(replayer, traced)
     replay = replayer.finish()
+    del replayer  # its contents, before fp32 layers take as much
     return vision_layers(definition, taps, traced.calls, replay), profile(definition, taps, traced.calls, replay)
 
 
