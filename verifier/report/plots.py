@@ -122,8 +122,22 @@ def depth_series(data: Report, method: str) -> dict[str, Any]:
             _note(limits[kind], case, allowed.get("sqnr_db", allowed.get("layers.profile_db")))
         if check["verdict"] == "fail":
             bad.setdefault(kind, []).append(case)
-    order = [*blocks, *(case for series in found.values() for case in series if case not in blocks)]
-    return {"blocks": list(dict.fromkeys(order)), "series": found, "limits": limits, "bad": bad}
+    blocks |= {case: None for series in found.values() for case in series}
+    # failing checks stand before others in a report: the order of the program is in the names
+    found, limits = ({name: _in_order(each) for name, each in group.items()} for group in (found, limits))
+    return {"blocks": list(_in_order(blocks)), "series": found, "limits": limits, "bad": bad}
+
+
+def _in_order(of_blocks: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(of_blocks.items(), key=lambda pair: _rank(pair[0])))
+
+
+def _rank(block: str) -> tuple[int, int, str]:
+    """Input, layers by number and their parts, output."""
+    layer = re.search(r"\.layers\.(\d+)(.*)$", block)
+    if layer is not None:
+        return 1, int(layer[1]), layer[2]
+    return (0 if block.endswith("input") else 2), 0, block
 
 
 def _note(into: dict[str, float], case: str, value: object) -> None:

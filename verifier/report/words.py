@@ -45,7 +45,8 @@ def meaning(data: Report) -> str:
 
 def place(blame: dict[str, Any]) -> str:
     """Method, module and index of the first wrong place."""
-    parts = [blame.get("method"), blame.get("module")]
+    method, module = blame.get("method"), blame.get("module")
+    parts = [None if method and str(module).startswith(method) else method, module]
     if blame.get("module") is None and blame.get("instruction") is not None:
         parts.append(f"instruction {blame['instruction']}")
     if blame.get("index"):
