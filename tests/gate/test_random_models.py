@@ -42,6 +42,7 @@ def _verified(
     return status, alarms
 
 
+@pytest.mark.slow  # two minutes; the wide, streamed model of test_full_size is random, too
 @pytest.mark.parametrize(("shape", "recipes"), QUICK)
 def test_clean_model_gives_no_alarm(shape: str, recipes: tuple[str, ...], tmp_path: Path) -> None:
     """One that differs in nearly everything; the slow test has twenty."""

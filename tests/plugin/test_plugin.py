@@ -34,7 +34,7 @@ def test_pte_option_runs_the_gate_in_parallel(tmp_path: Path) -> None:
         "-n",
         "2",
         "--pte-checks",
-        "structure.*,weights.*,preprocess.constants",
+        "structure.limits,structure.memory,preprocess.constants,preprocess.sizes",
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
