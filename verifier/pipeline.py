@@ -180,8 +180,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
         children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
+        tracing = children.submit(_trace, opened, list(samples), folder)  # first: this process waits for it first
         probed = children.submit(_probe_cache, opened, samples[0].image)
-        tracing = children.submit(_trace, opened, list(samples), folder)
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
