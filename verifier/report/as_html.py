@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
-from verifier.report.words import STEPS, blamed, meaning, next_command, number, place, said, title
+from verifier.report.words import STEPS, blamed, closest, meaning, next_command, number, place, said, title
 
 OPEN_IMAGES = 4
 """Images that are shown at once, the worst first; the others open on request."""
@@ -32,6 +32,7 @@ def html(data: Report) -> str:
     )
     environment.filters["number"] = number
     environment.filters["share"] = share_of
+    environment.filters["closest"] = closest
     families = list(dict.fromkeys(check["id"].partition(".")[0] for check in data["checks"]))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made: str = environment.get_template("report").render(

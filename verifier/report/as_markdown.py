@@ -7,7 +7,7 @@ from pathlib import Path
 
 from verifier.errors import UsageError
 from verifier.report.as_json import Report
-from verifier.report.words import STEPS, blamed, meaning, next_command, number, said, title
+from verifier.report.words import STEPS, blamed, closest, meaning, next_command, said, title
 
 SIGN = {"pass": "✅", "fail": "❌", "error": "⚠️", "skipped": "➖"}
 ANNOTATIONS = 10
@@ -36,14 +36,10 @@ def markdown(data: Report) -> str:
         lines += ["What to run next:", "", _code(next_command(data)), ""]
     lines += ["| step | verdict | compared | closest to its limit |", "|---|---|---|---|"]
     for rung in data["rungs"]:
-        worst = rung["worst"]
-        closest = (
-            f"{worst['metric']} {number(worst['value'])} of {number(worst['allowed'])}, {worst['where']}"
-            if worst
-            else ""
-        )
         word = "not run" if rung["verdict"] == "skipped" else rung["verdict"]
-        lines.append(f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {plain(closest)} |")
+        lines.append(
+            f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {plain(closest(rung))} |"
+        )
     lines += ["", *_failed(data)]
     artifact, cost = data["artifact"], data["cost"]
     lines.append(

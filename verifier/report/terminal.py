@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier.report.as_json import Report
-from verifier.report.words import number, summary_lines
+from verifier.report.words import closest, summary_lines
 
 STYLE = {"pass": "green", "fail": "red", "error": "yellow", "skipped": "dim"}
 PLAIN_WIDTH = 110
@@ -24,15 +24,9 @@ _SHOWN = 5
 def _ladder(data: Report) -> Table:
     table = Table("step", "verdict", "compared", "closest to its limit", box=None, padding=(0, 2, 0, 0))
     for rung in data["rungs"]:
-        worst = rung["worst"]
-        said = (
-            f"{worst['metric']} {number(worst['value'])}, allowed {number(worst['allowed'])} ({worst['where']})"
-            if worst
-            else ""
-        )
         word = "not run" if rung["verdict"] == "skipped" else rung["verdict"]
         compared = str(rung["compared"]) if rung["compared"] else ""
-        table.add_row(rung["step"], Text(word, STYLE[rung["verdict"]]), compared, Text(said, "dim"))
+        table.add_row(rung["step"], Text(word, STYLE[rung["verdict"]]), compared, Text(closest(rung), "dim"))
     return table
 
 

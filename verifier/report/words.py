@@ -54,6 +54,14 @@ def place(blame: dict[str, Any]) -> str:
     return " ".join(str(part) for part in parts if part)
 
 
+def closest(rung: dict[str, Any]) -> str:
+    """What came closest to its limit in a step; nothing if nothing has a numeric one."""
+    worst = rung["worst"]
+    if worst is None:
+        return ""
+    return f"{worst['metric']} {number(worst['value'])}, allowed {number(worst['allowed'])} ({worst['where']})"
+
+
 def blamed(data: Report) -> str:
     """The first check that failed, its step and its place, in one line; nothing if there is none."""
     blame = data["blame"]
