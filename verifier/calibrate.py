@@ -9,6 +9,7 @@ need no calibration: their limits are derived.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -243,8 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         with hushed() as stream:
             progress.stream = stream
-            answer = _once()
-            measured = [measure(gather(one, progress, answer=answer), one) for one in opened]
+            answer, measured = _once(), []
+            for one in opened:
+                measured.append(measure(gather(one, progress, answer=answer), one))
+                gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
         repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
         path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
     except VerifierError as error:

@@ -72,10 +72,13 @@ class Conversation {
     const Clock::time_point begun = Clock::now();
     std::vector<int64_t> before = tokenizer_.encode(kBeforeImage);
     before.insert(before.begin(), tokenizer_.bos);
+    const std::vector<int64_t> after = tokenizer_.encode(prompt);
     const Array seen = to_array(program_.call("vision_encoder", {image}).at(0));
+    // now, and not behind minutes of prefill
+    need(static_cast<int64_t>(before.size() + after.size()) + seen.shape.at(1));
     feed(embed(before));
     feed(seen);
-    Array logits = feed(embed(tokenizer_.encode(prompt)));
+    Array logits = feed(embed(after));
     const double prefill_s = std::chrono::duration<double>(Clock::now() - begun).count();
     const int64_t prefilled = position_;
     const Clock::time_point decoding = Clock::now();
@@ -116,11 +119,15 @@ class Conversation {
     return to_array(program_.call("token_embedding", {ids_array(ids)}).at(0));
   }
 
+  void need(int64_t positions) const {
+    if (positions > limit_) {
+      throw std::runtime_error("the prompt needs " + std::to_string(positions) + " positions, there are " + std::to_string(limit_));
+    }
+  }
+
   Array feed(const Array& embeddings) {
     const int64_t tokens = embeddings.shape.at(1);
-    if (position_ + tokens > limit_) {
-      throw std::runtime_error("the prompt needs " + std::to_string(position_ + tokens) + " positions, there are " + std::to_string(limit_));
-    }
+    need(position_ + tokens);
     Array logits = to_array(program_.call("text_decoder", {embeddings, position_array(position_)}).at(0));
     position_ += tokens;
     return logits;
