@@ -160,8 +160,7 @@ def test_page_works_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
         assert page.locator("#checks-t th:nth-child(6)").get_attribute("aria-sort") == "descending"
 
 
-@pytest.mark.parametrize("verdict", ["pass", "fail"])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("verdict", "dark"), [("pass", True), ("fail", False)])
 def test_nobody_is_shut_out(browser: Any, pages: dict[str, Path], verdict: str, dark: bool) -> None:
     """axe-core finds no violation of WCAG 2.2 A and AA: names, roles, contrast, order."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -16,7 +16,7 @@ from tests.runners.servers.sshd import Sshd, find_sshd
 
 pytestmark = pytest.mark.xdist_group("runner")
 BOARDS = ("board-a", "board-b")
-CHECKS = "structure.*,layers.coverage,layers.kernel"
+CHECKS = "structure.limits,structure.operators,splice.tokens"
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_two_boards_are_verified_side_by_side(
 ) -> None:
     """Every case on each board; each board has one worker, a login of its own, and a report of its own."""
     home, servers = boards
-    words = ["--pte", str(micro_model / "model.pte"), "--pte-model", str(micro_model), "--pte-checks", CHECKS]
+    words = [f"--pte={micro_model / 'model.pte'}", "--pte-model", str(micro_model), "--pte-checks", CHECKS]
     words += [word for name in BOARDS for word in ("--pte-target", f"ssh:{name}")]
     words += [
         "-n",
@@ -75,7 +75,7 @@ def test_two_boards_are_verified_side_by_side(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     passed = [line for line in done.stdout.splitlines() if " PASSED " in line]
     of = {name: [line for line in passed if f"model.pte@ssh:{name}::" in line] for name in BOARDS}
-    assert len(of[BOARDS[0]]) == len(of[BOARDS[1]]) > 10
+    assert len(of[BOARDS[0]]) == len(of[BOARDS[1]]) >= 3
     assert len(passed) == len(of[BOARDS[0]]) + len(of[BOARDS[1]])
     workers = {name: {line.split("]")[0].strip("[") for line in lines} for name, lines in of.items()}
     assert all(len(each) == 1 for each in workers.values())
@@ -92,7 +92,7 @@ def test_board_that_is_off_is_named_before_anything_runs(
     """pytest's status for bad usage, and the board's name."""
     home, servers = boards
     servers[1].stop()
-    words = ["--pte", str(micro_model / "model.pte"), "--pte-model", str(micro_model), "-p", "no:cacheprovider"]
+    words = [f"--pte={micro_model / 'model.pte'}", "--pte-model", str(micro_model), "-p", "no:cacheprovider"]
     words += [word for name in BOARDS for word in ("--pte-target", f"ssh:{name}")]
     environment = os.environ | {"HOME": str(home), "LLAVA_MAIN": str(native.binary)}
     done = subprocess.run(
