@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,7 +172,8 @@ def compare_layers(  # noqa: PLR0917
         return LayerEvidence(alignment, None, problem=str(error), culprit="program")
     replay = replayer.finish()
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
-    del replayer, traces  # 3 GiB of a 7B model's caches and contents; the decoders below need as much
+    del replayer, traces
+    gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
     held, rounding = held_in(artifact, audit) if is_large(checkpoint) else nothing_held, Rounding()
     quantized = build_quantized_decoder(checkpoint, recipe, held, rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, checkpoint.geometry.text.layers)
@@ -231,7 +233,8 @@ def against_fp32(
     replayer = Replayer(artifact, watched=taps.watched())
     _replay(replayer, traced)
     replay = replayer.finish()
-    del replayer  # its contents, before fp32 layers take as much
+    del replayer
+    gc.collect()  # its contents, before fp32 layers take as much
     return vision_layers(definition, taps, traced.calls, replay), profile(definition, taps, traced.calls, replay)
 
 
