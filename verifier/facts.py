@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import METHODS
 from verifier.artifact.storage import Span
 from verifier.artifact.xnnpack import GraphValue, PerChannel, PerGroup
@@ -63,6 +62,4 @@ def _spans(constant: Constant) -> list[Span]:
     spans = [value.constant]
     if isinstance(value, GraphValue) and isinstance(value.quantization, (PerGroup, PerChannel)):
         spans.append(value.quantization.scales if isinstance(value.quantization.scales, Span) else None)
-    elif isinstance(value, TensorValue):
-        spans = [value.constant]
     return [span for span in spans if span is not None]

@@ -21,13 +21,14 @@ SHOWN_TOKENS = 256
 
 
 def figures(evidence: Evidence) -> dict[str, Any]:
-    """`images` with the error of every image token and both answers, `depth` by token and layer, `cache` by split and position; what was
+    """`images` with the error of every image token and both answers, `streams` by token and layer, `cache` by split and position; what was
     not gathered is left out."""
     made: dict[str, Any] = {}
     cases = [*evidence.cases, *([evidence.user_case] if evidence.user_case is not None else [])]
     if cases:
         center = channel_center(evidence) if evidence.cases else None
-        made["images"] = [_image(evidence, case, center) for case in _worst_first(cases, center)[:SHOWN_IMAGES]]
+        mapped = sorted(((case, _token_db(case, center)) for case in cases), key=lambda pair: _loss(pair[1]))
+        made["images"] = [_image(evidence, case, rows) for case, rows in mapped[:SHOWN_IMAGES]]
     streams = _streams(evidence)
     if streams:
         made["streams"] = streams
@@ -48,17 +49,13 @@ def _token_db(case: Case, center: Array | None) -> Array | None:
     return row_sqnr_db(actual=case.vision - center, expected=case.expected.vision - center)
 
 
-def _worst_first(cases: list[Case], center: Array | None) -> list[Case]:
-    def loss(case: Case) -> tuple[bool, float]:
-        rows = _token_db(case, center)
-        return rows is not None, float(np.percentile(rows, 10)) if rows is not None else 0.0
-
-    return sorted(cases, key=loss)
+def _loss(rows: Array | None) -> tuple[bool, float]:
+    """Sorts images worst first, those without a map before all others."""
+    return (False, 0.0) if rows is None else (True, float(np.percentile(rows, 10)))
 
 
-def _image(evidence: Evidence, case: Case, center: Array | None) -> dict[str, Any]:
+def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]:
     golden = case.sample.golden
-    rows = _token_db(case, center)
     side = round(evidence.patches**0.5)
     grid = None if rows is None else [_rounded(row) for row in rows.reshape(side, side)]
     return {

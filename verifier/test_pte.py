@@ -88,19 +88,24 @@ def _write(options: argparse.Namespace, data: dict[str, Any]) -> None:
         write_folder(data, options.report)
 
 
-def _compare(options: argparse.Namespace, data: dict[str, Any]) -> Comparison:
-    """The baseline, read or verified, against what was just verified."""
+def _baseline(options: argparse.Namespace) -> dict[str, Any]:
+    """The report of the baseline, read or made; before the work, so that one that is not there is refused before it."""
+    from verifier.comparison.sources import read_side
+    from verifier.progress import Progress
+
+    progress = Progress(quiet=True) if options.quiet else Progress()
+    return read_side(options.baseline, model=options.model, target=options.target, progress=progress)
+
+
+def _compare(options: argparse.Namespace, old: dict[str, Any], data: dict[str, Any]) -> Comparison:
+    """The baseline against what was just verified."""
     import json
 
     from verifier.comparison.compare import as_data, compare_reports
-    from verifier.comparison.sources import read_side
     from verifier.comparison.terminal import comparison_markdown
-    from verifier.progress import Progress
     from verifier.report.as_json import write_text
     from verifier.report.as_markdown import append
 
-    progress = Progress(quiet=True) if options.quiet else Progress()
-    old = read_side(options.baseline, model=options.model, target=options.target, progress=progress)
     comparison = compare_reports(old, data)
     if options.report:
         write_text(
@@ -132,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from verifier.report.words import summary_lines
 
         _check_destinations(options)
+        old = _baseline(options) if options.baseline else None
         checks, images = split_globs(options.checks), split_globs(options.images)
         reproduction = options.report and options.report / "reproduction"
         request = Request(
@@ -145,9 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images,
         )
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
-        data = report(run)
+        data, status = report(run), run.judgement.exit_status
         _write(options, data)
-        comparison = _compare(options, data) if options.baseline else None
+        if options.quiet:
+            print("\n".join(summary_lines(data)))
+        else:
+            print_report(data, verbose=options.verbose)
+        if old is not None:
+            comparison = _compare(options, old, data)
+            _show(comparison, quiet=options.quiet)
+            status = status or (1 if comparison.refused else 0)
     except VerifierError as error:
         print(f"NOT VERIFIED: {error}", file=sys.stderr)
         return EXIT_NOT_VERIFIED
@@ -155,14 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("NOT VERIFIED: the verifier itself failed; please report this with the traceback above", file=sys.stderr)
         return EXIT_NOT_VERIFIED
-    if options.quiet:
-        print("\n".join(summary_lines(data)))
-    else:
-        print_report(data, verbose=options.verbose)
-    if comparison is None:
-        return run.judgement.exit_status
-    _show(comparison, quiet=options.quiet)
-    return run.judgement.exit_status or (1 if comparison.refused else 0)
+    return status
 
 
 if __name__ == "__main__":

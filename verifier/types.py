@@ -12,6 +12,14 @@ Verdict = Literal["pass", "fail", "error", "skipped"]
 Quantizer = Literal["affine", "hqq"]
 EmbeddingBits = Literal[4, 8, 32]
 EMBEDDING_GROUP = 32
+STEP_MEANS: dict[Step, str] = {
+    "mapping": "the eager model is not the checkpoint's: key map, preprocessing, prompt, positions",
+    "quantization": "quantization costs more than this recipe should: scales, group size, calibration images",
+    "lowering": "the file is not what the recipe makes of the checkpoint: export, passes, memory plan, changed bytes",
+    "kernel": "the runtime does not compute what the file says: a kernel, threads, or memory of this build",
+    "device": "the device computes something else than this machine: its kernels or CPU features",
+}
+"""What a broken step means, in one line."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
 from verifier import evidence
+from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks import greedy
 from verifier.checks.layers import PROFILE, VISION
@@ -26,7 +27,7 @@ from verifier.ladder.replay import Replay
 from verifier.model.keymap import map_keys
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
-from verifier.types import CheckResult
+from verifier.types import EMBEDDING_GROUP, CheckResult
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -366,3 +367,25 @@ def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str
         assert f"on {worse.sample}" in failed[0].message
         left_out = [error for error in clean if error.block != worse.block]
         assert [r.case for r in judged(left_out) if r.verdict == "fail"] == [worse.block]
+
+
+def test_hqq_may_clip_as_much_as_it_does_and_no_more(gathered: evidence.Evidence) -> None:
+    """A table rounded as HQQ rounds it passes, though it clips by more than a step; one element half a step further fails."""
+    assert gathered.manifest is not None
+    recipe = replace(gathered.manifest.recipe, quantizer="hqq")
+    made = quantized_embedding(gathered.definition.embedding, recipe)
+    own = (made.integers.float() * made.scales.float().repeat_interleave(EMBEDDING_GROUP, 1)).numpy()
+
+    def judged(table: np.ndarray) -> CheckResult:
+        runtime = replace(gathered.runtime, vocabulary=table)
+        manifest = replace(gathered.manifest, recipe=recipe)  # type: ignore[type-var]
+        (result,) = results_of("embedding.tokens", replace(gathered, runtime=runtime, manifest=manifest))
+        return result
+
+    assert judged(own).verdict == "pass"
+    assert judged(own).measured["worst_steps"] > 1.01
+    moved = own.copy()
+    step = np.abs(gathered.definition.embedding[7, :EMBEDDING_GROUP].numpy()).max() / 127.5
+    moved[7, 3] += np.copysign(0.5 * step, own[7, 3] - float(gathered.definition.embedding[7, 3]))
+    assert judged(moved).verdict == "fail"
+    assert judged(moved).where.index == (7, 3)  # type: ignore[union-attr]

@@ -20,11 +20,11 @@ llava_tiny, where a whole step was allowed until an export of it was refused for
 ROWS_AT_ONCE = 1024
 
 
-def _steps(table: Array, bits: int) -> Array:
-    """The step of every element of a table [V, D], from the largest magnitude of its group."""
+def _in_steps(error: Array, table: Array, bits: int) -> Array:
+    """An error of a table [V, D] in steps, which come from the largest magnitude of each group."""
     groups = table.reshape(len(table), -1, EMBEDDING_GROUP)
     step = np.maximum(np.abs(groups).max(-1, keepdims=True) / (2 ** (bits - 1) - 0.5), 1e-12)
-    out: Array = np.broadcast_to(step, groups.shape).reshape(table.shape)
+    out: Array = (error.reshape(groups.shape) / step).reshape(table.shape)
     return out
 
 
@@ -64,11 +64,10 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
         steps, unit = difference, "absolute"
         allowed: Array = np.zeros((1, 1))
     else:
-        step = _steps(expected, bits)
-        steps, unit = difference / step, "steps"
+        steps, unit = _in_steps(difference, expected, bits), "steps"
         allowed = np.full((1, 1), ALLOWED_STEPS)
         if recipe and recipe.quantizer == "hqq":
-            allowed = _own_error(expected, recipe) / step + ROUNDING_STEPS
+            allowed = _in_steps(_own_error(expected, recipe), expected, bits) + ROUNDING_STEPS
     flat = int((steps - allowed).argmax())
     row, column = divmod(flat, steps.shape[1])
     value, steps_allowed = float(steps[row, column]), float(np.broadcast_to(allowed, steps.shape)[row, column])

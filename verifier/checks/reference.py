@@ -9,14 +9,8 @@ from pathlib import Path
 from verifier.checks.common import Check
 from verifier.checks.registry import CHECKS
 from verifier.files import replacing
+from verifier.types import STEP_MEANS
 
-STEPS = {
-    "mapping": "the eager model is not the checkpoint's",
-    "quantization": "more error than this recipe should cost",
-    "lowering": "the file is not what the recipe makes of the checkpoint",
-    "kernel": "the runtime computes something else than the file says",
-    "device": "the device computes something else than this machine",
-}
 HEAD = """# Checks
 
 <!-- Written by python -m verifier.checks.reference. Do not edit. -->
@@ -35,7 +29,7 @@ def _said(check: Check) -> str:
 
 def reference() -> str:
     """The page."""
-    lines = [HEAD + "\n".join(f"- **{step}**: {meaning}." for step, meaning in STEPS.items())]
+    lines = [HEAD + "\n".join(f"- **{step}**: {meaning}." for step, meaning in STEP_MEANS.items())]
     family = ""
     for check in CHECKS:
         own = check.id.partition(".")[0]

@@ -8,6 +8,8 @@ from typing import Literal
 
 Change = Literal["better", "same", "worse", "changed", "unknown"]
 """`changed` is another thing that is neither better nor worse by itself, `unknown` was not measured on both sides."""
+LISTED = 6
+"""Changes that a row names, the worst first."""
 
 
 @dataclass(frozen=True)

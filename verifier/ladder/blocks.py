@@ -52,7 +52,7 @@ class Taps:
 class BlockError:
     """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
     `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation. `limit_db` is what it must keep,
-    where that is derived. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder."""
+    where that is derived; nothing is enough where it is not. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder."""
 
     block: str
     part: str
@@ -60,7 +60,7 @@ class BlockError:
     sqnr_db: float
     elements: int
     sample: str = ""
-    limit_db: float = -math.inf
+    limit_db: float = math.inf
     rows_db: tuple[float, ...] = ()
     start: int = 0
 

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
-from verifier.report.words import STEPS, blamed, closest, meaning, next_command, number, place, said, title
+from verifier.report.words import blamed, closest, meaning, next_command, number, place, said, title
+from verifier.types import STEP_MEANS
 
 OPEN_IMAGES = 4
 """Images that are shown at once, the worst first; the others open on request."""
@@ -43,7 +44,7 @@ def html(data: Report) -> str:
         place=place(data["blame"]) if data["blame"] else "",
         said=said(data),
         command=next_command(data),
-        steps=STEPS,
+        steps=STEP_MEANS,
         style=Markup((folder / "report.css").read_text()),
         script=Markup(script),
         script_digest=digest,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from verifier.errors import UsageError
 from verifier.report.as_json import Report
-from verifier.report.words import STEPS, blamed, closest, meaning, next_command, said, title
+from verifier.report.words import blamed, closest, meaning, next_command, said, title
+from verifier.types import STEP_MEANS
 
 SIGN = {"pass": "✅", "fail": "❌", "error": "⚠️", "skipped": "➖"}
 ANNOTATIONS = 10
@@ -32,7 +33,7 @@ def markdown(data: Report) -> str:
     lines = [f"## {SIGN[data['verdict']]} {plain(title(data))}", "", plain(meaning(data)), ""]
     if data["blame"] is not None:
         lines += [f"**{plain(blamed(data))}**", "", plain(said(data)), ""]
-        lines += [f"Step *{data['blame']['step']}*: {plain(STEPS[data['blame']['step']])}.", ""]
+        lines += [f"Step *{data['blame']['step']}*: {plain(STEP_MEANS[data['blame']['step']])}.", ""]
         lines += ["What to run next:", "", _code(next_command(data)), ""]
     lines += ["| step | verdict | compared | closest to its limit |", "|---|---|---|---|"]
     for rung in data["rungs"]:

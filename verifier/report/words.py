@@ -15,14 +15,6 @@ MEANING = {
     "error": "Nothing is known for certain: something needed for the verdict is missing.",
 }
 PARTLY = "What was checked is right. The rest was left out on request: this alone is no ground to ship."
-STEPS = {
-    "mapping": "the eager model is not the checkpoint's: key map, preprocessing, prompt, positions",
-    "quantization": "quantization costs more than this recipe should: scales, group size, calibration images",
-    "lowering": "the file is not what the recipe makes of the checkpoint: export, passes, memory plan, changed bytes",
-    "kernel": "the runtime does not compute what the file says: a kernel, threads, or memory of this build",
-    "device": "the device computes something else than this machine: its kernels or CPU features",
-}
-"""What a broken step means, in one line."""
 
 
 def one_line(text: object) -> str:
