@@ -186,8 +186,8 @@ def test_damaged_tokenizer_is_refused(tmp_path: Path, data: bytes) -> None:
         BinTokenizer(tmp_path / "t.bin")
 
 
-def test_workspaces_are_shared_or_not(native: NativeRunner, artifacts: Path) -> None:
-    """The same caption either way; another mode is refused by name."""
+def test_workspaces_and_constants_as_asked(native: NativeRunner, artifacts: Path) -> None:
+    """Workspaces shared or not, constants mapped or copied: the same caption; another mode is refused by name."""
     flags = {
         "model_path": EMBEDDED_PTE,
         "tokenizer_path": artifacts / "tokenizer.bin",
@@ -199,4 +199,7 @@ def test_workspaces_are_shared_or_not(native: NativeRunner, artifacts: Path) -> 
     }
     assert len({said[mode].stdout for mode in ("disabled", "per_model", "global")}) == 1
     assert said["global"].returncode == 0
+    loaded = {mode: _ask([str(native.binary)], **flags, load_mode=mode) for mode in ("file", "x")}
+    assert loaded["file"].stdout == said["global"].stdout
+    assert (loaded["x"].returncode, "expected mmap or file" in loaded["x"].stderr) == (2, True)
     assert (said["x"].returncode, "expected disabled, per_model or global" in said["x"].stderr) == (2, True)

@@ -55,7 +55,10 @@ Array read_image(const std::filesystem::path& path) {
 class Conversation {
  public:
   Conversation(const Question& question)
-      : tokenizer_(question.tokenizer), program_(checked(question.model), 0), temperature_(question.temperature), random_(question.seed) {
+      : tokenizer_(question.tokenizer),
+        program_(checked(question.model), 0, load_mode(question.load_mode)),
+        temperature_(question.temperature),
+        random_(question.seed) {
     if (program_.loaded != executorch::runtime::Error::Ok) {
       throw std::runtime_error(question.model.string() + ": not a program of this runtime, error " + error_text(program_.loaded));
     }

@@ -15,6 +15,7 @@ struct Question {
   int64_t seq_len = 768; // positions to use at most
   float temperature = 0;
   uint32_t seed = 0;
+  std::string load_mode = "mmap"; // or file
 };
 
 // Prints prompt and answer as they come, and seconds of prefill and tokens per second of decode to stderr. Exit status: 0, or 1 if

@@ -62,7 +62,8 @@ std::string error_text(Error error) {
   return text;
 }
 
-Program::Program(const std::filesystem::path& pte, size_t debug_buffer_bytes) : debug_buffer_(debug_buffer_bytes) {
+Program::Program(const std::filesystem::path& pte, size_t debug_buffer_bytes, LoadMode mode)
+    : debug_buffer_(debug_buffer_bytes) {
   std::unique_ptr<executorch::etdump::ETDumpGen> tracer;
   if (debug_buffer_bytes != 0) {
     tracer = std::make_unique<executorch::etdump::ETDumpGen>();
@@ -72,8 +73,7 @@ Program::Program(const std::filesystem::path& pte, size_t debug_buffer_bytes) : 
     }
     tracer_ = tracer.get();
   }
-  module_ = std::make_unique<executorch::extension::Module>(
-      pte.string(), executorch::extension::Module::LoadMode::Mmap, std::move(tracer));
+  module_ = std::make_unique<executorch::extension::Module>(pte.string(), mode, std::move(tracer));
   loaded = module_->load();
 }
 
@@ -174,6 +174,13 @@ void set_workspace_sharing(const std::string& mode) {
   if (error != Error::Ok) {
     throw std::runtime_error("XNNPACK does not take --workspace_sharing " + mode + ", error " + error_text(error));
   }
+}
+
+Program::LoadMode load_mode(const std::string& name) {
+  if (name != "mmap" && name != "file") {
+    throw std::runtime_error("--load_mode is " + name + ", expected mmap or file");
+  }
+  return name == "mmap" ? Program::LoadMode::Mmap : Program::LoadMode::File;
 }
 
 } // namespace runner

@@ -21,7 +21,8 @@ struct CallError {
 
 class Program {
  public:
-  Program(const std::filesystem::path& pte, size_t debug_buffer_bytes);
+  using LoadMode = executorch::extension::Module::LoadMode;
+  Program(const std::filesystem::path& pte, size_t debug_buffer_bytes, LoadMode mode = LoadMode::Mmap);
   // Outputs alias the program's memory until its next call. Throws CallError.
   std::vector<executorch::runtime::EValue> call(const std::string& method, const std::vector<Array>& inputs);
   void write_trace(const std::filesystem::path& folder); // throws std::runtime_error
@@ -38,6 +39,8 @@ Array first_rows(const Array& array, const Part& part); // the first `length` en
 int64_t argmax(const Array& logits); // index of the largest number in the last row, fp32
 void set_threads(uint32_t count);
 void set_workspace_sharing(const std::string& mode); // of XNNPACK's delegates, before a program is loaded; throws std::runtime_error
+// `mmap`, the file's pages as they are touched, or `file`, constants copied into memory. Throws std::runtime_error.
+Program::LoadMode load_mode(const std::string& name);
 std::string error_text(executorch::runtime::Error error); // 0x12
 
 } // namespace runner

@@ -21,10 +21,12 @@ namespace {
 constexpr const char* kUsage =
     "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=image.npy [--prompt=ASSISTANT:]\n"
     "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N] [--workspace_sharing=MODE]\n"
+    "                  [--load_mode=mmap|file]\n"
     "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
     "       llava_main --about\n"
     "The image is uint8 [3, h, w] as python -m verifier.image_util writes it, .npy or .pt.\n"
     "XNNPACK's workspaces: MODE disabled is one for each delegate, per_model one for each file, global (default) one for all.\n"
+    "Constants are mapped (mmap, default): only what is touched takes memory; or copied (file).\n"
     "A bundle is what runner/bundle.py writes. --about prints the machine and its kernels as JSON.\n";
 
 // `--name=value` and `--name value`. Throws std::runtime_error for a flag that is not known or has no value.
@@ -65,7 +67,8 @@ int run(int count, char** words) {
   const std::map<std::string, std::string> defaults = {
       {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
-      {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""}};
+      {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""},
+      {"--load_mode", "mmap"}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
@@ -89,6 +92,7 @@ int run(int count, char** words) {
   question.seq_len = number<int64_t>(flags, "--seq_len", 1, 1 << 20);
   question.temperature = number<float>(flags, "--temperature", 0, 100);
   question.seed = number<uint32_t>(flags, "--seed", 0, 4294967295.0);
+  question.load_mode = flags.at("--load_mode");
   return runner::answer(question);
 }
 
