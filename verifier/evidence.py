@@ -15,6 +15,7 @@ from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.noise import RoundingNoise
 from verifier.model.definition import Definition
 from verifier.model.prompt import Prompt, Tokenizer
 from verifier.model.streaming import is_large
@@ -109,6 +110,7 @@ class Evidence:
     user_case: Case | None
     mapping: dict[str, list[LayerPair]]
     runtime: RuntimeEvidence
+    rounding: RoundingNoise
 
     @property
     def patches(self) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from verifier.checks.common import up_to_ties
 from verifier.checks.vision import channel_center
 from verifier.evidence import Case, Evidence
-from verifier.ladder.limits import chunk_limit_db
-from verifier.metrics import Array, comparable, row_sqnr_db, sqnr_db, top2_margin
+from verifier.metrics import EQUAL_DB, Array, comparable, row_sqnr_db, sqnr_db, top2_margin
 
 SHOWN_IMAGES = 40
 THUMBNAIL_PX, JPEG_QUALITY = 224, 78
@@ -127,11 +127,12 @@ def _cache(evidence: Evidence) -> dict[str, Any] | None:
     probe = evidence.runtime.cache
     if probe is None or not probe.chunks.pairs:
         return None
-    text, outputs = evidence.checkpoint.geometry.text, probe.chunks.result.outputs
-    cells = []
+    outputs = probe.chunks.result.outputs
+    cells: list[dict[str, Any]] = []
     for pair in probe.chunks.pairs:
         actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
         known = actual is not None and expected is not None and not comparable(actual=actual, expected=expected)
         value = round(sqnr_db(actual=actual, expected=expected), 1) if known else None  # type: ignore[arg-type]
         cells.append({"split": pair.case, "position": pair.position, "sqnr_db": value})
-    return {"limit": probe.limit, "allowed_db": chunk_limit_db(text.width, text.layers), "cells": cells}
+    lowest = min((cell["sqnr_db"] for cell in cells if cell["sqnr_db"] is not None), default=EQUAL_DB)
+    return {"limit": probe.limit, "allowed_db": up_to_ties(evidence)(lowest), "cells": cells}

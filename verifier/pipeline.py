@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from verifier.facts import facts
 from verifier.figures import figures
 from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
+from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import Tokenizer
 from verifier.model.streaming import is_large
@@ -239,7 +242,19 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             repeated.result(),
             speed,
         ),
+        rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
     )
+
+
+def _rounding_noise_db(opened: Opened, audit: Audit | VerifierError, definition: Definition, sample: Sample) -> float:
+    """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
+    rounding = Rounding()
+    held: Held = nothing_held
+    if is_large(opened.checkpoint) and not isinstance(audit, VerifierError):
+        held = held_in(opened.artifact, audit)
+    quantized = build_quantized_decoder(opened.checkpoint, opened.recipe, held, rounding)
+    ids = torch.tensor([sample.prompt.before[:NOISE_TOKENS]])
+    return rounding_noise_db(quantized, rounding, definition.embed(ids))
 
 
 @contextmanager

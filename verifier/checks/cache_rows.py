@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from verifier.artifact.caches import Cache
-from verifier.checks.common import Check, fixed_cases
+from verifier.checks.common import Check, fixed_cases, up_to_ties
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
 from verifier.interpret.bounds import UNIT
-from verifier.ladder.limits import chunk_limit_db
 from verifier.metrics import EQUAL_DB, Array, row_sqnr_db
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import CheckResult, Where
@@ -68,14 +67,13 @@ def rows(check: Check, evidence: Evidence) -> list[CheckResult]:
 def _other_chunks(
     check: Check, evidence: Evidence, caches: tuple[Cache, ...], whole: list[Array], split: list[Array]
 ) -> CheckResult:
-    text = evidence.checkpoint.geometry.text
-    allowed = chunk_limit_db(text.width, text.layers)
     worst, at = EQUAL_DB, (caches[0], 0)
     for cache, actual, expected in zip(caches, split, whole, strict=True):
         found = row_sqnr_db(actual=actual.reshape(len(actual), -1), expected=expected.reshape(len(expected), -1))
         found = np.where(np.isfinite(found), found, -EQUAL_DB)
         if found.min() < worst:
             worst, at = float(found.min()), (cache, int(found.argmin()))
+    allowed = up_to_ties(evidence)(worst)
     fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}, "where": _where(*at)}
     if worst < allowed:
         said = f"row {at[1]} of the {at[0].kind.upper()} cache of layer {at[0].layer} is another in chunks of 1, 2, 31, … than as a whole"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence, Subjects
 from verifier.golden import Band
+from verifier.ladder.limits import chunk_limit_db
 from verifier.types import CheckResult, Step, Where
 
 Cases = Callable[[Subjects], tuple[str, ...]]
@@ -39,6 +40,18 @@ class Check:
 def fixed_cases(*names: str) -> Cases:
     """Cases that do not depend on the model."""
     return lambda _subjects: names
+
+
+Allowed = Callable[[float], float]
+"""From a measured SQNR to the least that is allowed, in dB."""
+
+
+def up_to_ties(evidence: Evidence) -> Allowed:
+    """For results of the same program whose sums ran in another order. What rounding costs this checkpoint is measured only where a count of
+    ties does not explain what was found."""
+    text = evidence.checkpoint.geometry.text
+    counted = chunk_limit_db(text.width, text.layers)
+    return lambda measured: counted if measured >= counted else min(counted, evidence.rounding.limit_db)
 
 
 one_case = fixed_cases("program")

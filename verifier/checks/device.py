@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from verifier.checks.common import Check, fixed_cases, one_case
+from verifier.checks.common import Check, fixed_cases, one_case, up_to_ties
 from verifier.evidence import Evidence
 from verifier.ladder.abroad import COMPARED, Counterpart
-from verifier.ladder.limits import chunk_limit_db, device_limit_db
+from verifier.ladder.limits import device_limit_db
 from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.types import CheckResult, Where
 
@@ -75,11 +75,6 @@ def host(check: Check, evidence: Evidence) -> list[CheckResult]:
 def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart]) -> CheckResult:
     if not pairs:
         return check.error(method, f"{method} was not called")
-    geometry = evidence.checkpoint.geometry
-    vision = method == "vision_encoder"
-    allowed = (
-        device_limit_db(geometry.vision.layers) if vision else chunk_limit_db(geometry.text.width, geometry.text.layers)
-    )
     worst, at = EQUAL_DB, pairs[0]
     for pair in pairs:
         mismatch = comparable(actual=pair.there, expected=pair.here)
@@ -87,6 +82,8 @@ def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart
         if value < worst:
             worst, at = value, pair
     where = Where(method=method, index=(at.call,))
+    vision = method == "vision_encoder"
+    allowed = device_limit_db(evidence.checkpoint.geometry.vision.layers) if vision else up_to_ties(evidence)(worst)
     fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}, "where": where}
     if worst < allowed:
         return check.failed(

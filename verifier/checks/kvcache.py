@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from verifier.checks.common import Check, fixed_cases, one_case
+from verifier.checks.common import Allowed, Check, fixed_cases, one_case, up_to_ties
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
-from verifier.ladder.limits import chunk_limit_db
 from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, beyond, chunk_name, poisons
 from verifier.probes.tape import Pair
@@ -25,11 +24,17 @@ _HINTS = {
 }
 
 
+def _equal(_measured: float) -> float:
+    return EQUAL_DB
+
+
 def _where(position: int) -> Where:
     return Where(method="text_decoder", module="kv_cache", index=(position,))
 
 
-def _judge_pairs(check: Check, asked: Asked, case: str, pairs: list[Pair], *, allowed: float, what: str) -> CheckResult:
+def _judge_pairs(
+    check: Check, asked: Asked, case: str, pairs: list[Pair], *, allowed: Allowed, what: str
+) -> CheckResult:
     """The first pair, in the order of positions, that is further apart than allowed; the closest one if none is."""
     if not pairs:
         return check.error(case, "nothing was asked")
@@ -47,17 +52,16 @@ def _judge_pairs(check: Check, asked: Asked, case: str, pairs: list[Pair], *, al
             said = f"position {pair.position}: logits cannot be compared, {mismatch.reason}. {what}"
             return check.failed(case, said, where=_where(pair.position))
         value = sqnr_db(actual=actual, expected=expected)
-        if value < allowed:
-            said = (
-                f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {allowed:.1f} dB. {what}"
-            )
-            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": allowed}}
+        limit = allowed(value)
+        if value < limit:
+            said = f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {limit:.1f} dB. {what}"
+            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit}}
             return check.failed(case, said, where=_where(pair.position), **both)
         if value < worst:
             worst, at = value, pair.position
     fields: dict[str, Any] = {
         "measured": {"sqnr_db": worst, "pairs": len(pairs)},
-        "allowed": {"sqnr_db": allowed},
+        "allowed": {"sqnr_db": allowed(worst)},
         "where": _where(at),
     }
     words = "the same bits" if worst == EQUAL_DB else f"{worst:.1f} dB and more"
@@ -73,8 +77,7 @@ def chunks(check: Check, evidence: Evidence) -> list[CheckResult]:
     cache = evidence.runtime.cache
     if cache is None:
         return [check.error(case, "the cache was not probed") for case in SPLITS]
-    text = evidence.checkpoint.geometry.text
-    limit = chunk_limit_db(text.width, text.layers)
+    limit = up_to_ties(evidence)
     what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
     return [
         _judge_pairs(check, cache.chunks, case, _of(cache.chunks, case), allowed=limit, what=what) for case in SPLITS
@@ -87,7 +90,7 @@ def history(check: Check, evidence: Evidence) -> list[CheckResult]:
     if cache is None:
         return [check.error(case, "the cache was not probed") for case in HISTORIES]
     return [
-        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=EQUAL_DB, what=_HINTS[case])
+        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=_equal, what=_HINTS[case])
         for case in HISTORIES
     ]
 
@@ -102,7 +105,7 @@ def poison(check: Check, evidence: Evidence) -> list[CheckResult]:
     found = []
     for case in POISONS:
         what = f"{values[case]:g} stands beyond that position and leaks in: check mask and attended length."
-        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=EQUAL_DB, what=what)
+        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=_equal, what=what)
         fresh = _agrees_with_shipped(cache.poison, cache.use)
         found.append(result if result.verdict != "pass" or fresh else check.error(case, _NOT_SET))
     return found
@@ -131,7 +134,7 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     hint = "The program computes something else after a refused call: an error must leave what lies before its start."
     # a refused call takes its own pair out of the comparison only if the process died with it
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
-    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=EQUAL_DB, what=hint)
+    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=_equal, what=hint)
     return [
         _last(check, cache.chunks, limit),
         _beyond(check, asked, "one token beyond", one),

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from verifier.checks.common import Check, fixed_cases
+from verifier.checks.common import Allowed, Check, fixed_cases, up_to_ties
 from verifier.evidence import Evidence
-from verifier.ladder.limits import chunk_limit_db
 from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.probes.threads import CALLS, CONFIGURATIONS, Repeated
 from verifier.types import CheckResult, Where
@@ -54,12 +53,11 @@ def counts(check: Check, evidence: Evidence) -> list[CheckResult]:
     threads = evidence.runtime.threads
     if threads is None:
         return [check.error(case, "nothing was run again") for case in OTHERS]
-    text = evidence.checkpoint.geometry.text
-    allowed = chunk_limit_db(text.width, text.layers)
+    allowed = up_to_ties(evidence)
     return [_counts_of(check, case, threads[case], threads[FIRST], allowed) for case in OTHERS]
 
 
-def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed: float) -> CheckResult:
+def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed: Allowed) -> CheckResult:
     worst = EQUAL_DB
     for call in range(len(CALLS)):
         actual, expected = mine.output(0, call), first.output(0, call)
@@ -68,12 +66,13 @@ def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed
         mismatch = comparable(actual=actual, expected=expected)
         value = -EQUAL_DB if mismatch else sqnr_db(actual=actual, expected=expected)
         worst = min(worst, value)
-        if value < allowed:
-            reason = mismatch.reason if mismatch else f"{value:.1f} dB, allowed at least {allowed:.1f} dB"
+        limit = allowed(value)
+        if value < limit:
+            reason = mismatch.reason if mismatch else f"{value:.1f} dB, allowed at least {limit:.1f} dB"
             said = f"{CALLS[call]} with {mine.threads} threads is not that of one thread: {reason}"
-            fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": allowed}}
+            fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit}}
             return check.failed(case, f"{said}. A kernel splits its work wrongly.", where=_where(call), **fields)
-    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}}
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed(worst)}}
     return check.passed(case, f"{mine.threads} threads as one, {worst:.0f} dB and more", **fields)
 
 

@@ -32,10 +32,12 @@ SECOND_TIE_WIDTH = 16 * TIE_WIDTH
 
 
 class Rounding:
-    """How the linears of a quantized decoder round activations: as XNNPACK does, or, while `tipped`, every tie the other way."""
+    """How the linears of a quantized decoder round activations: as XNNPACK does; while `tipped`, every tie the other way; while `left_out`,
+    not at all."""
 
     def __init__(self) -> None:
         self._tipped = False
+        self._left_out = False
 
     @contextmanager
     def tipped(self) -> Iterator[None]:
@@ -45,6 +47,22 @@ class Rounding:
             yield
         finally:
             self._tipped = False
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """4-bit weights alone."""
+        self._left_out = True
+        try:
+            yield
+        finally:
+            self._left_out = False
+
+    def multiply(self, x: Tensor, weights: Tensor, scales: Tensor, *, second: bool) -> Tensor:
+        """x fp32 [..., K] times 4-bit groups: fp64 [..., N]; `second` if a linear of the same block lies before it."""
+        if self._left_out:
+            return multiply_groups(x, weights, scales)
+        rows = self.rows(x, second=second)
+        return multiply_groups(centred_rows(rows), weights, scales) * rows.scale.double()
 
     def rows(self, x: Tensor, *, second: bool) -> QuantizedRows:
         """fp32 [..., K] as int8 rows; `second` if a linear of the same block lies before it."""
@@ -71,9 +89,7 @@ def held_in(artifact: Artifact, audit: Audit) -> Held:
 def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool) -> Tensor:
     """x [..., K] fp32 -> [..., N] fp32: int8 rows times 4-bit groups, their sums in fp64."""
     scales: Any = linear.scales
-    rows = rounding.rows(x, second=second)
-    made = multiply_groups(centred_rows(rows), linear.weight.to(torch.float32), scales)
-    return (made * rows.scale.double()).to(torch.float32)
+    return rounding.multiply(x, linear.weight.to(torch.float32), scales, second=second).to(torch.float32)
 
 
 def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, rounding: Rounding) -> None:

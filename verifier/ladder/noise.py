@@ -1,0 +1,53 @@
+"""What rounding activations to int8 costs a decoder, measured without the program: how far two sound orders of its sums may be apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifier.ladder.limits import reordered_limit_db
+from verifier.ladder.quantized import Rounding
+from verifier.metrics import row_sqnr_db
+
+NOISE_TOKENS = 16
+"""Tokens of a prompt on which it is measured."""
+
+
+class RoundingNoise:
+    """The limit for results of the same program whose sums ran in another order, measured when it is first asked for.
+
+    `measure` gives the SQNR that the eager quantized decoder keeps when its activations are rounded (`rounding_noise_db`).
+    """
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure = measure
+
+    @cached_property
+    def limit_db(self) -> float:
+        """SQNR, dB."""
+        return reordered_limit_db(self._measure())
+
+
+def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) -> float:
+    """SQNR of the worst token's logits or hidden state with int8 activations against the same 4-bit weights without, in dB.
+
+    `quantized` is the eager rung that `rounding` belongs to; `embeddings` [1, S, D] start at position 0. Both go through a layer together.
+    """
+    position = torch.tensor([0])
+    with torch.no_grad():
+        cos, sin = quantized.rope.get_freqs(position, embeddings.shape[1])
+        rounded = exact = embeddings
+        for layer in quantized.layers:
+            rounded, _ = layer(rounded, cos, sin, {"input_pos": position})
+            with rounding.left_out():
+                exact, _ = layer(exact, cos, sin, {"input_pos": position})
+        logits = quantized.output(quantized.norm(rounded))
+        with rounding.left_out():
+            exact_logits = quantized.output(quantized.norm(exact))
+    pairs = ((rounded, exact), (logits, exact_logits))
+    rows = [row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()).min() for a, e in pairs]
+    return float(min(rows))
