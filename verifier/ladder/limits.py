@@ -70,17 +70,14 @@ def chunk_limit_db(width: int, layers: int) -> float:
     return block_limit_db(width) - 10 * math.log10(ROUNDINGS_PER_LAYER * layers + 1)
 
 
-OTHER_TOKENS_DB = 3.0
-"""What the worst token may lose beyond the worst of those on which rounding was measured."""
-
-
 def reordered_limit_db(rounding_db: float) -> float:
     """SQNR that logits and cache rows keep when sums run in another order, in a decoder in which rounding activations costs `rounding_db`.
 
     A tipped tie tips others behind it, and in a deep decoder the two runs end up with roundings that have nothing to do with each other,
-    though never more: twice the power of one run's own rounding, 3 dB less than `rounding_db`.
+    though never more: twice the power of one run's own rounding, 3 dB less than `rounding_db`. 23.7 dB for a synthetic 7B (measured: 28.9 dB at
+    worst of 64 chunk ends in 12 splits).
     """
-    return rounding_db - 10 * math.log10(2) - OTHER_TOKENS_DB
+    return rounding_db - 10 * math.log10(2)
 
 
 VISION_NOISE_DB = 21.0

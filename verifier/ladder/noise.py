@@ -15,6 +15,9 @@ from verifier.metrics import row_sqnr_db
 
 NOISE_TOKENS = 16
 """Tokens of a prompt on which it is measured."""
+SPREADS = 4.0
+"""Standard deviations of the tokens' dB that another token may lie below their mean. On a synthetic 7B 16 tokens' logits were at 29.6 dB,
+with a deviation of 0.6 and 28.6 at worst; on llava_tiny hidden states at 42.9, 2.2 and 39.5."""
 
 
 class RoundingNoise:
@@ -33,7 +36,8 @@ class RoundingNoise:
 
 
 def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) -> float:
-    """SQNR of the worst token's logits or hidden state with int8 activations against the same 4-bit weights without, in dB.
+    """SQNR of a token's logits or last hidden state with int8 activations against the same 4-bit weights without, in dB: what next to any
+    token keeps, the smaller of the two.
 
     `quantized` is the eager rung that `rounding` belongs to; `embeddings` [1, S, D] start at position 0. Both go through a layer together.
     """
@@ -49,5 +53,5 @@ def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) ->
         with rounding.left_out():
             exact_logits = quantized.output(quantized.norm(exact))
     pairs = ((rounded, exact), (logits, exact_logits))
-    rows = [row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()).min() for a, e in pairs]
-    return float(min(rows))
+    rows = [row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()) for a, e in pairs]
+    return min(float(db.mean() - SPREADS * db.std()) for db in rows)
