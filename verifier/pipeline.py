@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -45,6 +46,7 @@ from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
+from verifier.memory import return_large_blocks
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import Tokenizer
 from verifier.model.streaming import is_large
@@ -175,6 +177,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     in two rows of children.
     """
     checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
+    if is_large(checkpoint):
+        return_large_blocks()
     geometry = checkpoint.geometry
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     square = opened.recipe.static_image_shape
@@ -207,6 +211,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             audit = _audit(opened, progress.counted)
         with progress.stage("layer by layer"):
             layers = _compare_layers(opened, audit, definition, tracing.result(), progress.counted)
+        gc.collect()  # the quantized decoder's modules refer to each other
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
         speed = None
