@@ -13,7 +13,7 @@ from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.limits import excess
+from verifier.ladder.limits import excess, is_linear
 from verifier.ladder.replay import Compared, Replay
 from verifier.types import CheckResult, Where
 
@@ -74,6 +74,15 @@ def _first_first(judged: list[tuple[tuple[int, int], CheckResult]]) -> list[Chec
 NEVER = (1 << 30, 0)
 
 
+def _linears(records: list[Compared]) -> dict[str, float]:
+    """How many 4-bit linears a block has, and the SQNR of the one that is furthest from the interpreter's, in dB."""
+    found = [record for record in records if record.method == "text_decoder" and is_linear(record)]
+    if not found:
+        return {}
+    distinct = {(record.instruction, record.result) for record in found}
+    return {"linears": len(distinct), "linear_db": min(record.sqnr_db for record in found)}
+
+
 def _judge_block(
     check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str
 ) -> tuple[tuple[int, int], CheckResult]:
@@ -89,6 +98,7 @@ def _judge_block(
         "sqnr_db": shown.sqnr_db,
         "propagated_db": shown.propagated_db,
         "compared": len(records),
+        **_linears(records),
     }
     allowed = {"share_of_limit": 1.0}
     if broken:

@@ -21,11 +21,16 @@ ROUNDING_DB, TIES, TIE_SHARE = 37.0, 3, 1e-3
 activation to int8, an error of 1/12 squared step each, leaves 37 to 44 dB (FACTS); a tie is wrong by a whole step."""
 
 
+def is_linear(record: Compared) -> bool:
+    """Whether a result is that of a delegate of 4-bit linears, in fp32."""
+    return "FullyConnected" in record.operator and record.kind == "bound"
+
+
 def excess(record: Compared) -> float:
     """How far a result is over its limit: above 1 is a failure; infinite for what cannot be compared."""
     if record.reason or math.isnan(record.worst):
         return math.inf
-    if "FullyConnected" in record.operator and record.kind == "bound":
+    if is_linear(record):
         return 10 ** ((ALLOWED_LINEAR_DB - record.sqnr_db) / 20) if record.worst > ALLOWED_SHARE else record.worst
     if record.kind == "step":
         return max(
