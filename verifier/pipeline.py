@@ -46,7 +46,7 @@ from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
-from verifier.memory import return_large_blocks
+from verifier.memory import return_freed
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import Tokenizer
 from verifier.model.streaming import is_large
@@ -177,8 +177,6 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     in two rows of children.
     """
     checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
-    if is_large(checkpoint):
-        return_large_blocks()
     geometry = checkpoint.geometry
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     square = opened.recipe.static_image_shape
@@ -205,13 +203,16 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
             answers = (answer or answer_samples)(definition, samples) if _wants(opened, *CONVERSING) else []
+            definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
         with progress.stage("audit of the constants"):
             audit = _audit(opened, progress.counted)
         with progress.stage("layer by layer"):
             layers = _compare_layers(opened, audit, definition, tracing.result(), progress.counted)
+        definition.forget()
         gc.collect()  # the quantized decoder's modules refer to each other
+        return_freed()
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
         speed = None
@@ -258,7 +259,7 @@ def _rounding_noise_db(opened: Opened, audit: Audit | VerifierError, definition:
     if is_large(opened.checkpoint) and not isinstance(audit, VerifierError):
         held = held_in(opened.artifact, audit)
     quantized = build_quantized_decoder(opened.checkpoint, opened.recipe, held, rounding)
-    ids = torch.tensor([sample.prompt.before[:NOISE_TOKENS]])
+    ids = torch.tensor([(*sample.prompt.before, *sample.prompt.after)[:NOISE_TOKENS]])
     return rounding_noise_db(quantized, rounding, definition.embed(ids))
 
 

@@ -55,7 +55,27 @@ def test_streamed_layers_compute_the_same(micro_checkpoint: Path, monkeypatch: p
     for _ in range(2):
         pairs = zip(_run(whole.decoder, whole), _run(streamed.decoder, whole), strict=True)
         assert all(torch.equal(a, e) for a, e in pairs)
-        assert _filled(streamed.decoder) == [1]
+        assert _filled(streamed.decoder) == []
+
+
+def test_layers_are_filled_one_at_a_time(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a pass goes through them; behind it none is."""
+    _, streamed = _both(monkeypatch, definition, partial(build_definition, open_checkpoint(micro_checkpoint)))
+    seen: list[list[int]] = []
+    streamed.hidden_each([torch.randn(1, 3, 64)], starts=[0], observe=lambda *_: seen.append(_filled(streamed.decoder)))
+    assert seen == [[0], [1]]
+    assert _filled(streamed.decoder) == []
+
+
+def test_forgotten_cache_is_as_new(micro_checkpoint: Path) -> None:
+    """A sequence that goes on behind one that was forgotten goes on behind zeros."""
+    made = build_definition(open_checkpoint(micro_checkpoint))
+    x, y = torch.randn(1, 5, 64), torch.randn(1, 2, 64)
+    new = made.hidden(y, start=5)[0]
+    made.hidden(x)
+    assert not torch.equal(made.hidden(y, start=5)[0], new)
+    made.forget()
+    assert torch.equal(made.hidden(y, start=5)[0], new)
 
 
 def test_streamed_layers_are_quantized_anew(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.limits import excess, is_linear
-from verifier.ladder.replay import Compared, Replay
+from verifier.ladder.limits import excess
+from verifier.ladder.replay import Compared, Replay, is_linear
 from verifier.types import CheckResult, Where
 
 Record = TypeVar("Record", Compared, BlockError)

@@ -74,14 +74,43 @@ def multiply_groups(x: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
     A group is summed in fp32, or in fp64 if it has more than `EXACT_GROUP` channels, and the groups in fp64: exact to fp64 where x
     holds integers of 8 bits.
     """
-    count, size = scales.shape[1], weights.shape[1] // scales.shape[1]
-    dtype = torch.float32 if size <= EXACT_GROUP else torch.float64
-    grouped = weights.to(dtype).view(scales.shape[0], count, size).permute(1, 2, 0)
-    sums = torch.bmm(x.to(dtype).reshape(-1, count, size).transpose(0, 1), grouped)
+    sums = _group_sums(x, weights, scales)
     total = torch.zeros(sums.shape[1:], dtype=torch.float64)
     for part, scale in zip(sums, scales.T, strict=True):
         total.addcmul_(part.double(), scale.double())
     return total.view(*x.shape[:-1], scales.shape[0])
+
+
+def _group_sums(x: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
+    """x [..., K] times integers [N, K], group by group: [G, rows, N], in fp32 where that is exact."""
+    count, size = scales.shape[1], weights.shape[1] // scales.shape[1]
+    dtype = torch.float32 if size <= EXACT_GROUP else torch.float64
+    grouped = weights.to(dtype).view(scales.shape[0], count, size).permute(1, 2, 0)
+    return torch.bmm(x.to(dtype).reshape(-1, count, size).transpose(0, 1), grouped)
+
+
+OFFSETS = (128, 0)
+"""What a kernel adds to int8 activations before it multiplies them: AVX-512 VNNI's instruction wants unsigned bytes, others nothing."""
+
+
+def multiply_in_order(rows: QuantizedRows, weights: Tensor, scales: Tensor, *, offset: int) -> Tensor:
+    """What `multiply_groups` makes of centred rows, times their scales, rounded where XNNPACK's 4-bit kernels round: fp32 [..., N].
+
+    First the zero point's share, then group by group with fused multiply-add. A row with few large activations has a zero point far from
+    the rest: its share is many times the result, and an fp32 rounding of it is what is left.
+
+    Source: `xnn_qd8_f32_qb4w_gemm_minmax_ukernel_*` and the packing of their weights; the same bits as AVX-512 VNNI's (tests/unit/test_nodes.py).
+    """
+    count = scales.shape[1]
+    shares = torch.zeros(len(scales))
+    for ones, scale in zip(weights.view(len(scales), count, -1).sum(-1).T, scales.T, strict=True):
+        shares -= ones * scale
+    given = rows.integers.to(torch.float32) + offset
+    start = (rows.zero_point + offset).to(torch.float32) * shares
+    total = start.reshape(-1, len(scales))
+    for part, scale in zip(_group_sums(given, weights, scales), scales.T, strict=True):
+        total = total.double().addcmul_(part.double(), scale.double()).to(torch.float32)
+    return total.view(start.shape) * rows.scale
 
 
 def quantize(x: Tensor, *, scale: float, zero_point: int) -> Tensor:

@@ -24,16 +24,18 @@ def run_graph(
     *,
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
+    offset: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Outputs for the inputs of one call, both in the order of its arguments. `observe` sees the result of every node, and its
     error bound if there is one.
 
-    `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.bounds`).
+    `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.bounds`). `offset` is that of
+    `Context`.
 
     Values are dropped after their last use, so that memory follows the widest node. Raises `UnknownOperationError`.
     """
     contents: dict[int, Operand] = dict(zip(graph.inputs, inputs, strict=True))
-    context = Context(graph, storage, contents)
+    context = Context(graph, storage, contents, offset)
     last_use = {id: node.index for node in graph.nodes for id in node.inputs if id is not None}
     for node in graph.nodes:
         if node.kind not in NODES:

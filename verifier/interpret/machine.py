@@ -18,6 +18,7 @@ from verifier.interpret.bounds import kernel_bounds
 from verifier.interpret.delegate import NodeObserver, run_graph
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.kernels import DTYPES, KERNELS
+from verifier.memory import untouched_zeros
 
 _NUMPY = {"FLOAT": np.float32, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64, "INT": np.int32, "BOOL": np.bool_}
 
@@ -122,7 +123,7 @@ class Machine:
         if value.place is None:
             raise ProgramFaultError(f"EValue {index} is read but nothing provides it")
         # read before anything wrote it: a mutable buffer. The runtime's arenas begin as zeros.
-        state.state[index] = values[index] = torch.zeros(value.sizes, dtype=DTYPES[value.dtype])
+        state.state[index] = values[index] = untouched_zeros(value.sizes, DTYPES[value.dtype])
         return values[index]
 
 
@@ -133,11 +134,12 @@ def evaluate(
     *,
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
+    offset: int | None = None,
 ) -> dict[int, Any]:
     """The results of one instruction for given contents of its operands. A cache among them is written in place.
 
     `bounds`, if given, is filled with the error bound of every fp32 result by number of EValue: zero where a kernel only
-    moves values, absent where the result is of integers.
+    moves values, absent where the result is of integers. `offset` has a delegate's 4-bit linears summed as a kernel sums them (`Context`).
     """
     plan = state.plan
     results = state.results(step)
@@ -145,7 +147,7 @@ def evaluate(
         graph = state.graph(step)
         inputs = [operands[index] for index in step.args[: len(graph.inputs)]]
         inner: dict[int, Tensor] | None = None if bounds is None else {}
-        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner)
+        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner, offset=offset)
         if bounds is not None and inner is not None:
             bounds |= {result: inner[id] for result, id in zip(results, graph.outputs, strict=True) if id in inner}
         return dict(zip(results, outputs, strict=True))

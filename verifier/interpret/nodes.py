@@ -35,6 +35,7 @@ from verifier.interpret.arithmetic import (
     dequantize,
     dequantize_rows,
     multiply_groups,
+    multiply_in_order,
     quantize,
     quantize_rows,
     requantize,
@@ -47,11 +48,13 @@ _NUMPY = {"fp32": np.float32, "qint8": np.int8, "qcint8": np.int8, "qint32": np.
 
 @dataclass(frozen=True)
 class Context:
-    """What a node sees of its graph: facts of its values, and their contents so far by id."""
+    """What a node sees of its graph: facts of its values, and their contents so far by id. `offset` has 4-bit linears summed in their
+    kernels' own order (`multiply_in_order`); without it sums are exact."""
 
     graph: Graph
     storage: Storage
     contents: dict[int, Operand]
+    offset: int | None = None
 
     def fact(self, id: int | None) -> GraphValue:
         """The declared value."""
@@ -181,10 +184,12 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
         assert isinstance(rows, QuantizedRows)
-        if has_groups(w_fact):
-            result = (
-                multiply_groups(centred_rows(rows), *grouped_weights(w_fact, context.storage)) * rows.scale.double()
-            )
+        if has_groups(w_fact) and context.offset is not None:
+            weights, scales = grouped_weights(w_fact, context.storage)
+            result = multiply_in_order(rows, weights, scales, offset=context.offset).double()
+        elif has_groups(w_fact):
+            weights, scales = grouped_weights(w_fact, context.storage)
+            result = multiply_groups(centred_rows(rows), weights, scales) * rows.scale.double()
         else:
             result = dequantize_rows(rows) @ dequantized_filter(w_fact, context.storage).T
         return (result if b_id is None else result + context.tensor(b_id).double()).to(torch.float32)

@@ -38,6 +38,7 @@ from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in
 from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
+from verifier.memory import return_freed
 from verifier.model.definition import Definition
 from verifier.model.streaming import is_large
 from verifier.progress import Tell, unheard
@@ -52,6 +53,8 @@ LARGE_CHUNK = 16
 """Of a large model: the first tokens of the prompt, and one single-token call behind them. A call of 7B leaves 1.5 GiB of cache alone,
 and its linears take minutes for every hundred tokens."""
 SLACK_BYTES = 4 << 20
+TRIMMED_EVERY = 64
+"""Instructions between which freed memory is given back."""
 TIMEOUT_S = 3600.0
 
 
@@ -205,6 +208,8 @@ def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], Non
         nonlocal done
         tell("instructions", done, whole)
         done += 1
+        if done % TRIMMED_EVERY == 0:
+            return_freed()
 
     return seen
 

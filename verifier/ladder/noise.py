@@ -15,9 +15,6 @@ from verifier.metrics import row_sqnr_db
 
 NOISE_TOKENS = 16
 """Tokens of a prompt on which it is measured."""
-SPREADS = 4.0
-"""Standard deviations of the tokens' dB that another token may lie below their mean. On a synthetic 7B 16 tokens' logits were at 29.6 dB,
-with a deviation of 0.6 and 28.6 at worst; on llava_tiny hidden states at 42.9, 2.2 and 39.5."""
 
 
 class RoundingNoise:
@@ -36,8 +33,10 @@ class RoundingNoise:
 
 
 def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) -> float:
-    """SQNR of a token's logits or last hidden state with int8 activations against the same 4-bit weights without, in dB: what next to any
-    token keeps, the smaller of the two.
+    """SQNR of a token's logits or last hidden state with int8 activations against the same 4-bit weights without, in dB: of all tokens the
+    worst, the smaller of the two. Its mean less some deviations does not do: in a shallow decoder a few logits are all but exact, and a
+    spread of 7 dB with them upwards only. Measured on 16 tokens: 28.3 dB for a synthetic 7B (mean 29.6, deviation 0.6), 37 to 41 dB for
+    llava_tiny, which leaves the count of ties in force there.
 
     `quantized` is the eager rung that `rounding` belongs to; `embeddings` [1, S, D] start at position 0. Both go through a layer together.
     """
@@ -53,5 +52,4 @@ def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) ->
         with rounding.left_out():
             exact_logits = quantized.output(quantized.norm(exact))
     pairs = ((rounded, exact), (logits, exact_logits))
-    rows = [row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()) for a, e in pairs]
-    return min(float(db.mean() - SPREADS * db.std()) for db in rows)
+    return min(float(row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()).min()) for a, e in pairs)

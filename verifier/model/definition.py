@@ -13,8 +13,8 @@ from torch.nn import functional
 from verifier.checkpoint import Checkpoint
 from verifier.model.geometry import Geometry
 from verifier.model.keymap import map_keys
-from verifier.model.streaming import is_large, stream_layers
-from verifier.model.text import ParameterHook, construct_decoder, load_parameters
+from verifier.model.streaming import is_large, stream_layers, unload_layers
+from verifier.model.text import ParameterHook, clear_caches, construct_decoder, load_parameters
 from verifier.model.vision import VisionEncoder
 
 DEFAULT_MAX_LEN = 768
@@ -70,6 +70,10 @@ class Definition:
             out: Tensor = self.vision(image)
         return out
 
+    def forget(self) -> None:
+        """Clear the decoder's cache, and give its memory back."""
+        clear_caches(self.decoder)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [1, S] -> [1, S, D]."""
         return functional.embedding(ids, self.embedding)
@@ -97,6 +101,7 @@ class Definition:
                     states[place], _ = layer(states[place], cos, sin, {"input_pos": position})
                     if observe is not None:
                         observe(place, number, states[place])
+            unload_layers(decoder)
             return [decoder.norm(state) for state in states]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from verifier.checkpoint import Checkpoint
+from verifier.memory import return_freed
 from verifier.model.text import ParameterHook, load_parameters
 
 STREAMED_BYTES = 2 << 30
@@ -36,11 +37,19 @@ class _Stream:
         if self.filled is not None:
             self._empty(self.decoder.layers[self.filled])
         self.filled = None
+        return_freed()
         prefix = f"layers.{number}."
         own = {name.removeprefix(prefix): key for name, key in self.mapping.items() if name.startswith(prefix)}
         seen = self.on_module and partial(_named, self.on_module, f"layers.{number}")
         load_parameters(self.decoder.layers[number], own, self.checkpoint, on_module=seen, into=self.memory)
         self.filled = number
+
+    def unload(self) -> None:
+        if self.filled is not None:
+            self._empty(self.decoder.layers[self.filled])
+        self.filled = None
+        self.memory.clear()
+        return_freed()
 
     def _empty(self, layer: nn.Module) -> None:
         for name, shape in self.shapes.items():
@@ -62,9 +71,16 @@ def stream_layers(
         own = {n.partition(".")[2]: key for n, key in others.items() if n.partition(".")[0] == top}
         load_parameters(getattr(decoder, top), own, checkpoint, on_module=on_module and partial(_named, on_module, top))
     stream = _Stream(decoder, mapping, checkpoint, on_module)
+    decoder.unload_layers = stream.unload
     for number, layer in enumerate(decoder.layers):
         for module in (layer, *layer.children()):
             module.register_forward_pre_hook(partial(_fill, stream, number))
+
+
+def unload_layers(decoder: Any) -> None:
+    """Give back the memory of a streamed layer, until one is called again; nothing, if layers are not streamed."""
+    if hasattr(decoder, "unload_layers"):
+        decoder.unload_layers()
 
 
 def _fill(stream: _Stream, number: int, _module: nn.Module, _inputs: object) -> None:

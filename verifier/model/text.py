@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from verifier.checkpoint import Checkpoint
 from verifier.errors import CheckpointError
+from verifier.memory import untouched_zeros
 from verifier.model.geometry import TextGeometry
 
 ParameterHook = Callable[[nn.Module, str], None]
@@ -41,12 +42,18 @@ def construct_decoder(
         attention = layer.attention
         attention.rope = rope
         attention.register_buffer("mask", mask, persistent=False)
-        for name in ("k_cache", "v_cache"):
-            empty = torch.zeros(getattr(attention.kv_cache, name).shape)
-            # not persistent: a cache is state of a run, never weights of a checkpoint
-            attention.kv_cache.register_buffer(name, empty, persistent=False)
+    clear_caches(decoder)
     made: nn.Module = decoder.eval()
     return made
+
+
+def clear_caches(decoder: Any) -> None:
+    """Give every layer a cache of zeros, which takes no memory until it is written."""
+    for layer in decoder.layers:
+        cache = layer.attention.kv_cache
+        for name in ("k_cache", "v_cache"):
+            # not persistent: a cache is state of a run, never weights of a checkpoint
+            cache.register_buffer(name, untouched_zeros(getattr(cache, name).shape), persistent=False)
 
 
 def _arguments(geometry: TextGeometry, *, max_seq_len: int, max_context_len: int, custom_sdpa: bool) -> Any:

@@ -8,8 +8,9 @@ and constants.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.rewire import rewire
 from verifier.driver import ids_array
 from verifier.errors import ArtifactError
-from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, random_tokens
+from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
 EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
@@ -33,6 +34,8 @@ MASKED = (40, 24)
 PERTURBED = (0, 1, 31, 32, 39, 40, 41, 62, 63)
 HUGE = 1e30
 POISONS = ("NaN", "huge")
+POISONED = (1, 5)
+"""Tokens in the chunks that are fed behind poison."""
 TAIL_OF_LARGE, ROWS_OF_LARGE, PERTURBED_OF_LARGE = 64, 128, (0, 31, 41, 63)
 """Of a large model: the last positions, which are cut into chunks behind a prefix that all cuts share; rows that are read; tokens that
 are perturbed. Two AVX2 cores prefill 7B at 4.5 tokens/s, 12 cuts of 768 tokens take half an hour there."""
@@ -142,9 +145,9 @@ def ask_cache(
         held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
         if any(part is None for part in held):
             return CacheEvidence(limit, caches, chunks, capacity, use, rows)
-        values = (0.0, *poisons(artifact).values())
-        filled = [_poisoned(c, np.asarray(part), v) for v in values for c, part in zip(caches, held, strict=True)]
-        poison = _ask(run, writing, _poison(tokens, filled, len(caches)))
+        prompt = [np.asarray(part) for part in held]
+        asked = partial(_poison, tokens, caches, prompt)
+        poison = _ask_poison(run, writing, asked, poisons(artifact), apart=large)
     return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison)
 
 
@@ -306,18 +309,37 @@ def _poisoned(cache: Cache, rows: Array, value: float) -> Array:
     return filled
 
 
-def _poison(tokens: Array, filled: list[Array], count: int) -> tuple[Tape, dict[str, int]]:
-    """The next token, and the next five as a chunk, behind a prompt whose cache is zeros beyond it, then poison."""
+def _poison(
+    tokens: Array, caches: tuple[Cache, ...], prompt: list[Array], values: Iterable[float]
+) -> tuple[Tape, dict[str, int]]:
+    """The next token, and the next five as a chunk, behind a prompt whose cache holds a value beyond it, for each value."""
     tape = Tape()
-    clean: list[int] = []
-    for number, name in enumerate(("zeros", *POISONS)):
-        caches = tuple(filled[number * count : (number + 1) * count])
-        calls = [
-            tape.feed(tokens[PROMPT_TOKENS : PROMPT_TOKENS + size], PROMPT_TOKENS, caches=caches) for size in (1, 5)
-        ]
-        if not clean:
-            clean = calls
-            continue
-        for size, actual, expected in zip((1, 5), calls, clean, strict=True):
-            tape.same(name, actual, expected, PROMPT_TOKENS + size - 1)
-    return tape, {"next": clean[0]}
+    for value in values:
+        filled = tuple(_poisoned(cache, rows, value) for cache, rows in zip(caches, prompt, strict=True))
+        for size in POISONED:
+            tape.feed(tokens[PROMPT_TOKENS : PROMPT_TOKENS + size], PROMPT_TOKENS, caches=filled)
+    return tape, {}
+
+
+def _ask_poison(
+    run: Run,
+    pte: Path,
+    poison: Callable[[Iterable[float]], tuple[Tape, dict[str, int]]],
+    values: dict[str, float],
+    *,
+    apart: bool,
+) -> Asked:
+    """Zeros beyond the prompt, then poison. A process gets the caches of all of them, or of one if they are to be held `apart`: those of a 7B
+    are 805 MB."""
+    every = (0.0, *values.values())
+    found: list[Result] = []
+    for given in [(value,) for value in every] if apart else [every]:
+        found.append(_ask(run, pte, poison(given)).result)
+        if found[-1].outcome != "ok":
+            break
+    pairs = tuple(
+        Pair(name, number * len(POISONED) + place, place, PROMPT_TOKENS + size - 1)
+        for number, name in enumerate(values, start=1)
+        for place, size in enumerate(POISONED)
+    )
+    return Asked(one_result(found), pairs, {"next": 0})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from runner.protocol import Array, Part
+from runner.protocol import Array, Part, Result
 from verifier.driver import Script, position_array
 
 PROMPT_TOKENS = 48
@@ -65,3 +65,16 @@ def random_tokens(table: Array, count: int, *, seed: int) -> Array:
     ids = np.random.default_rng(seed).choice(used, count)
     out: Array = table[ids].astype(np.float32)
     return out
+
+
+def one_result(results: Sequence[Result]) -> Result:
+    """Bundles that were run one after the other as one: the calls are numbered on, and the last one says how it ended."""
+    outputs: dict[int, Array] = {}
+    errors: dict[int, str] = {}
+    call_s: tuple[float, ...] = ()
+    for result in results:
+        outputs |= {len(call_s) + call: output for call, output in result.outputs.items()}
+        errors |= {len(call_s) + call: error for call, error in result.errors.items()}
+        call_s += result.call_s
+    peak = max(result.peak_rss_bytes for result in results)
+    return replace(results[-1], outputs=outputs, errors=errors, call_s=call_s, peak_rss_bytes=peak)

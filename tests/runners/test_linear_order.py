@@ -1,0 +1,98 @@
+"""4-bit linears whose fp32 rounding shows: exact sums are not what the runtime has, its kernel's own order is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from runner.local import LocalRunner
+from runner.protocol import Bundle, Call
+from verifier.export.quantize import quantize_linear
+from verifier.interpret.arithmetic import OFFSETS, centred_rows, multiply_groups, multiply_in_order, quantize_rows
+from verifier.ladder.replay import ALLOWED_LINEAR_DB
+from verifier.metrics import sqnr_db
+from verifier.types import Recipe
+
+pytestmark = pytest.mark.xdist_group("runner")
+CHANNELS, OUTPUTS, GROUP, TOKENS = 4096, 64, 128, 17
+
+
+def _linear() -> nn.Linear:
+    """4-bit, with groups that differ in size."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.exp(0.7 * torch.randn(OUTPUTS, CHANNELS // GROUP, generator=generator)).repeat_interleave(GROUP, 1)
+    linear = nn.Linear(CHANNELS, OUTPUTS, bias=False)
+    linear.weight = nn.Parameter(
+        0.02 * sizes * torch.randn(OUTPUTS, CHANNELS, generator=generator), requires_grad=False
+    )
+    quantize_linear(linear, "linear", recipe=Recipe(group_size=GROUP))
+    return linear
+
+
+def _weights() -> tuple[Tensor, Tensor]:
+    """Its integers [N, K], and its scales [N, G] as XNNPACK holds them."""
+    weight: Any = _linear().weight
+    return weight.qdata, weight.scale.bfloat16().float().reshape(OUTPUTS, -1)
+
+
+def _given() -> Tensor:
+    """Activations with heavy tails and one large channel: the zero point lies far from the rest."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(TOKENS, CHANNELS, generator=generator) * torch.randn(TOKENS, CHANNELS, generator=generator) ** 2
+    x[:, 5] = -90.0
+    return x
+
+
+def _export(folder: Path) -> None:
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    exported = torch.export.export(
+        _linear(), (_given(),), dynamic_shapes=({0: torch.export.Dim("tokens", min=1, max=64)},)
+    )
+    one_by_one = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+    edge = to_edge_transform_and_lower(
+        exported, partitioner=[one_by_one], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+    )
+    with (folder / "linear.pte").open("wb") as file:
+        edge.to_executorch().write_to_file(file)
+
+
+def _answer(once: Callable[[str, Callable[[Path], None]], Path]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """What the runtime makes of it, and the features of the CPU."""
+    program = once("linear-order", _export) / "linear.pte"
+    result = LocalRunner().run(Bundle(program, (Call("forward", (_given().numpy(),)),)), timeout_s=600)
+    assert result.outcome == "ok", result.message
+    return result.outputs[0], result.cpu_features
+
+
+def test_order_of_sums_is_the_kernels(once: Callable[[str, Callable[[Path], None]], Path]) -> None:
+    """Above the limit in one of the orders, and with AVX-512 VNNI bit for bit; with a weight off by one in none of them."""
+    made, features = _answer(once)
+    integers, scales = _weights()
+    rows = quantize_rows(_given())
+
+    def orders(weights: Tensor) -> dict[int, float]:
+        return {
+            offset: sqnr_db(
+                actual=made, expected=multiply_in_order(rows, weights.float(), scales, offset=offset).numpy()
+            )
+            for offset in OFFSETS
+        }
+
+    found = orders(integers)
+    exact = multiply_groups(centred_rows(rows), integers.float(), scales) * rows.scale.double()
+    assert max(found.values()) >= ALLOWED_LINEAR_DB
+    if "avx512_vnni" in features:
+        assert found[128] == 400
+        assert sqnr_db(actual=made, expected=exact.float().numpy()) < 130
+    wrong = integers.clone()
+    wrong[7, 1234] ^= 1
+    assert max(orders(wrong).values()) < ALLOWED_LINEAR_DB
