@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import linalg
 
 from verifier.metrics import Array, ChannelFit, fit_channels
+
+ROWS_AT_ONCE = 2048
+LEAST_PIVOT = 1e-6
+"""Of the largest one, in the square root of a Gram matrix: above it, fp64 leaves four digits of a solution."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,24 @@ def worst_channel(*, actual: Array, expected: Array) -> WorstChannel:
 
 
 def recover_hidden(logits: Array, head: Array) -> Array:
-    """The head's input [N, D] from its output [N, V] by least squares (V > D): faults before the head show per channel."""
-    solution, *_ = np.linalg.lstsq(head.astype(np.float64), logits.astype(np.float64).T, rcond=None)
+    """The head's input [N, D] from its output [N, V] by least squares (V > D): faults before the head show per channel.
+
+    By the normal equations in fp64, some rows of the head at a time: all of a 7B's are 1 GB, and LAPACK takes twice that beside them.
+    """
+    width = head.shape[1]
+    gram, right = np.zeros((width, width)), np.zeros((width, len(logits)))
+    for first in range(0, len(head), ROWS_AT_ONCE):
+        rows = head[first : first + ROWS_AT_ONCE].astype(np.float64)
+        gram += rows.T @ rows
+        right += rows.T @ logits[:, first : first + ROWS_AT_ONCE].T.astype(np.float64)
+    try:
+        factor, lower = linalg.cho_factor(gram)
+    except linalg.LinAlgError:  # channels that the head does not tell apart
+        factor, lower = np.zeros((1, 1)), False
+    pivots = np.diag(factor)
+    if pivots.min() > LEAST_PIVOT * pivots.max():
+        solution: Array = linalg.cho_solve((factor, lower), right)
+    else:
+        solution, *_ = np.linalg.lstsq(gram, right, rcond=None)
     out: Array = solution.T
     return out

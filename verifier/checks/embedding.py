@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -30,13 +32,38 @@ def _in_steps(error: Array, table: Array, bits: int) -> Array:
 
 def _own_error(table: Array, recipe: Recipe) -> Array:
     """How far the recipe's own rounding of a table [V, D] is from it, element by element."""
-    out = np.empty_like(table)
-    for first in range(0, len(table), ROWS_AT_ONCE):
-        rows = table[first : first + ROWS_AT_ONCE]
-        made = quantized_embedding(torch.from_numpy(rows), recipe)
-        real = made.integers.to(torch.float32) * made.scales.to(torch.float32).repeat_interleave(EMBEDDING_GROUP, 1)
-        out[first : first + ROWS_AT_ONCE] = np.abs(real.numpy() - rows)
+    made = quantized_embedding(torch.from_numpy(table), recipe)
+    real = made.integers.to(torch.float32) * made.scales.to(torch.float32).repeat_interleave(EMBEDDING_GROUP, 1)
+    out: Array = np.abs(real.numpy() - table)
     return out
+
+
+def _steps(actual: Array, expected: Array, bits: int, recipe: Recipe | None) -> tuple[Array, Array]:
+    """How far rows [R, D] are off in steps (of fp32, absolutely), and what of that is allowed, [R, D]."""
+    difference = np.abs(actual - expected)
+    if bits == 32:
+        return difference, np.zeros_like(difference)
+    steps = _in_steps(difference, expected, bits)
+    if recipe and recipe.quantizer == "hqq":
+        return steps, _in_steps(_own_error(expected, recipe), expected, bits) + ROUNDING_STEPS
+    return steps, np.full(steps.shape, ALLOWED_STEPS)
+
+
+@dataclass(frozen=True)
+class _Worst:
+    """The element that exceeds what is allowed by most, or comes closest to it."""
+
+    excess: float = -np.inf
+    index: tuple[int, int] = (0, 0)
+    value: float = 0.0
+    allowed: float = 0.0
+
+    @staticmethod
+    def of(steps: Array, allowed: Array, first: int) -> _Worst:
+        """In rows that begin with token `first`."""
+        row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
+        value, limit = float(steps[row, column]), float(allowed[row, column])
+        return _Worst(value - limit, (first + row, column), value, limit)
 
 
 def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -59,23 +86,18 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
         ]
     recipe = evidence.manifest.recipe if evidence.manifest else None
     bits = recipe.embedding_bits if recipe else 8
-    difference = np.abs(actual - expected)
-    if bits == 32:
-        steps, unit = difference, "absolute"
-        allowed: Array = np.zeros((1, 1))
-    else:
-        steps, unit = _in_steps(difference, expected, bits), "steps"
-        allowed = np.full((1, 1), ALLOWED_STEPS)
-        if recipe and recipe.quantizer == "hqq":
-            allowed = _in_steps(_own_error(expected, recipe), expected, bits) + ROUNDING_STEPS
-    flat = int((steps - allowed).argmax())
-    row, column = divmod(flat, steps.shape[1])
-    value, steps_allowed = float(steps[row, column]), float(np.broadcast_to(allowed, steps.shape)[row, column])
+    unit = "absolute" if bits == 32 else "steps"
+    worst, count = _Worst(), 0
+    for first in range(0, len(expected), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        steps, allowed = _steps(actual[part], expected[part], bits, recipe)
+        count += int((steps > allowed).any(1).sum())
+        worst = max(worst, _Worst.of(steps, allowed, first), key=lambda found: found.excess)
+    (row, column), value, steps_allowed = worst.index, worst.value, worst.allowed
     quality = sqnr_db(actual=actual, expected=expected)
     fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
     where = Where(method="token_embedding", index=(row, column))
     if not value <= steps_allowed:
-        count = int((steps > allowed).any(1).sum())
         return [
             check.failed(
                 "program",

@@ -71,8 +71,9 @@ class Definition:
         return out
 
     def forget(self) -> None:
-        """Clear the decoder's cache, and give its memory back."""
+        """Clear the decoder's cache, and give its memory back, and a streamed layer's."""
         clear_caches(self.decoder)
+        unload_layers(self.decoder)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [1, S] -> [1, S, D]."""
