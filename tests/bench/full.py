@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verifier.artifact.program import open_artifact
 from verifier.checkpoint import open_checkpoint
 from verifier.files import replacing
 
@@ -158,13 +159,19 @@ def _figure(runs: Sequence[dict[str, float]], key: str, digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
 
 
-def arithmetic(model: Path, file_bytes: dict[str, int]) -> dict[str, float]:
-    """GiB that two settings must save: the KV-cache of 1280 positions in fp32, and what the table of embeddings is smaller in the file."""
+def arithmetic(model: Path, work: Path) -> dict[str, float]:
+    """GiB that two settings must save by what the files declare: planned memory, and bytes of the file. `cache` is the fp32 KV-cache of
+    1280 positions, a part of the former."""
+    files = {name: open_artifact(work / f"{name}.pte") for name in ("2048", "fp32-embedding", "release")}
+    declared = {
+        name: artifact.path.stat().st_size + sum(method.planned_bytes for method in artifact.methods.values())
+        for name, artifact in files.items()
+    }
     text = open_checkpoint(str(model)).geometry.text
-    cache = 2 * text.layers * text.kv_heads * text.head_dim * 4
     return {
-        "768 positions": (2048 - 768) * cache / 2**30,
-        "8-bit embedding: the release": (file_bytes["fp32-embedding"] - file_bytes["release"]) / 2**30,
+        "768 positions": (declared["2048"] - declared["fp32-embedding"]) / 2**30,
+        "8-bit embedding: the release": (declared["fp32-embedding"] - declared["release"]) / 2**30,
+        "cache": (2048 - 768) * 2 * text.layers * text.kv_heads * text.head_dim * 4 / 2**30,
     }
 
 
@@ -225,8 +232,9 @@ there are not to be compared with times here, ratios are.
 
 {memory_table(data["memory"], data["must_save_gib"])}
 
-*By arithmetic*: the fp32 KV-cache of 1280 positions, and the embedding table of the two files. Constants are copied into memory, as the
-announcement's runner does; `llava_main` maps them unless it is told so (last row).
+*By arithmetic*: planned memory and size of the two files. Of what 2048 positions plan more, {data["must_save_gib"]["cache"]:.2f} GiB are the KV-cache; the rest are
+activations, planned for a prefill of every position at once. A workspace for each delegate grows with the tokens of a chunk: here the image
+is one chunk. Constants are copied into memory, as the announcement's runner does; `llava_main` maps them unless it is told otherwise (last row).
 
 ## Speed
 
@@ -252,13 +260,14 @@ def main() -> None:
         return run_once(binary, work / f"{setting.file}.pte", work, setting.flags)
 
     sizes = {file.name: (work / f"{file.name}.pte").stat().st_size for file in FILES}
+    kind = cpu_kind()
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     data = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {cpu_kind()}",
+        "machine": f"{os.cpu_count()} cores, {kind['model']}, {kind['capability']}",
         "versions": versions,
         "file_bytes": sizes,
-        "must_save_gib": arithmetic(model, sizes),
+        "must_save_gib": arithmetic(model, work),
         "memory": measure(MEMORY, run),
         "speed": measure(SPEED, run),
     }
