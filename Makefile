@@ -39,9 +39,11 @@ $(READY): pyproject.toml
 bench: $(READY)  ## ratios measured side by side
 	$(BIN)/python -m tests.bench.export
 	$(BIN)/python -m tests.bench.layers
+	$(BIN)/python -m tests.bench.memory
 
 bench-full: $(READY)  ## the announcement's tables at full size: make bench-full MODEL=DIR WORK=DIR; writes docs/full-size.md
 	$(BIN)/python -m tests.bench.full $(MODEL) $(WORK)
+	$(BIN)/python -m tests.bench.memory $(MODEL) $(WORK)
 
 faults: $(READY)  ## inject real faults one at a time: does the gate find them? Writes docs/faults.md
 	$(BIN)/python -m verifier.faults --write docs

@@ -1,7 +1,7 @@
-"""Peak memory, asserted: `python -m tests.bench.memory`; at full size `python -m tests.bench.memory MODEL WORK`, an hour.
+"""Peak memory, asserted: `python -m tests.bench.memory`; at full size `python -m tests.bench.memory MODEL WORK`, half an hour.
 
 Without arguments, the path of a model that does not fit on two checkpoints that differ in depth alone: what the added layers may cost each
-command, in fp32 copies of themselves. With them, the limits that a 7B must stay within; MODEL may be missing, and is then made from a seed.
+command, in fp32 copies of themselves. With them, the limits that a 7B must stay within; MODEL needs its golden answer and tolerances.
 A peak is that of one process, the largest of a command's own and its children's; mapped files count.
 """
 
@@ -19,9 +19,11 @@ from typing import Any
 from verifier.checkpoint import EMBEDDED
 from verifier.synth.geometries import NAMED
 
-LIMITS_GIB = {"synth_checkpoint": 2.0, "export_llava": 16.0, "test_pte": 10.0}
+LIMITS_GIB = {"export_llava": 16.0, "test_pte": 10.0}
 DEPTHS = 4, 20
-COPIES = {"synth_checkpoint": 0.0, "export_llava": 0.0, "test_pte": 0.0}
+COPIES = {"synth_checkpoint": 0.6, "export_llava": 1.7, "test_pte": 0.7}
+"""Measured: 0.41 (of 4 layers there is not yet a whole shard of 400 MB), 1.36 and 0.51. These layers are narrow, and what the exporter holds
+besides weights is the same for wide ones: of a 7B, whose layers are 24.1 GiB in fp32, it takes 13.9 in all, and the verification 9.1."""
 CHECKS = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph,kvcache.chunks,greedy.free"
 STREAMED = """
 import importlib, sys
@@ -93,14 +95,12 @@ def compare_depths() -> bool:
 
 
 def full_size(model: Path, work: Path) -> bool:
-    """Whether synthesis (if there is no checkpoint), export and verification of the 7B stay within their limits."""
-    within = True
-    for name, words in commands("llava-1.5-7b", model, work / "release.pte", "--allow-partial").items():
-        if name == "synth_checkpoint" and model.exists():
-            continue
-        peak = peak_gib(["-m", f"verifier.{name}", *words])
-        within = within and peak <= LIMITS_GIB[name]
-        print(f"{name}: {peak:.1f} GiB, {LIMITS_GIB[name]:.0f} allowed", flush=True)
+    """Whether export and verification of a 7B stay within their limits."""
+    within, words = True, commands("", model, work / "release.pte", "--allow-partial")
+    for name, allowed in LIMITS_GIB.items():
+        peak = peak_gib(["-m", f"verifier.{name}", *words[name]])
+        within = within and peak <= allowed
+        print(f"{name}: {peak:.1f} GiB, {allowed:.0f} allowed", flush=True)
     return within
 
 
