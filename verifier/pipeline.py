@@ -280,8 +280,8 @@ def _converse(opened: Opened, bundle: Bundle) -> Result:
     if _wants(opened, *CONVERSING):
         return run_bundle(opened.runner, bundle)
     if _wants(opened, "structure.", "layers.", "kvcache.", "threads.", "device."):
-        # a device tells which instructions its kernels are made of once some were chosen: the first calls of a conversation
-        calls = bundle.calls[:4] if _wants(opened, "device.") else ()
+        # a device tells which instructions its kernels are made of once some were chosen: the encoder, a lookup, and a first chunk of text
+        calls = bundle.calls[:3] if _wants(opened, "device.") else ()
         return run_bundle(opened.runner, replace(bundle, calls=calls))
     return Result("ok", "no check asked for a conversation")
 

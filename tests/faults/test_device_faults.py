@@ -10,9 +10,12 @@ import pytest
 
 from tests.faults.judging import results_of
 from verifier.checks.device import unsound
+from verifier.errors import GoldenError
 from verifier.evidence import Evidence
+from verifier.golden import Tolerances
 from verifier.ladder.abroad import Counterpart
 from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.limits import device_limit_db
 from verifier.ladder.replay import Replay
 from verifier.types import CheckResult
 from verifier.verdict import doubt, judge_run
@@ -90,3 +93,24 @@ def test_other_machine_that_gives_something_else_fails(gathered: Evidence) -> No
             assert verdicts(broken) == ["fail" if p is pair else "pass" for p in near]
     assert verdicts(tuple(near[:1])) == ["pass", "error"]
     assert verdicts("the program does not run on this machine") == ["error", "error"]
+
+
+def test_other_machine_may_differ_by_what_rounding_costs(gathered: Evidence) -> None:
+    """An encoder whose clean export keeps 11 dB of fp32 may part further from itself than one that keeps 26, and no further than that."""
+    assert isinstance(gathered.tolerances, Tolerances)
+    rng = np.random.default_rng(0)
+    vision = rng.standard_normal((1, 64, 8)).astype(np.float32)
+    weak = replace(gathered.tolerances.bands["vision.sqnr_db"], measured={"wide_0": 11.25})
+    noisy = replace(gathered.tolerances, bands=gathered.tolerances.bands | {"vision.sqnr_db": weak})
+    layers = gathered.checkpoint.geometry.vision.layers
+    limit = device_limit_db(layers, 11.25)
+    assert limit < device_limit_db(layers, 26.0) == device_limit_db(layers, 400.0)
+
+    def verdict(tolerances: Tolerances | GoldenError, distance_db: float) -> str:
+        there = vision + np.float32(10 ** (-distance_db / 20)) * rng.standard_normal(vision.shape).astype(np.float32)
+        found = _layers({0: frozenset({1})}, counterparts=(Counterpart("vision_encoder", 0, there, vision),))
+        return results_of("device.host", replace(_on_device(gathered, {}, found), tolerances=tolerances))[0].verdict
+
+    assert verdict(noisy, limit + 2) == "pass"
+    assert verdict(noisy, limit - 2) == verdict(gathered.tolerances, limit + 2) == "fail"
+    assert verdict(GoldenError("never calibrated"), limit + 2) == "fail"
