@@ -44,8 +44,8 @@ def comparable(*, actual: Array, expected: Array) -> Mismatch | None:
 def sqnr_db(*, actual: Array, expected: Array) -> float:
     """Signal to noise in dB: 10 log10(sum expected^2 / sum (actual - expected)^2); capped at `EQUAL_DB` for equal arrays."""
     signal = noise = 0.0
-    flat = actual.reshape(-1), expected.reshape(-1)
-    for first in range(0, flat[1].size, AT_ONCE):
+    flat = [x.reshape(-1) for x in np.broadcast_arrays(actual, expected)]
+    for first in range(0, flat[0].size, AT_ONCE):
         a, e = (x[first : first + AT_ONCE].astype(np.float64) for x in flat)
         signal += float(np.square(e).sum())
         noise += float(np.square(a - e).sum())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bench.memory import await_peak
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import open_checkpoint
 from verifier.files import replacing
@@ -124,13 +125,12 @@ def run_once(binary: Path, pte: Path, work: Path, flags: Sequence[str]) -> dict[
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = await_peak(process)
     found = re.search(r"prefill ([\d.]+) s \((\d+) tokens\), decode ([\d.]+) tokens/s \((\d+) tokens\)", said)
     if process.returncode != 0 or found is None:
         raise SystemExit(f"{pte}: {process.returncode} {said}")
     return {
-        "peak_gib": usage.ru_maxrss / 2**20,
+        "peak_gib": peak,
         "prefill_s": float(found[1]),
         "prefill_tokens": float(found[2]),
         "decode_tokens_s": float(found[3]),
@@ -178,12 +178,12 @@ def arithmetic(model: Path, work: Path) -> dict[str, float]:
 def memory_table(measured: dict[str, list[dict[str, float]]], expected: dict[str, float]) -> str:
     """Peak memory step by step, with what each step saves."""
     lines = [
-        "| | peak, GiB | saves, GiB | by arithmetic | ratio | announced peak | announced to save |",
-        "|---" * 7 + "|",
+        "| | peak, GiB | saves, GiB | by arithmetic | ratio | announced (saves) |",
+        "|---" * 6 + "|",
     ]
     for before, setting in zip((None, *MEMORY), MEMORY, strict=False):
         peak, seed = _mean(measured[setting.name], "peak_gib"), setting.seed
-        cells = [setting.name, _figure(measured[setting.name], "peak_gib"), *[""] * 5]
+        cells = [setting.name, _figure(measured[setting.name], "peak_gib"), *[""] * 4]
         if before is not None:
             saved = _mean(measured[before.name], "peak_gib") - peak
             cells[2] = f"{saved:.2f}"
@@ -192,7 +192,7 @@ def memory_table(measured: dict[str, list[dict[str, float]]], expected: dict[str
         if seed is not None:
             cells[5] = f"{seed:.2f}"
             if before is not None and before.seed is not None:
-                cells[6] = f"{before.seed - seed:.2f}"
+                cells[5] += f" ({before.seed - seed:.2f})"
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -200,15 +200,15 @@ def memory_table(measured: dict[str, list[dict[str, float]]], expected: dict[str
 def speed_table(measured: dict[str, list[dict[str, float]]]) -> str:
     """Prefill and decoding, as ratios to the first row beside the announcement's."""
     first = SPEED[0]
-    lines = ["| | prefill, s | ratio | announced | decode, tokens/s | ratio | announced |", "|---" * 7 + "|"]
+    lines = ["| | prefill, s | ratio (announced) | decode, tokens/s | ratio (announced) |", "|---" * 5 + "|"]
     for setting in SPEED:
         runs = measured[setting.name]
         prefill = _mean(runs, "prefill_s") / _mean(measured[first.name], "prefill_s")
         decode = _mean(runs, "decode_tokens_s") / _mean(measured[first.name], "decode_tokens_s")
-        said = f"{setting.seed / first.seed:.2f}" if setting.seed and first.seed else "-"
-        told = f"{SEED_DECODE[setting.name] / SEED_DECODE[first.name]:.2f}" if setting.name in SEED_DECODE else "-"
-        cells = [setting.name, _figure(runs, "prefill_s"), f"{prefill:.2f}", said]
-        cells += [_figure(runs, "decode_tokens_s"), f"{decode:.2f}", told]
+        said = f" ({setting.seed / first.seed:.2f})" if setting.seed and first.seed else ""
+        told = f" ({SEED_DECODE[setting.name] / SEED_DECODE[first.name]:.2f})" if setting.name in SEED_DECODE else ""
+        cells = [setting.name, _figure(runs, "prefill_s"), f"{prefill:.2f}{said}"]
+        cells += [_figure(runs, "decode_tokens_s"), f"{decode:.2f}{told}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

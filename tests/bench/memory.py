@@ -39,20 +39,25 @@ answer_images(Path(sys.argv[1]))
 """
 
 
-def peak_gib(words: list[str]) -> float:
-    """Peak resident memory of a command and of any of its children."""
-    with subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}")
+def await_peak(process: subprocess.Popen[Any]) -> float:
+    """Wait for a process; peak resident memory in GiB, of it or of any of its children."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_maxrss / 2**20
 
 
-def commands(geometry: str, model: Path, pte: Path, *flags: str) -> dict[str, list[str]]:
-    """The three commands, by name."""
+def peak_gib(words: list[str]) -> float:
+    """Peak resident memory of a command, which must succeed."""
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL) as process:
+        peak = await_peak(process)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}")
+    return peak
+
+
+def commands(model: Path, pte: Path, *flags: str) -> dict[str, list[str]]:
+    """Export and verification; `flags` are the latter's."""
     return {
-        "synth_checkpoint": ["--geometry", geometry, "--out", str(model), "--quiet"],
         "export_llava": ["--model", str(model), "--pte-name", str(pte), "--quiet"],
         "test_pte": [str(pte), "--model", str(model), "--quiet", *flags],
     }
@@ -65,8 +70,9 @@ def deep_peaks(layers: int, folder: Path) -> tuple[dict[str, float], float]:
     text["num_hidden_layers"] = layers
     (folder / "config.json").write_text(json.dumps(config))
     model, pte = folder / "model", folder / "llava.pte"
+    synthesis = ["--geometry", str(folder / "config.json"), "--out", str(model), "--quiet"]
     made = {}
-    for name, words in commands(str(folder / "config.json"), model, pte, "--checks", CHECKS).items():
+    for name, words in {"synth_checkpoint": synthesis, **commands(model, pte, "--checks", CHECKS)}.items():
         if name == "test_pte":
             (model / "images").mkdir()
             shutil.copy(EMBEDDED / "images" / "wide_0.png", model / "images")
@@ -96,7 +102,7 @@ def compare_depths() -> bool:
 
 def full_size(model: Path, work: Path) -> bool:
     """Whether export and verification of a 7B stay within their limits."""
-    within, words = True, commands("", model, work / "release.pte", "--allow-partial")
+    within, words = True, commands(model, work / "release.pte", "--allow-partial")
     for name, allowed in LIMITS_GIB.items():
         peak = peak_gib(["-m", f"verifier.{name}", *words[name]])
         within = within and peak <= allowed

@@ -17,8 +17,8 @@ from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
 from verifier.faults.surgery import change_bytes, find_instruction, program_of, write_scalar
+from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Compared
 from verifier.types import Recipe
 
 

@@ -15,7 +15,7 @@ from runner.local import LocalRunner
 from runner.protocol import Bundle, Call
 from verifier.export.quantize import quantize_linear
 from verifier.interpret.arithmetic import OFFSETS, centred_rows, multiply_groups, multiply_in_order, quantize_rows
-from verifier.ladder.replay import ALLOWED_LINEAR_DB
+from verifier.ladder.limits import ALLOWED_LINEAR_DB
 from verifier.metrics import sqnr_db
 from verifier.types import Recipe
 

@@ -47,14 +47,20 @@ def recover_hidden(logits: Array, head: Array) -> Array:
         rows = head[first : first + ROWS_AT_ONCE].astype(np.float64)
         gram += rows.T @ rows
         right += rows.T @ logits[:, first : first + ROWS_AT_ONCE].T.astype(np.float64)
-    try:
-        factor, lower = linalg.cho_factor(gram)
-    except linalg.LinAlgError:  # channels that the head does not tell apart
-        factor, lower = np.zeros((1, 1)), False
-    pivots = np.diag(factor)
-    if pivots.min() > LEAST_PIVOT * pivots.max():
-        solution: Array = linalg.cho_solve((factor, lower), right)
-    else:
-        solution, *_ = np.linalg.lstsq(gram, right, rcond=None)
-    out: Array = solution.T
+    out: Array = _solve(gram, right).T
     return out
+
+
+def _solve(gram: Array, right: Array) -> Array:
+    """x of gram x = right; the shortest, where the head does not tell channels apart."""
+    try:
+        factor = linalg.cho_factor(gram)
+    except linalg.LinAlgError:
+        pivots = np.zeros(1)
+    else:
+        pivots = np.diag(factor[0])
+    if pivots.min() > LEAST_PIVOT * pivots.max():
+        out: Array = linalg.cho_solve(factor, right)
+        return out
+    solution, *_ = np.linalg.lstsq(gram, right, rcond=None)
+    return solution

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from verifier.checks.common import Check, band_of, fixed_cases, one_case, up_to_ties
+from verifier.checks.vision import SQNR
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence
 from verifier.ladder.abroad import COMPARED, Counterpart
@@ -10,7 +11,6 @@ from verifier.ladder.limits import device_limit_db
 from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.types import CheckResult, Where
 
-VISION = "vision.sqnr_db"
 LENGTHS = ("one token", "several tokens")
 
 
@@ -99,7 +99,7 @@ def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart
 
 def _vision_limit_db(evidence: Evidence) -> float:
     """Rounding costs as much on another machine as it was seen to cost when this recipe was calibrated."""
-    band = band_of(evidence, VISION)
+    band = band_of(evidence, SQNR)
     clean_db = EQUAL_DB if isinstance(band, GoldenError) else min(band.measured.values(), default=EQUAL_DB)
     return device_limit_db(evidence.checkpoint.geometry.vision.layers, clean_db)
 

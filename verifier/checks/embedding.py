@@ -50,20 +50,22 @@ def _steps(actual: Array, expected: Array, bits: int, recipe: Recipe | None) -> 
 
 
 @dataclass(frozen=True)
-class _Worst:
-    """The element that exceeds what is allowed by most, or comes closest to it."""
+class _Part:
+    """Of some rows: how many are off, and the element that exceeds what is allowed by most, or comes closest to it."""
 
-    excess: float = -np.inf
-    index: tuple[int, int] = (0, 0)
-    value: float = 0.0
-    allowed: float = 0.0
+    off: int
+    index: tuple[int, int]
+    value: float
+    allowed: float
 
-    @staticmethod
-    def of(steps: Array, allowed: Array, first: int) -> _Worst:
-        """In rows that begin with token `first`."""
-        row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
-        value, limit = float(steps[row, column]), float(allowed[row, column])
-        return _Worst(value - limit, (first + row, column), value, limit)
+
+def _part(actual: Array, expected: Array, first: int, bits: int, recipe: Recipe | None) -> _Part:
+    """`ROWS_AT_ONCE` rows of two tables [V, D], from token `first` on."""
+    rows = slice(first, first + ROWS_AT_ONCE)
+    steps, allowed = _steps(actual[rows], expected[rows], bits, recipe)
+    row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
+    off = int((steps > allowed).any(1).sum())
+    return _Part(off, (first + row, column), float(steps[row, column]), float(allowed[row, column]))
 
 
 def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -87,12 +89,8 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
     recipe = evidence.manifest.recipe if evidence.manifest else None
     bits = recipe.embedding_bits if recipe else 8
     unit = "absolute" if bits == 32 else "steps"
-    worst, count = _Worst(), 0
-    for first in range(0, len(expected), ROWS_AT_ONCE):
-        part = slice(first, first + ROWS_AT_ONCE)
-        steps, allowed = _steps(actual[part], expected[part], bits, recipe)
-        count += int((steps > allowed).any(1).sum())
-        worst = max(worst, _Worst.of(steps, allowed, first), key=lambda found: found.excess)
+    parts = [_part(actual, expected, first, bits, recipe) for first in range(0, len(expected), ROWS_AT_ONCE)]
+    worst = max(parts, key=lambda part: part.value - part.allowed)
     (row, column), value, steps_allowed = worst.index, worst.value, worst.allowed
     quality = sqnr_db(actual=actual, expected=expected)
     fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
@@ -101,7 +99,7 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
         return [
             check.failed(
                 "program",
-                f"{count} of {len(expected)} token embeddings are off; worst is token {row}, column {column}: {value:.2f} {unit}, allowed {steps_allowed:.2f}. "
+                f"{sum(part.off for part in parts)} of {len(expected)} token embeddings are off; worst is token {row}, column {column}: {value:.2f} {unit}, allowed {steps_allowed:.2f}. "
                 "Check that these embedding weights and scales are this checkpoint's.",
                 where=where,
                 **fields,

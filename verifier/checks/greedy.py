@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from verifier.checks.common import Check, band_of, fixed_cases, one_case, per_image
-from verifier.checks.vision import channel_center, vision_measures
+from verifier.checks.vision import SQNR, channel_center, vision_measures
 from verifier.errors import GoldenError
 from verifier.evidence import Case, Evidence, Subjects, answered_freely
 from verifier.ladder.divergence import quantized_token
@@ -19,7 +19,7 @@ from verifier.ladder.quantized import build_quantized_decoder
 from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
-NOISE, VISION = "greedy.margin_noise", "vision.sqnr_db"
+NOISE = "greedy.margin_noise"
 TIE = 1e-3
 """Logits. Below this margin fp32 itself may favour the other token on another machine: 137 dB between two fp32 sides and
 logits of up to 26 make 1e-5; the least margin of llava_tiny's goldens is 0.045."""
@@ -111,10 +111,10 @@ def _within_recipe(evidence: Evidence, case: Case, quantized: Callable[[], Any],
     """Whether the recipe's own noise explains a wrong token of a picture that no band was measured on: the image tokens are as
     near to fp32's as those of some golden image may be, and the eager model with the recipe's quantization, fed with them, says
     the same."""
-    band = band_of(evidence, VISION)
+    band = band_of(evidence, SQNR)
     if isinstance(band, GoldenError) or case.vision is None or case.logits is None:
         return False
-    if next(m.value for m in vision_measures(case, channel_center(evidence)) if m.metric == VISION) < band.loosest:
+    if next(m.value for m in vision_measures(case, channel_center(evidence)) if m.metric == SQNR) < band.loosest:
         return False
     said = int(case.logits[at].argmax())
     return quantized_token(quantized(), evidence.definition, case.sample, case.vision, at) == said

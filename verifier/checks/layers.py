@@ -12,9 +12,10 @@ from verifier.evidence import Evidence, Subjects
 from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
+from verifier.ladder.compared import Compared, is_linear
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Compared, Replay, is_linear
+from verifier.ladder.replay import Replay
 from verifier.types import CheckResult, Where
 
 Record = TypeVar("Record", Compared, BlockError)

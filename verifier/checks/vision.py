@@ -10,6 +10,9 @@ from verifier.evidence import Case, Evidence
 from verifier.metrics import Array, comparable, row_sqnr_db, sqnr_db
 from verifier.types import CheckResult, Where
 
+SQNR = "vision.sqnr_db"
+"""The metric of whole image tokens, over all of them."""
+
 
 def channel_center(evidence: Evidence) -> Array:
     """Mean of every channel over all image tokens of all golden images in fp32: [D]. What all images have in common says
@@ -24,7 +27,7 @@ def vision_measures(case: Case, center: Array) -> list[Measure]:
     actual, expected = case.vision - center, case.expected.vision - center
     rows = row_sqnr_db(actual=actual, expected=expected)
     return [
-        Measure("vision.sqnr_db", sqnr_db(actual=actual, expected=expected), "dB"),
+        Measure(SQNR, sqnr_db(actual=actual, expected=expected), "dB"),
         Measure("vision.token_sqnr_p10_db", float(np.percentile(rows, 10)), "dB"),
     ]
 

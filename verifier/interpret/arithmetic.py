@@ -99,7 +99,7 @@ def multiply_in_order(rows: QuantizedRows, weights: Tensor, scales: Tensor, *, o
     First the zero point's share, then group by group with fused multiply-add. A row with few large activations has a zero point far from
     the rest: its share is many times the result, and an fp32 rounding of it is what is left.
 
-    Source: `xnn_qd8_f32_qb4w_gemm_minmax_ukernel_*` and the packing of their weights; the same bits as AVX-512 VNNI's (tests/unit/test_nodes.py).
+    Source: `xnn_qd8_f32_qb4w_gemm_minmax_ukernel_*` and the packing of their weights; the same bits as AVX-512 VNNI's (tests/runners/test_linear_order.py).
     """
     count = scales.shape[1]
     shares = torch.zeros(len(scales))

@@ -28,7 +28,8 @@ from verifier.errors import VerifierError
 from verifier.interpret.delegate import run_graph
 from verifier.interpret.machine import MethodState
 from verifier.interpret.nodes import Operand
-from verifier.ladder.replay import Compared, compare_tensors, output_step
+from verifier.ladder.compared import Compared, compare_tensors
+from verifier.ladder.replay import output_step
 
 EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
 TIMEOUT_S = 300.0

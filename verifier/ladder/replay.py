@@ -22,53 +22,14 @@ from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.arithmetic import OFFSETS, QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
+from verifier.ladder.compared import Compared, compare_tensors, is_linear
+from verifier.ladder.limits import ALLOWED_LINEAR_DB
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
-from verifier.metrics import sqnr_db
 
 SHARING = ("executorch_prim::et_view.default",)
 """Instructions that leave no trace because they only give memory another shape."""
-FLUSHED = 2.0**-120
-"""No bound is below this: kernels flush to zero what is subnormal (below 2^-126), also on the way, as XNNPACK's exp does
-with a result of 1.4 times 2^-126 (seen in a softmax whose logits span 87)."""
-ALLOWED_LINEAR_DB = 120.0
-"""4-bit linears, local. Integers are summed exactly, so only the order of fp32 sums is left and, on other vector units, ties of the
-activations, which the bound holds. Exact sums came to 117.6 dB in one of a 7B's 225 linears, and to the same bits in all of llava_tiny's
-(AVX-512): what is further off is summed again in the kernels' own order."""
 _MOVES = ("XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNConcatenate")
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One result of one instruction in one call.
-
-    `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
-    `equal`. `worst` is the largest local error in that unit, at `index`, where the runtime has `actual` and the interpreter
-    `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end
-    (None against the recipe's constants, which are compared locally only).
-    `reason` is what made a comparison impossible.
-    """
-
-    call: int
-    method: str
-    instruction: int
-    operator: str
-    result: int
-    kind: str
-    elements: int
-    worst: float = 0.0
-    share_off: float = 0.0
-    index: tuple[int, ...] = ()
-    actual: float = 0.0
-    expected: float = 0.0
-    sqnr_db: float = 400.0
-    propagated_db: float | None = None
-    reason: str = ""
-
-
-def is_linear(record: Compared) -> bool:
-    """Whether a result is that of a delegate of 4-bit linears, in fp32."""
-    return "FullyConnected" in record.operator and record.kind == "bound"
 
 
 @dataclass(frozen=True)
@@ -254,10 +215,7 @@ class _Follower:
         except ProgramFaultError:
             return
         before = len(self.replayer.compared)
-        self._remember(step, expected, traced, bounds)
-        for place, record in enumerate(self.replayer.compared[before:], start=before):
-            if is_linear(record) and record.sqnr_db < ALLOWED_LINEAR_DB:
-                self.replayer.compared[place] = self._in_order(step, record, operands, traced[record.result], bounds)
+        self._remember(step, expected, operands, traced, bounds)
         used = _constants(self.state, instruction)
         if self.replayer.recipe is not None and used:
             if used.isdisjoint(
@@ -272,18 +230,6 @@ class _Follower:
             if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):
                 self.replayer.taps[self.replayer.calls, index] = content
         self._forget(instruction)
-
-    def _in_order(
-        self, step: Step, record: Compared, operands: dict[int, Any], actual: Tensor, bounds: dict[int, Tensor]
-    ) -> Compared:
-        """The closest of what exact sums and the kernels' own orders of them give."""
-        found = [record]
-        tensors = self.state.results(step.instruction)
-        for offset in OFFSETS:
-            made = evaluate(self.state, step.instruction, operands, offset=offset)
-            index = tensors[record.result]
-            found.append(self._compare(step, record.result, index, actual, made[index], bounds.get(index)))
-        return max(found, key=lambda one: one.sqnr_db)
 
     def _forget(self, instruction: Instruction) -> None:
         """Drop what no later instruction reads: attention of 577 tokens alone leaves 100 MB a layer."""
@@ -334,7 +280,14 @@ class _Follower:
                 producer = self.makers.get(index)
                 self.replayer.handovers.append(Handover(call, method, instruction.index, place, differing, producer))
 
-    def _remember(self, step: Step, expected: dict[int, Any], traced: list[Tensor], bounds: dict[int, Tensor]) -> None:
+    def _remember(
+        self,
+        step: Step,
+        expected: dict[int, Any],
+        operands: dict[int, Any],
+        traced: list[Tensor],
+        bounds: dict[int, Tensor],
+    ) -> None:
         """Compare results, and keep the runtime's own for the instructions that follow."""
         instruction, method = step.instruction, self.state.plan.name
         tensors = [index for index in self.state.results(instruction) if isinstance(expected.get(index), Tensor)]
@@ -350,8 +303,11 @@ class _Follower:
             self.untraced.discard(index)
             self.known[index] = recorded[index]
             bound = bounds.get(index)
-            found = self._compare(step, place, index, recorded[index], expected[index], bound)
-            self.replayer.compared.append(found)
+            found = [self._compare(step, place, index, recorded[index], expected[index], bound)]
+            if is_linear(found[0]) and found[0].sqnr_db < ALLOWED_LINEAR_DB:
+                orders = (evaluate(self.state, instruction, operands, offset=offset)[index] for offset in OFFSETS)
+                found += [self._compare(step, place, index, recorded[index], made, bound) for made in orders]
+            self.replayer.compared.append(max(found, key=lambda record: record.sqnr_db))
         for index, value in expected.items():
             if not isinstance(value, Tensor):
                 self.known[index] = value
@@ -378,50 +334,3 @@ class _Follower:
         )
         propagated = step.outputs.get(index)
         return compare_tensors(record, actual, expected, quantum=quantum, bound=bound, propagated=propagated)
-
-
-def compare_tensors(
-    record: Compared,
-    actual: Tensor,
-    expected: Tensor,
-    *,
-    quantum: float | None,
-    bound: Tensor | None,
-    propagated: Tensor | None,
-) -> Compared:
-    """Fill in a record. Infinities count as equal to themselves, a NaN to nothing unless both have it there."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        got, wanted = (f"{x.dtype} {list(x.shape)}".removeprefix("torch.") for x in (actual, expected))
-        return replace(record, reason=f"the runtime has {got}, the program's bytes give {wanted}")
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    if bool(same.all()) or not actual.numel():
-        return replace(record, propagated_db=_db(actual, propagated))
-    a, e = actual.double(), expected.double()
-    distance = torch.where(same, torch.zeros(()).double(), (a - e).abs())
-    if quantum is not None:
-        error = distance / quantum
-    elif bound is not None:
-        error = torch.where(same, torch.zeros(()).double(), distance / bound.clamp(min=FLUSHED))
-    else:
-        error = distance
-    error = torch.where(error.isnan(), torch.inf, error)  # one side alone is not finite
-    flat = int(error.reshape(-1).argmax())
-    at = [int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape)] if expected.dim() else []
-    return replace(
-        record,
-        worst=float(error.reshape(-1)[flat]),
-        share_off=float((~same).double().mean()),
-        index=tuple(at),
-        actual=float(a.reshape(-1)[flat]),
-        expected=float(e.reshape(-1)[flat]),
-        sqnr_db=_db(actual, expected),
-        propagated_db=_db(actual, propagated),
-    )
-
-
-def _db(actual: Tensor, expected: Tensor | None) -> float:
-    if expected is None or expected.shape != actual.shape:
-        return -400.0
-    a, e = actual.double().numpy(), expected.double().numpy()
-    finite = (abs(a) < float("inf")) & (abs(e) < float("inf"))
-    return sqnr_db(actual=a[finite], expected=e[finite]) if finite.any() else 400.0

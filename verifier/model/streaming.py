@@ -34,9 +34,7 @@ class _Stream:
     def fill(self, number: int) -> None:
         if self.filled == number:
             return
-        if self.filled is not None:
-            self._empty(self.decoder.layers[self.filled])
-        self.filled = None
+        self._empty()
         return_freed()
         prefix = f"layers.{number}."
         own = {name.removeprefix(prefix): key for name, key in self.mapping.items() if name.startswith(prefix)}
@@ -45,13 +43,14 @@ class _Stream:
         self.filled = number
 
     def unload(self) -> None:
-        if self.filled is not None:
-            self._empty(self.decoder.layers[self.filled])
-        self.filled = None
+        self._empty()
         self.memory.clear()
         return_freed()
 
-    def _empty(self, layer: nn.Module) -> None:
+    def _empty(self) -> None:
+        if self.filled is None:
+            return
+        layer, self.filled = self.decoder.layers[self.filled], None
         for name, shape in self.shapes.items():
             owner, _, attribute = name.rpartition(".")
             empty = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
