@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.bundle import load_bundle, recorded_hash
-from runner.protocol import Result, program_hash
-from runner.result import expected_path, save_result
-from runner.targets import TARGETS, make_runner
 from verifier.errors import RunnerError, VerifierError
+from verifier.runner.bundle import load_bundle, recorded_hash
+from verifier.runner.protocol import Result, program_hash
+from verifier.runner.result import expected_path, save_result
+from verifier.runner.targets import TARGETS, make_runner
 
 TIMEOUT_S = 3600.0
 

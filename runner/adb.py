@@ -17,8 +17,8 @@ from typing import BinaryIO
 import adbutils  # type: ignore[import-untyped]
 from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[import-untyped]
 
-from runner.remote import LostError, RemoteRunner, Said, Told
 from verifier.errors import RunnerError
+from verifier.runner.remote import LostError, RemoteRunner, Said, Told
 
 HOME, REFUSED = "/data/local/tmp/llava-verifier", "FAIL"
 _STATES = {

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.arm_stubs import make_stubs
-from runner.native import BINARY
-from runner.process import run_child
-from runner.protocol import Bundle, Result
-from runner.qemu import DEFAULT_CPU, SLOWER, checked_cpu, find_emulator
+import verifier
 from verifier.errors import RunnerError, VerifierError
+from verifier.runner.arm_stubs import make_stubs
+from verifier.runner.native import BINARY
+from verifier.runner.process import run_child
+from verifier.runner.protocol import Bundle, Result
+from verifier.runner.qemu import DEFAULT_CPU, SLOWER, checked_cpu, find_emulator
 
 FOLDER = BINARY.parents[1] / "arm-python"
 PACKAGES = (
@@ -35,7 +36,8 @@ NEEDED = ("filelock", "typing-extensions", "sympy", "networkx<3.7", "jinja2", "f
 """Of torch 2.13, but for CUDA's libraries."""
 FEATURES = "fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 STARTING_S = 300.0
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(verifier.__file__).resolve().parents[1]
+"""Where `verifier` is imported from: the clone, or site-packages."""
 _TAIL = 2000
 
 
@@ -69,7 +71,7 @@ class ArmPythonRunner:
 
         def command(sent: Path, back: Path) -> list[str]:
             emulation = [str(self.emulator), "-L", str(system), "-cpu", self.cpu]
-            return [*emulation, str(system / "usr/bin/python3.11"), "-m", "runner.child", str(sent), str(back)]
+            return [*emulation, str(system / "usr/bin/python3.11"), "-m", "verifier.runner.child", str(sent), str(back)]
 
         return run_child(command, bundle, timeout_s=STARTING_S + SLOWER * timeout_s, env={"PYTHONPATH": path})
 

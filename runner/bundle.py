@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.protocol import ArgmaxOf, Array, Bundle, Call, OutputOf, Part, TraceRequest, program_hash
 from verifier.errors import RunnerError
+from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, OutputOf, Part, TraceRequest, program_hash
 
 SCHEMA = "runner.bundle/4"
 LIST_FILE = "bundle.txt"

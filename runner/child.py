@@ -19,10 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from runner.bundle import load_bundle
-from runner.protocol import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, ArgmaxOf, Array, Bundle, OutputOf
-from runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 from verifier.errors import RunnerError
+from verifier.runner.bundle import load_bundle
+from verifier.runner.protocol import (
+    BUFFER_FILE,
+    ETDUMP_FILE,
+    LOOP,
+    LOOP_SIDE,
+    LOOP_TIMES,
+    ArgmaxOf,
+    Array,
+    Bundle,
+    OutputOf,
+)
+from verifier.runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 
 PR_SET_PDEATHSIG = 1
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")

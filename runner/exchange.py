@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.bundle import save_bundle
-from runner.protocol import BUFFER_FILE, ETDUMP_FILE, Bundle, Outcome, Result
-from runner.result import PLACE_FILE, RESULT_FILE, load_outputs, load_result
 from verifier.errors import RunnerError
+from verifier.runner.bundle import save_bundle
+from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE, Bundle, Outcome, Result
+from verifier.runner.result import PLACE_FILE, RESULT_FILE, load_outputs, load_result
 
 _TAIL = 2000
 _FULL = ("No space left", " requested and ", "is the disk full?")

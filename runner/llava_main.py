@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from runner.child import load_program
-from runner.tokenizer import BinTokenizer
 from verifier.errors import RunnerError, VerifierError
+from verifier.runner.child import load_program
+from verifier.runner.tokenizer import BinTokenizer
 
 BEFORE_IMAGE = (
     "A chat between a curious human and an artificial intelligence assistant. "

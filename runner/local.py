@@ -8,10 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.process import run_child
-from runner.protocol import Bundle, Result
+import verifier
+from verifier.runner.process import run_child
+from verifier.runner.protocol import Bundle, Result
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(verifier.__file__).resolve().parents[1]
+"""Where `verifier` is imported from: the clone, or site-packages."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LocalRunner:
         path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
 
         def command(sent: Path, back: Path) -> list[str]:
-            return [sys.executable, "-m", "runner.child", str(sent), str(back)]
+            return [sys.executable, "-m", "verifier.runner.child", str(sent), str(back)]
 
         return run_child(command, bundle, timeout_s=timeout_s, env={"PYTHONPATH": path})
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runner.exchange import Ending, exchange
-from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError
+from verifier.runner.exchange import Ending, exchange
+from verifier.runner.protocol import Bundle, Result
 
 LONGEST_S = 86_400.0
 """A day: `poll` takes no more than 2^31 milliseconds, and no bundle is worth waiting longer for."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from runner.native import bundle_command, find_arm_binary
-from runner.process import physical_memory_bytes, run_child
-from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError, UsageError
+from verifier.runner.native import bundle_command, find_arm_binary
+from verifier.runner.process import physical_memory_bytes, run_child
+from verifier.runner.protocol import Bundle, Result
 
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 SYSROOT = Path("/usr/aarch64-linux-gnu")

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from runner.exchange import Ending, exchange
-from runner.process import LONGEST_S
-from runner.protocol import Bundle, Result, program_hash
 from verifier.errors import RunnerError
+from verifier.runner.exchange import Ending, exchange
+from verifier.runner.process import LONGEST_S
+from verifier.runner.protocol import Bundle, Result, program_hash
 
 Told = Callable[[str, int, int], None]
 """Hears of a transfer: what, bytes that are there, bytes in all."""

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from runner.protocol import Array, Call, Outcome, Result
 from verifier.errors import RunnerError
+from verifier.runner.protocol import Array, Call, Outcome, Result
 
 RESULT_FILE, PLACE_FILE = "result.json", "at.txt"
 _LARGEST_BYTES = 64 << 20

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from runner.native import find_arm_binary, find_binary
-from runner.remote import LostError, RemoteRunner, Said, Told
 from verifier.errors import RunnerError, UsageError
+from verifier.runner.native import find_arm_binary, find_binary
+from verifier.runner.remote import LostError, RemoteRunner, Said, Told
 
 CONNECT_S, KEEPALIVE_S, MISSED = 15.0, 10.0, 3
 _CHUNK_BYTES = 1 << 20

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from runner.arm_python import make_arm_python_runner
-from runner.local import LocalRunner
-from runner.native import NativeRunner, find_binary
-from runner.protocol import Runner
-from runner.qemu import make_qemu_runner
-from runner.remote import Told
 from verifier.errors import UsageError
+from verifier.runner.arm_python import make_arm_python_runner
+from verifier.runner.local import LocalRunner
+from verifier.runner.native import NativeRunner, find_binary
+from verifier.runner.protocol import Runner
+from verifier.runner.qemu import make_qemu_runner
+from verifier.runner.remote import Told
 
 TARGETS = "local, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"
 
@@ -32,11 +32,11 @@ def make_runner(target: str, told: Told = silent) -> Runner:
     if kind == "qemu-python":
         return make_arm_python_runner(target)
     if kind == "ssh" and rest:
-        from runner.ssh import make_ssh_runner
+        from verifier.runner.ssh import make_ssh_runner
 
         return make_ssh_runner(target, told)
     if kind == "adb":
-        from runner.adb import make_adb_runner
+        from verifier.runner.adb import make_adb_runner
 
         return make_adb_runner(target, told)
     raise UsageError("unknown target", got=target, expected=TARGETS, fix="give --target local")

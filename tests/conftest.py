@@ -14,13 +14,13 @@ from filelock import FileLock
 # before torch is imported: with several workers and their children on two cores, threads of OpenMP wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runner.native import NativeRunner
-from runner.native.build import build
-from runner.qemu import EMULATORS, QemuRunner
 from tests.support import EMBEDDED_PTE, verify
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.faults.subjects import make_micro_checkpoint, make_micro_model
 from verifier.faults.surgery import change_bytes, find_constants
+from verifier.runner.native import NativeRunner
+from verifier.runner.native.build import build
+from verifier.runner.qemu import EMULATORS, QemuRunner
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from verifier.model.geometry import Geometry
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "golden" / "llava_tiny"
+EMBEDDED = Path(__file__).parent / "embedded" / "llava_tiny"
 _CONFIG_LIMIT_BYTES = 1 << 20
 _INDEX_LIMIT_BYTES = 16 << 20
 _HASH_BLOCK_BYTES = 1 << 20

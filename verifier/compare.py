@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.targets import TARGETS
 from verifier.errors import UsageError, VerifierError
+from verifier.runner.targets import TARGETS
 from verifier.verdict import EXIT_STATUS
 
 

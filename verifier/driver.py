@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
 from verifier.errors import UsageError
 from verifier.model.prompt import Prompt, Segment
+from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
 
 
 @dataclass

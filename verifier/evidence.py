@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from runner.protocol import Array, Bundle, Call, Result, Runner
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.checkpoint import Checkpoint
@@ -30,6 +29,7 @@ from verifier.reference import (
     compare_with_hugging_face,
     load_hugging_face,
 )
+from verifier.runner.protocol import Array, Bundle, Call, Result, Runner
 from verifier.types import Recipe
 
 MAPPING_SAMPLES = 2

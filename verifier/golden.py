@@ -18,7 +18,7 @@ TOLERANCE_SCHEMA = "verifier.tolerances/1"
 EXPECTATION_SCHEMA = "verifier.expectation/1"
 BUDGET_SCHEMA = "verifier.budgets/1"
 _LIMIT_BYTES = 16 << 20
-_HERE = Path(__file__).resolve().parents[1] / "golden"
+_HERE = Path(__file__).parent / "embedded"
 
 
 @dataclass(frozen=True)

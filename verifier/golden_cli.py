@@ -18,8 +18,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import Checkpoint, open_checkpoint, sha256_of_file
 from verifier.driver import Script, converse_freely
@@ -33,6 +31,8 @@ from verifier.model.preprocess import read_image
 from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle
 
 ANSWER_TOKENS = 40
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from runner.protocol import Runner
-from runner.remote import Told
-from runner.targets import make_runner, silent
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.checkpoint import Checkpoint, open_checkpoint
@@ -25,6 +22,9 @@ from verifier.golden import Budget, Expectation, GoldenSet, load_budget, load_ex
 from verifier.ladder.align import list_blocks
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
+from verifier.runner.protocol import Runner
+from verifier.runner.remote import Told
+from verifier.runner.targets import make_runner, silent
 from verifier.types import Recipe
 
 

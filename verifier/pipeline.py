@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.protocol import Bundle, Result
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
 from verifier.checkpoint import Checkpoint
@@ -56,6 +55,7 @@ from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, Tell, hushed
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
+from verifier.runner.protocol import Bundle, Result
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.targets import TARGETS
 from verifier.errors import VerifierError
+from verifier.runner.targets import TARGETS
 
 if TYPE_CHECKING:
     from verifier.comparison.compare import Comparison

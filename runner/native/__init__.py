@@ -7,9 +7,9 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.process import run_child
-from runner.protocol import Bundle, Result
 from verifier.errors import RunnerError
+from verifier.runner.process import run_child
+from verifier.runner.protocol import Bundle, Result
 
 _BUILD = Path(__file__).resolve().parents[2] / "build"
 BINARY = _BUILD / "native" / "llava_main"

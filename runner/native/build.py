@@ -14,8 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.native import ARM_BINARY, BINARY
 from verifier.errors import RunnerError, VerifierError
+from verifier.runner.native import ARM_BINARY, BINARY
 
 SOURCE = Path(__file__).resolve().parent
 _TAIL = 3000

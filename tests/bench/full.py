@@ -246,8 +246,8 @@ def main() -> None:
     """Export, run, write."""
     import datetime
 
-    from runner.native import find_binary
     from verifier.export.manifest import cpu_kind, package_versions
+    from verifier.runner.native import find_binary
 
     model, work = (Path(word).resolve() for word in sys.argv[1:3])
     export_missing(model, work)

@@ -39,14 +39,14 @@ def _theirs() -> None:
 def _ours() -> None:
     import torch
 
-    from runner.local import LocalRunner
-    from runner.protocol import Bundle, Call, TraceRequest
     from verifier.artifact.program import open_artifact
     from verifier.interpret.machine import Machine
     from verifier.ladder.gather import SLACK_BYTES, traced_bytes
     from verifier.ladder.limits import excess
     from verifier.ladder.replay import Replayer
     from verifier.ladder.trace import read_trace
+    from verifier.runner.local import LocalRunner
+    from verifier.runner.protocol import Bundle, Call, TraceRequest
 
     image = torch.randint(0, 255, (3, 336, 336), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     begun = time.perf_counter()

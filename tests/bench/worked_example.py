@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
@@ -24,6 +22,8 @@ from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed
 from verifier.reference import answer_samples, load_sample
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.local import LocalRunner
 from tests.support import verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.run import audit_weights
@@ -18,6 +17,7 @@ from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_tr
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
 from verifier.reference import load_sample
+from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Recipe
 
 UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"

@@ -102,14 +102,14 @@ def test_crash_of_the_program_is_a_verdict(monkeypatch: pytest.MonkeyPatch, bare
     data = bytearray(bare.read_bytes())
     header = int.from_bytes(data[16:24], "little")
     assert header > 0
-    monkeypatch.setattr("runner.local.LocalRunner.run", _dying_run)
+    monkeypatch.setattr("verifier.runner.local.LocalRunner.run", _dying_run)
     run = run_gate(Request(bare, checks=("vision.embedding", "greedy.golden")))
     assert run.judgement.exit_status == 1
     assert all("killed by SIGABRT" in r.message for r in run.results)
 
 
 def _dying_run(self: object, bundle: object, *, timeout_s: float) -> object:
-    from runner.protocol import Result
+    from verifier.runner.protocol import Result
 
     return Result("crashed", "in call 0 (vision_encoder): killed by SIGABRT: boom")
 

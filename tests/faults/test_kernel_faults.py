@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle, Result
 from tests.faults.judging import compare_with_trace, recipe_of, results_of, trace_conversation
 from verifier.artifact.header import read_header
 from verifier.artifact.program import open_artifact, read_program
@@ -27,6 +25,8 @@ from verifier.ladder.gather import LayerEvidence, Traced
 from verifier.ladder.limits import excess
 from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle, Result
 from verifier.types import CheckResult
 
 

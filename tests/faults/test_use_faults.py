@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from runner.local import LocalRunner
-from runner.protocol import OutputOf
 from tests.faults.judging import results_of
 from verifier import driver, evidence
 from verifier.checks import preprocess as pixel_checks
@@ -20,6 +18,8 @@ from verifier.golden import Expectation
 from verifier.model import preprocess, prompt
 from verifier.model.prompt import Prompt, Segment, Tokenizer
 from verifier.reference import Sample
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import OutputOf
 from verifier.types import CheckResult
 
 pytestmark = pytest.mark.xdist_group("faults")

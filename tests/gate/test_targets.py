@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from runner.__main__ import main as carry_out
-from runner.native import NativeRunner
-from runner.qemu import QemuRunner
 from tests.support import EMBEDDED_PTE, verify
+from verifier.runner.__main__ import main as carry_out
+from verifier.runner.native import NativeRunner
+from verifier.runner.qemu import QemuRunner
 
 pytestmark = pytest.mark.xdist_group("targets")
 
@@ -107,8 +107,8 @@ def test_target_that_is_not_there_says_what_to_do(
     """Exit status 2, and the command to run."""
     monkeypatch.setenv("LLAVA_MAIN", str(tmp_path / "none"))
     monkeypatch.setenv("LLAVA_MAIN_AARCH64", str(tmp_path / "none"))
-    monkeypatch.setattr("runner.qemu.shutil.which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr("runner.qemu.SYSROOT", tmp_path)
+    monkeypatch.setattr("verifier.runner.qemu.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("verifier.runner.qemu.SYSROOT", tmp_path)
     assert verify(EMBEDDED_PTE, "--target", target) == 2
     assert said in capsys.readouterr().err
 
@@ -117,6 +117,6 @@ def test_missing_emulator_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the package's name."""
-    monkeypatch.setattr("runner.qemu.shutil.which", lambda name: None)
+    monkeypatch.setattr("verifier.runner.qemu.shutil.which", lambda name: None)
     assert verify(EMBEDDED_PTE, "--target", "qemu") == 2
     assert "apt-get install qemu-user-static" in capsys.readouterr().err

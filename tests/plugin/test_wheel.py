@@ -26,9 +26,9 @@ def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
         source = folder / "source"
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
         for name in listed.decode().split("\0"):
-            if name and (ROOT / name).is_file():
+            if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
                 (source / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, source / name)
+                shutil.copy(ROOT / name, source / name, follow_symlinks=False)
         words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder), str(source)]
         subprocess.run(words, check=True)
         shutil.rmtree(source)
@@ -42,13 +42,20 @@ def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -
         names = set(archive.namelist())
         entry = next(name for name in names if name.endswith("entry_points.txt"))
         assert "verifier = verifier.pytest_plugin" in archive.read(entry).decode()
-    tiny = "golden/llava_tiny"
+    tiny = "verifier/embedded/llava_tiny"
     wanted = {f"{tiny}/{name}" for name in ("model.safetensors", "llava_tiny.pte", "golden.json", "tolerances.json")}
     wanted |= {f"verifier/report/report.{kind}" for kind in ("html.j2", "css", "js", "schema.json")}
-    wanted |= {f"{tiny}/images/pair_base.png", "runner/native/CMakeLists.txt", "runner/native/src/main.cpp"}
+    wanted |= {
+        f"{tiny}/images/pair_base.png",
+        "verifier/runner/native/CMakeLists.txt",
+        "verifier/runner/native/src/main.cpp",
+    }
     wanted |= {"verifier/compare.py", "verifier/report/__main__.py", "verifier/comparison/compare.py"}
     assert wanted <= names
     assert not any(name.startswith(("tests/", "docs/", "build/")) for name in names)
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
+        "verifier"
+    }  # nothing that others may call theirs
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from runner.adb import make_adb_runner
-from runner.local import LocalRunner
-from runner.native import NativeRunner
-from runner.protocol import Runner
-from runner.ssh import make_ssh_runner
-from runner.targets import silent
 from tests.runners.servers.adb import Phones
 from tests.runners.servers.sshd import HOST, Sshd, find_sshd
+from verifier.runner.adb import make_adb_runner
+from verifier.runner.local import LocalRunner
+from verifier.runner.native import NativeRunner
+from verifier.runner.protocol import Runner
+from verifier.runner.ssh import make_ssh_runner
+from verifier.runner.targets import silent
 
 
 def _started(folder: Path) -> Sshd:

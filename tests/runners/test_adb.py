@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.adb import make_adb_runner
-from runner.protocol import Bundle, Call
-from runner.targets import make_runner, silent
 from tests.runners.servers.adb import Phones
 from tests.support import EMBEDDED_PTE, verify
 from verifier.errors import RunnerError
+from verifier.runner.adb import make_adb_runner
+from verifier.runner.protocol import Bundle, Call
+from verifier.runner.targets import make_runner, silent
 
 pytestmark = pytest.mark.xdist_group("runner")
 ONE_CALL = (Call("token_embedding", (np.array([[5]]),)),)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from runner import arm_python
-from runner.targets import make_runner
 from tests.support import EMBEDDED_PTE, verify
 from verifier.errors import RunnerError
+from verifier.runner import arm_python
+from verifier.runner.targets import make_runner
 
 
 @pytest.mark.slow
@@ -35,5 +35,5 @@ def test_python_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch
     monkeypatch.setattr(arm_python, "find_emulator", lambda: Path("/bin/true"))
     with pytest.raises(RunnerError, match=r"python -m runner\.arm_python"):
         make_runner("qemu-python")
-    monkeypatch.setattr("runner.arm_python.shutil.which", lambda name: None)
+    monkeypatch.setattr("verifier.runner.arm_python.shutil.which", lambda name: None)
     assert arm_python.main(["--out", str(tmp_path / "out")]) == 2

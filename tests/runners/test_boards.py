@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.native import NativeRunner
 from tests.runners.servers.sshd import Sshd, find_sshd
+from verifier.runner.native import NativeRunner
 
 pytestmark = pytest.mark.xdist_group("runner")
 BOARDS = ("board-a", "board-b")

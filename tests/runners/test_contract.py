@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.__main__ import main as carry_out
-from runner.bundle import save_bundle
-from runner.local import LocalRunner
-from runner.native import NativeRunner, find_binary
-from runner.protocol import LOOP, ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
-from runner.remote import RemoteRunner
-from runner.result import expected_path, load_result, save_array
 from tests.support import EMBEDDED_PTE
 from verifier.errors import RunnerError
 from verifier.ladder.trace import read_trace
+from verifier.runner.__main__ import main as carry_out
+from verifier.runner.bundle import save_bundle
+from verifier.runner.local import LocalRunner
+from verifier.runner.native import NativeRunner, find_binary
+from verifier.runner.protocol import LOOP, ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from verifier.runner.remote import RemoteRunner
+from verifier.runner.result import expected_path, load_result, save_array
 
 pytestmark = pytest.mark.xdist_group("runner")
 
@@ -186,7 +186,7 @@ def test_child_dies_with_its_parent(runner: Runner, tmp_path: Path) -> None:
     image = np.zeros((3, 336, 336), np.uint8)
     save_bundle(Bundle(EMBEDDED_PTE, tuple(Call("vision_encoder", (image,)) for _ in range(2000))), tmp_path)
     code = (
-        "import pickle, sys; from pathlib import Path; from runner.bundle import load_bundle; folder = Path(sys.argv[1]); "
+        "import pickle, sys; from pathlib import Path; from verifier.runner.bundle import load_bundle; folder = Path(sys.argv[1]); "
         "pickle.loads((folder / 'runner.pickle').read_bytes()).run(load_bundle(folder), timeout_s=600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ | {"TMPDIR": str(tmp_path)})
@@ -246,7 +246,7 @@ def test_endings_of_a_child_have_names(
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{body}\n")
     script.chmod(0o755)
-    monkeypatch.setattr("runner.local.sys.executable", str(script))
+    monkeypatch.setattr("verifier.runner.local.sys.executable", str(script))
     result = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
     assert result.outcome == outcome
     assert said in result.message

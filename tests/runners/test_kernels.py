@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from runner.local import LocalRunner
-from runner.native import NativeRunner
-from runner.protocol import Bundle, Call, Part, Result
+from verifier.runner.local import LocalRunner
+from verifier.runner.native import NativeRunner
+from verifier.runner.protocol import Bundle, Call, Part, Result
 
 pytestmark = pytest.mark.xdist_group("runner")
 CAPACITY = 768

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle, Call
 from verifier.export.quantize import quantize_linear
 from verifier.interpret.arithmetic import OFFSETS, centred_rows, multiply_groups, multiply_in_order, quantize_rows
 from verifier.ladder.limits import ALLOWED_LINEAR_DB
 from verifier.metrics import sqnr_db
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle, Call
 from verifier.types import Recipe
 
 pytestmark = pytest.mark.xdist_group("runner")

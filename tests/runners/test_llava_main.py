@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.native import NativeRunner
-from runner.qemu import QemuRunner
-from runner.tokenizer import BinTokenizer
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import RunnerError
 from verifier.golden import load_golden
 from verifier.model import prompt
+from verifier.runner.native import NativeRunner
+from verifier.runner.qemu import QemuRunner
+from verifier.runner.tokenizer import BinTokenizer
 
 pytestmark = pytest.mark.xdist_group("runner")
 WORDS = "A chat between human large small red circle the a is it what's below ring  star éü 日本 🙂 \n\t <image> </s> 12 ASSISTANT: USER:"
@@ -45,7 +45,7 @@ def artifacts(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 
 
 def _command(kind: str, native: NativeRunner) -> list[str]:
-    return [str(native.binary)] if kind == "native" else [sys.executable, "-m", "runner.llava_main"]
+    return [str(native.binary)] if kind == "native" else [sys.executable, "-m", "verifier.runner.llava_main"]
 
 
 def _ask(command: list[str], **flags: object) -> subprocess.CompletedProcess[str]:
@@ -168,7 +168,7 @@ def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:
 
 def test_prompt_is_the_verifiers() -> None:
     """Both runners begin as the definition's prompt does."""
-    from runner.llava_main import BEFORE_IMAGE
+    from verifier.runner.llava_main import BEFORE_IMAGE
 
     source = (Path(__file__).resolve().parents[2] / "runner" / "native" / "src" / "chat.cpp").read_text()
     assert BEFORE_IMAGE == prompt.BEFORE_IMAGE

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner import ssh
-from runner.protocol import Bundle, Call, program_hash
-from runner.qemu import QemuRunner
-from runner.remote import RemoteRunner
-from runner.ssh import SshLink, make_ssh_runner
-from runner.targets import make_runner, silent
 from tests.runners.servers.sshd import HOST, Sshd
 from tests.support import EMBEDDED_PTE, verify
 from verifier.errors import RunnerError
+from verifier.runner import ssh
+from verifier.runner.protocol import Bundle, Call, program_hash
+from verifier.runner.qemu import QemuRunner
+from verifier.runner.remote import RemoteRunner
+from verifier.runner.ssh import SshLink, make_ssh_runner
+from verifier.runner.targets import make_runner, silent
 
 pytestmark = pytest.mark.xdist_group("runner")
 TARGET = f"ssh:{HOST}"
@@ -92,7 +92,7 @@ def test_lost_connection_is_made_again_and_the_transfer_goes_on(sshd: Sshd, larg
 
 def test_killed_server_is_named(sshd: Sshd, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshd dies in the middle of a transfer and does not come back: `RunnerError`, not a verdict."""
-    monkeypatch.setattr("runner.remote.WAITS_S", (0.1, 0.1))
+    monkeypatch.setattr("verifier.runner.remote.WAITS_S", (0.1, 0.1))
 
     def told(what: str, done: int, whole: int) -> None:
         if what == large.name and done > whole // 3:
@@ -199,7 +199,7 @@ def test_host_that_is_not_there_is_named(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing listens."""
-    monkeypatch.setattr("runner.remote.WAITS_S", (0.1,))
+    monkeypatch.setattr("verifier.runner.remote.WAITS_S", (0.1,))
     sshd.stop()
     assert verify(EMBEDDED_PTE, "--target", TARGET) == 2
     assert "the connection was lost" in capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_arm_behind_a_network_passes_every_check(arm_board: Sshd) -> None:
 
 def test_result_that_is_too_large_is_not_fetched(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board does not fill the disk of whoever asks it."""
-    monkeypatch.setattr("runner.remote.LARGEST_RESULT_BYTES", 1000)
+    monkeypatch.setattr("verifier.runner.remote.LARGEST_RESULT_BYTES", 1000)
     with closing(make_ssh_runner(TARGET, silent)) as runner, pytest.raises(RunnerError, match="too large"):
         runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.bundle import load_bundle, recorded_hash, save_bundle
-from runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Result, TraceRequest
-from runner.result import load_result, save_fields, save_result
 from verifier.errors import RunnerError
+from verifier.runner.bundle import load_bundle, recorded_hash, save_bundle
+from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Result, TraceRequest
+from verifier.runner.result import load_result, save_fields, save_result
 
 
 @pytest.fixture(autouse=True)

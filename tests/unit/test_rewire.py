@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle, Part
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.caches import find_caches
 from verifier.artifact.program import Artifact, open_artifact
@@ -17,6 +15,8 @@ from verifier.artifact.rewire import rewire
 from verifier.errors import ArtifactError
 from verifier.probes.kvcache import SPLITS, _capacity, _chunks, beyond, one_by_one, splits
 from verifier.probes.tape import Tape
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle, Part
 
 
 @pytest.fixture(scope="module")

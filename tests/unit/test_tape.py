@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runner.protocol import Bundle, Outcome, Result
 from verifier.artifact.caches import Cache
 from verifier.probes.kvcache import POISONED, POISONS, Asked, _ask_poison, _poison
 from verifier.probes.tape import PROMPT_TOKENS, one_result
+from verifier.runner.protocol import Bundle, Outcome, Result
 
 VALUES = dict(zip(POISONS, (7.0, 9.0), strict=True))
 CACHES = (Cache(value=0, kind="k", layer=0, axis=1, heads_axis=2, sizes=(1, 64, 1, 2), size_bytes=512),)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle, Call, TraceRequest
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.interpret.machine import Machine
 from verifier.ladder.gather import traced_bytes
 from verifier.ladder.trace import read_trace
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle, Call, TraceRequest
 
 
 def test_buffer_is_as_large_as_needed(micro_model: Path, tmp_path: Path) -> None:

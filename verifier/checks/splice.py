@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.checks.common import Check, fixed_cases, one_case, per_image
 from verifier.driver import Script, splice
 from verifier.errors import UsageError
 from verifier.evidence import Case, Evidence
 from verifier.model.prompt import Segment, Turn, dialogue_segments, spelled, spelled_dialogue
+from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.types import CheckResult, Where
 
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from runner.native.build import SOURCE, build
 from verifier.audit.recipe import quantized_linear
 from verifier.errors import VerifierError
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.model.keymap import map_keys
+from verifier.runner.native.build import SOURCE, build
 from verifier.types import Recipe
 
 _BUILDS = Path(tempfile.gettempdir()) / f"llava-faulty-kernels-{os.getuid()}"

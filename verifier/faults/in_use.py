@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runner.protocol import OutputOf
 from verifier import driver
 from verifier.errors import CheckpointError
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.model import preprocess, prompt
 from verifier.model.prompt import Prompt, Tokenizer
+from verifier.runner.protocol import OutputOf
 
 PIXELS, TOKENS = "preprocess.*", "splice.*"
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.protocol import Array, Bundle, Call, Runner
 from verifier.artifact.program import Artifact
 from verifier.errors import VerifierError
 from verifier.ladder.blocks import TracedCall
+from verifier.runner.protocol import Array, Bundle, Call, Runner
 
 TIMEOUT_S = 3600.0
 COMPARED = ("vision_encoder", "text_decoder")

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.protocol import Bundle, Call, Runner
 from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
 from verifier.errors import VerifierError
@@ -30,6 +29,7 @@ from verifier.interpret.machine import MethodState
 from verifier.interpret.nodes import Operand
 from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.replay import output_step
+from verifier.runner.protocol import Bundle, Call, Runner
 
 EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
 TIMEOUT_S = 300.0

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from runner.local import LocalRunner
-from runner.protocol import Bundle, OutputOf, Runner, TraceRequest
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
@@ -43,6 +41,8 @@ from verifier.model.definition import Definition
 from verifier.model.streaming import is_large
 from verifier.progress import Tell, unheard
 from verifier.reference import Sample
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle, OutputOf, Runner, TraceRequest
 from verifier.types import Recipe
 
 SHARED_TOKENS = 16

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from runner.bundle import save_bundle
-from runner.protocol import Bundle, Call
-from runner.result import expected_path, save_array
 from verifier.errors import UsageError
+from verifier.runner.bundle import save_bundle
+from verifier.runner.protocol import Bundle, Call
+from verifier.runner.result import expected_path, save_array
 
 PROGRAM, TEXT = "node.pte", "README.md"
 

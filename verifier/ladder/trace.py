@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.protocol import BUFFER_FILE, ETDUMP_FILE
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
 from verifier.errors import RunnerError
+from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE
 
 _DTYPES = {
     "BYTE": np.uint8,

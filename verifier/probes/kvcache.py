@@ -17,13 +17,13 @@ from typing import Protocol
 
 import numpy as np
 
-from runner.protocol import Array, Bundle, Part, Result
 from verifier.artifact.caches import Cache, find_caches
 from verifier.artifact.program import Artifact
 from verifier.artifact.rewire import rewire
 from verifier.driver import ids_array
 from verifier.errors import ArtifactError
 from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
+from verifier.runner.protocol import Array, Bundle, Part, Result
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
 EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from runner.protocol import LOOP, Array, Bundle, Result
 from verifier.artifact.program import Artifact
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
+from verifier.runner.protocol import LOOP, Array, Bundle, Result
 
 ROUNDS, ROUNDS_OF_LARGE = 5, 2
 DECODED = 8

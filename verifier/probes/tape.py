@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from runner.protocol import Array, Part, Result
 from verifier.driver import Script, position_array
+from verifier.runner.protocol import Array, Part, Result
 
 PROMPT_TOKENS = 48
 """A prompt of three row tiles of 16; probes continue behind it."""

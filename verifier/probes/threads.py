@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from runner.protocol import Array, Bundle, Result
 from verifier.artifact.program import Artifact
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
+from verifier.runner.protocol import Array, Bundle, Result
 
 REPEATS, REPEATS_OF_LARGE = 10, 2
 CHUNKS = (33, 15, 1)

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from golden.llava_tiny.make.scenes import render, sample_split
-from runner.local import LocalRunner
-from runner.protocol import Bundle
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.golden import GoldenImage
@@ -26,6 +24,8 @@ from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer, caption_prompt
 from verifier.progress import hushed
 from verifier.reference import Sample, answer_samples
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle
 
 
 def unseen_samples(count: int, tokenizer: Tokenizer, *, seed: str = "evaluate") -> list[Sample]:

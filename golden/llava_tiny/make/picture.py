@@ -8,8 +8,6 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
-from runner.local import LocalRunner
-from runner.protocol import Bundle
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.golden import load_golden
@@ -17,6 +15,8 @@ from verifier.model.preprocess import frame_size
 from verifier.model.prompt import Tokenizer
 from verifier.progress import hushed
 from verifier.reference import load_sample
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle
 
 SHOWN = ("pair_base", "pair_relation", "square_1", "wide_2", "tall_0", "square_5", "wide_0", "square_3")
 CELL_PX, TEXT_PX = 240, 64

@@ -1,0 +1,1 @@
+"""What every stage stands on: limits and comparison. No heavy imports."""
