@@ -13,11 +13,23 @@ from typing import Any
 
 from verifier.errors import GoldenError
 
+
+class MissingGoldenError(GoldenError):
+    """Nobody has made golden data for this checkpoint: the file is not there, which is no fault of anything."""
+
+
 GOLDEN_SCHEMA = "verifier.golden/1"
 TOLERANCE_SCHEMA = "verifier.tolerances/1"
 EXPECTATION_SCHEMA = "verifier.expectation/1"
 BUDGET_SCHEMA = "verifier.budgets/1"
 _LIMIT_BYTES = 16 << 20
+_MAKES = {
+    GOLDEN_SCHEMA: "python -m verifier.golden add PICTURE --model DIR --reason WHY, for a picture of each kind that users send",
+    TOLERANCE_SCHEMA: "python -m verifier.calibrate PTE --model DIR, on a clean export",
+    EXPECTATION_SCHEMA: "restore the file from version control",
+    BUDGET_SCHEMA: "python -m verifier.budgets PTE",
+}
+"""The command that makes a file of each kind."""
 _HERE = Path(__file__).parent / "embedded"
 
 
@@ -103,8 +115,10 @@ class Budget:
 
 def _read(path: Path, schema: str) -> dict[str, Any]:
     if not path.is_file():
-        raise GoldenError(
-            "there is no golden data for this checkpoint", expected=path, fix="make it, or verify with --allow-partial"
+        raise MissingGoldenError(
+            f"the checkpoint has no {path.name}",
+            expected=path,
+            fix=_MAKES[schema],
         )
     try:
         if path.stat().st_size > _LIMIT_BYTES:

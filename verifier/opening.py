@@ -11,14 +11,22 @@ from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
-from verifier.checks.registry import select
-from verifier.errors import CheckpointError, ManifestError, UsageError
+from verifier.checks.registry import needs_golden, select
+from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.evidence import (
     Subjects,
     golden_folder,
 )
 from verifier.export.manifest import Manifest, read_manifest
-from verifier.golden import Budget, Expectation, GoldenSet, load_budget, load_expectation, load_golden
+from verifier.golden import (
+    Budget,
+    Expectation,
+    GoldenSet,
+    MissingGoldenError,
+    load_budget,
+    load_expectation,
+    load_golden,
+)
 from verifier.ladder.align import list_blocks
 from verifier.model.keymap import map_keys
 from verifier.model.preprocess import read_image
@@ -116,7 +124,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     checkpoint = open_checkpoint(request.model)
     _check_belonging(artifact, manifest, checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
-    golden = _chosen(load_golden(golden_folder(checkpoint), checkpoint.sha256), request.images)
+    golden = _chosen(_golden_of(checkpoint), request.images)
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
     runner = make_runner(request.target, told)
@@ -128,7 +136,32 @@ def open_request(request: Request, told: Told = silent) -> Opened:
         with_all_images=not request.images,
         budgeted=frozenset(budget or ()),
     )
+    if not golden.images:
+        _refuse_without_golden(golden, checks)
     return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, budget, runner)
+
+
+def _golden_of(checkpoint: Checkpoint) -> GoldenSet:
+    """The golden set beside the checkpoint; an empty one if nobody has made any."""
+    folder = golden_folder(checkpoint)
+    try:
+        return load_golden(folder, checkpoint.sha256)
+    except MissingGoldenError:
+        return GoldenSet(folder / "golden.json", checkpoint.sha256, ())
+
+
+def _refuse_without_golden(golden: GoldenSet, checks: tuple[Check, ...]) -> None:
+    """Raise `GoldenError` if a chosen check compares golden answers, which this checkpoint does not have."""
+    lacking = [check.id for check in checks if needs_golden(check)]
+    if not lacking:
+        return
+    raise GoldenError(
+        f"the checkpoint has no golden.json, and {len(lacking)} of {len(checks)} chosen checks compare golden answers",
+        got=", ".join(lacking),
+        expected=golden.path,
+        fix="make golden data (python -m verifier.golden add PICTURE --model DIR --reason WHY), or choose checks that need none, "
+        "without those that need calibrated bands: --allow-partial --checks 'structure.*,weights.*,mapping.*,layers.*,kvcache.*,threads.*'",
+    )
 
 
 def _chosen(golden: GoldenSet, globs: tuple[str, ...]) -> GoldenSet:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
-from verifier.checkpoint import Checkpoint
+from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.checks.device import unsound
 from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
@@ -47,7 +47,7 @@ from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import Tokenizer
+from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
 from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
@@ -61,6 +61,7 @@ from verifier.verdict import Judgement, doubt, judge_run
 
 AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
 USER_ANSWER_TOKENS = 64
+PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
 """Families that look at the golden conversations."""
 
@@ -181,6 +182,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
     square = opened.recipe.static_image_shape
     samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
+    samples = samples or [_probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
     with ExitStack() as stack:
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
@@ -294,6 +296,16 @@ def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None
     return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
 
 
+def _probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample:
+    """A picture of our own with a forced answer, for a checkpoint without golden data: layers, cache and threads are compared on it, and no
+    check takes the answer for the model's."""
+    picture = EMBEDDED / "images" / PROBE_PICTURE
+    probe = load_sample(
+        GoldenImage(PROBE, picture, "", PROBE, DEFAULT_QUESTION, (), (), ""), tokenizer, side_px=side_px, square=square
+    )
+    return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
+
+
 def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:
     """The user's own image, with the fp32 model's answer as its golden one."""
     path = opened.request.image
@@ -312,7 +324,9 @@ def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, g
 
 def _question(opened: Opened) -> str:
     """What is asked about the user's image: nothing, as the published answer's prompt, where there is one."""
-    return "" if opened.expectation is not None else opened.golden.images[0].question
+    if opened.expectation is not None:
+        return ""
+    return opened.golden.images[0].question if opened.golden.images else DEFAULT_QUESTION
 
 
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from verifier.checks import (
     vision,
     weights,
 )
-from verifier.checks.common import Check
+from verifier.checks.common import Check, per_image
 from verifier.errors import UsageError
 
 CHECKS: tuple[Check, ...] = (
@@ -53,6 +53,26 @@ OF_ALL_IMAGES = frozenset(
     {"vision.embedding", "vision.channels", "logits.channels", "logits.distribution", "greedy.images"}
 )
 """Their bands are those of all golden images together, or about what all have in common."""
+
+
+OF_GOLDEN_ANSWERS = frozenset(
+    {
+        "splice.capacity",
+        "vision.channels",
+        "logits.channels",
+        "logits.distribution",
+        "greedy.free",
+        "greedy.images",
+        "greedy.limit",
+        "greedy.history",
+    }
+)
+"""Checks of the whole program that look at golden conversations; those of every golden image do, too."""
+
+
+def needs_golden(check: Check) -> bool:
+    """Whether a check cannot be made of a checkpoint without golden data."""
+    return check.cases is per_image or check.id in OF_GOLDEN_ANSWERS
 
 
 def select(
