@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from verifier.core.compare import Mismatch, compare
+from verifier.core.limits import limit
 from verifier.errors import RunnerError, VerifierError
 from verifier.runner.bundle import load_bundle, recorded_hash
 from verifier.runner.protocol import Result, program_hash
@@ -50,25 +52,20 @@ def _compare(folder: Path, call: int, result: Result) -> bool:
     if call not in result.outputs:
         print(f"call {call}: no output came back")
         return False
-    actual, expected = result.outputs[call], np.load(path, allow_pickle=False)
-    if actual.shape != expected.shape:
-        print(f"call {call}: shape {actual.shape}, expected {expected.shape}")
+    made = compare(actual=result.outputs[call], expected=np.load(path, allow_pickle=False), masked=True)
+    if isinstance(made, Mismatch):
+        print(f"call {call}: {made.reason}")
         return False
-    difference = np.abs(actual.astype(np.float64) - expected)
-    difference[np.isnan(actual) & np.isnan(expected)] = 0
-    difference[np.isnan(difference)] = np.inf  # one side alone is not finite
-    largest, scale = float(difference.max(initial=0)), float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
-    at = np.unravel_index(int(difference.argmax()), difference.shape) if difference.size else ()
-    off = int((difference > CLOSE * scale).sum())
+    scale = float(np.abs(made.expected).max())
+    worst, off = made.worst(), made.count_over(CLOSE.value * scale)
     print(
-        f"call {call}: {off} of {difference.size} numbers are off by more than {CLOSE:g} of the largest; "
-        f"at most by {largest:.4g}, at {[int(i) for i in at]}"
+        f"call {call}: {off} of {made.actual.size} numbers are off by more than {CLOSE.value:g} of the largest; "
+        f"at most by {worst.error:.4g}, at {list(worst.index)}"
     )
-    return bool(off <= FEW * difference.size)
+    return FEW.admits(off / made.actual.size)
 
 
-CLOSE, FEW = 0.02, 1e-3
-"""int8 results may be one step of some hundred off where a tie is rounded, on few elements (verifier/ladder/limits.py)."""
+CLOSE, FEW = limit("runner.close"), limit("runner.few")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

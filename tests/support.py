@@ -5,8 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from verifier.checkpoint import EMBEDDED
+from verifier.core.compare import Array, Difference, compare
 
 EMBEDDED_PTE = EMBEDDED / "llava_tiny.pte"
+
+
+def difference(actual: Array, expected: Array) -> Difference:
+    """Two arrays that can be compared."""
+    made = compare(actual=actual, expected=expected)
+    assert isinstance(made, Difference), made
+    return made
+
+
+def sqnr_db(*, actual: Array, expected: Array) -> float:
+    """The SQNR of arrays that can be compared."""
+    return difference(actual, expected).sqnr_db
+
+
+def row_sqnr_db(*, actual: Array, expected: Array) -> Array:
+    """The same for every row."""
+    return difference(actual, expected).row_sqnr_db
 
 
 def export(model: Path | None, pte: Path, *arguments: str) -> int:

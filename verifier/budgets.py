@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.checks.budget import planned_bytes
+from verifier.core.limits import limit
 from verifier.errors import RunnerError, UsageError, VerifierError
 from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
@@ -26,15 +27,9 @@ from verifier.pipeline import measure_speed
 from verifier.progress import hushed
 from verifier.reference import load_sample
 
-MARGINS = {
-    "file_bytes": 1.02,
-    "planned_bytes": 1.02,
-    "peak_rss_bytes": 1.10,
-    "prefill_loops": 2.0,
-    "decode_loops": 2.0,
-}
-"""What is allowed, in units of what was measured. Idle, peaks differed by 0.3 % and loops by a factor of 1.9 at most; on a busy
-machine loops reach 3.6, so that these margins are for an idle one (docs/budgets.md)."""
+FIGURES = ("file_bytes", "planned_bytes", "peak_rss_bytes", "prefill_loops", "decode_loops")
+MARGINS = {name: limit(f"budget.{name}").value for name in FIGURES}
+"""What is allowed, in units of what was measured (docs/budgets.md)."""
 
 
 def measure_runs(opened: Opened, runs: int) -> dict[str, float]:

@@ -25,8 +25,11 @@ from verifier.audit.run import audit_weights
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
-from verifier.checks.logits import case_measures, channel_measures, distribution_measures
-from verifier.checks.vision import channel_center, vision_measures
+from verifier.checks.logits import all_logits, case_measures, channel_measures, distribution_measures
+from verifier.checks.vision import channel_center, compare_about, vision_measures
+from verifier.core.compare import Difference, Mismatch, compare, compare_all
+from verifier.core.limits import limit
+from verifier.core.scales import SCALES
 from verifier.errors import GoldenError, UsageError, VerifierError
 from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
@@ -41,17 +44,13 @@ from verifier.pipeline import AnswerSamples, gather
 from verifier.progress import Progress, hushed
 from verifier.reference import Answered, Sample, answer_samples
 
-SPREADS, UPPER_SPREADS = 4.0, 3.0
-"""A margin in spreads: 4 where there are too few deviations to bootstrap, else 3 of the upper end of the 95 % interval."""
-BOOTSTRAP_LEAST, RESAMPLES = 8, 4000
-WORST = 1.5
-"""A case that moved further than the margin in any variant gets this many times as much. An image may have two answers to a small change:
-odd_333x335's logits are at 25 dB in three exports and at 19 dB in two others just as clean, where four tokens lose 9 dB each."""
-FLOOR = 0.05
-"""A margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing."""
+SPREADS, UPPER_SPREADS = limit("calibrate.spreads").value, limit("calibrate.upper_spreads").value
+BOOTSTRAP_LEAST, WORST = limit("calibrate.bootstrap_least"), limit("calibrate.worst").value
+FLOOR = limit("calibrate.floor").value
+RESAMPLES = 4000
+"""Of the bootstrap: effort, not a limit. Its interval of 95 % moves by less than 2 % from one seed to another."""
 MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*")
 """Checks whose evidence is needed here; what is traced is traced anew, on every image."""
-DIRECTION = {"_db": 1, "agreement": 1}
 
 
 @dataclass(frozen=True)
@@ -63,32 +62,39 @@ class Measured:
 
 def measure(evidence: Evidence, opened: Opened) -> Measured:
     """All calibrated metrics of a run; what is traced, on every golden image. Raises `GoldenError` if the program did not answer everything."""
-    if any(case.vision is None or case.logits is None for case in evidence.cases):
-        raise GoldenError(
-            "the program did not answer every golden image",
-            got=evidence.runtime.conversations.message,
-            fix="calibrate with a clean export",
-        )
     values: dict[str, dict[str, float]] = {}
     center = channel_center(evidence)
     for case in evidence.cases:
-        for one in (*vision_measures(case, center), *case_measures(case)):
+        tokens = _clean(compare_about(case, center), evidence)
+        logits = _clean(compare(actual=case.logits, expected=case.expected.logits), evidence)
+        for one in (*vision_measures(tokens), *case_measures(logits)):
             values.setdefault(one.metric, {})[case.sample.golden.name] = one.value
-    actual = np.concatenate([np.asarray(case.logits) for case in evidence.cases])
-    expected = np.concatenate([case.expected.logits for case in evidence.cases])
-    vision = worst_channel(
-        actual=np.concatenate([np.asarray(case.vision) for case in evidence.cases]),
-        expected=np.concatenate([case.expected.vision for case in evidence.cases]),
-    )
-    channels = channel_measures(evidence)
-    assert channels is not None
-    for one in (*distribution_measures(actual, expected), *channels[0]):
+    answers = _clean(all_logits(evidence), evidence)
+    images = _clean(compare_all((case.vision, case.expected.vision) for case in evidence.cases), evidence)
+    vision, channels = worst_channel(images), channel_measures(evidence)
+    assert not isinstance(channels, Mismatch)
+    for one in (*distribution_measures(answers), *channels[0]):
         values[one.metric] = {"program": one.value}
     values["vision.channel_gain_change"] = {"program": vision.gain_change}
     values["vision.channel_offset_change"] = {"program": vision.offset_change}
     values[VISION], values[PROFILE] = _layers(evidence, opened)
-    values[NOISE] = {"program": margin_noise(actual, expected)}
+    values[NOISE] = {"program": margin_noise(answers)}
+    odd = [
+        f"{metric} of {case}" for metric, of in values.items() for case, value in of.items() if not np.isfinite(value)
+    ]
+    if odd:
+        raise GoldenError("a metric is not a number", got=odd[0], fix="calibrate with a clean export")
     return Measured(values)
+
+
+def _clean(made: Difference | Mismatch, evidence: Evidence) -> Difference:
+    if isinstance(made, Mismatch):
+        raise GoldenError(
+            "the program did not answer every golden image",
+            got=evidence.runtime.conversations.message or made.reason,
+            fix="calibrate with a clean export",
+        )
+    return made
 
 
 def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[str, float]]:
@@ -134,7 +140,7 @@ def spread_interval(deviations: Sequence[float]) -> tuple[float, float]:
     Too few deviations for that give the rms itself, twice.
     """
     values, rms = np.asarray(deviations), _rms(deviations)
-    if len(values) < BOOTSTRAP_LEAST or rms == 0.0:
+    if not BOOTSTRAP_LEAST.admits(len(values)) or rms == 0.0:
         return rms, rms
     found = stats.bootstrap(
         (values,),
@@ -156,9 +162,9 @@ def bands(first: Measured, variants: Sequence[Measured], repeats: Sequence[Measu
         deviations = _deviations(metric, first, variants)
         repeat_rms = _rms(_deviations(metric, first, repeats))
         low, high = spread_interval(deviations)
-        factor = SPREADS if len(deviations) < BOOTSTRAP_LEAST else UPPER_SPREADS
+        factor = UPPER_SPREADS if BOOTSTRAP_LEAST.admits(len(deviations)) else SPREADS
         floor = FLOOR * abs(float(np.median(list(cases.values()))))
-        direction = next((d for suffix, d in DIRECTION.items() if metric.endswith(suffix)), -1)
+        direction = 1 if SCALES[metric].at == "least" else -1
         margin = max(factor * float(np.hypot(high, repeat_rms)), floor)
         worst = {
             case: max(direction * (value - other.values[metric][case]) for other in variants)
@@ -196,7 +202,7 @@ def write_tolerances(
             "samples": len(opened.golden.images),
             "rule": (
                 f"margin = max({UPPER_SPREADS:g} x upper 95 % bootstrap bound of the rms deviation over files and images, "
-                f"{SPREADS:g} x rms where there are fewer than {BOOTSTRAP_LEAST} deviations, {FLOOR:g} x median); "
+                f"{SPREADS:g} x rms where there are fewer than {BOOTSTRAP_LEAST.value:g} deviations, {FLOOR:g} x median); "
                 f"{WORST:g} x the worst deviation of a case where that is more"
             ),
             "versions": package_versions(),

@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from verifier.checks.common import up_to_ties
-from verifier.checks.vision import channel_center
+from verifier.checks.vision import channel_center, compare_about
+from verifier.core.compare import EQUAL_DB, Array, Difference, compare
 from verifier.evidence import Case, Evidence
-from verifier.metrics import EQUAL_DB, Array, comparable, row_sqnr_db, sqnr_db, top2_margin
+from verifier.metrics import top2_margin
 
 SHOWN_IMAGES = 40
 THUMBNAIL_PX, JPEG_QUALITY = 224, 78
@@ -44,9 +45,8 @@ def _rounded(values: Array) -> list[float | None]:
 
 def _token_db(case: Case, center: Array | None) -> Array | None:
     """SQNR of every image token about the common mean; None if there is nothing to compare."""
-    if case.vision is None or center is None or comparable(actual=case.vision, expected=case.expected.vision):
-        return None
-    return row_sqnr_db(actual=case.vision - center, expected=case.expected.vision - center)
+    made = compare_about(case, center) if center is not None else None
+    return made.row_sqnr_db if isinstance(made, Difference) else None
 
 
 def _loss(rows: Array | None) -> tuple[bool, float]:
@@ -131,8 +131,8 @@ def _cache(evidence: Evidence) -> dict[str, Any] | None:
     cells: list[dict[str, Any]] = []
     for pair in probe.chunks.pairs:
         actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
-        known = actual is not None and expected is not None and not comparable(actual=actual, expected=expected)
-        value = round(sqnr_db(actual=actual, expected=expected), 1) if known else None  # type: ignore[arg-type]
+        made = compare(actual=actual, expected=expected)
+        value = round(made.sqnr_db, 1) if isinstance(made, Difference) else None
         cells.append({"split": pair.case, "position": pair.position, "sqnr_db": value})
     lowest = min((cell["sqnr_db"] for cell in cells if cell["sqnr_db"] is not None), default=EQUAL_DB)
-    return {"limit": probe.limit, "allowed_db": up_to_ties(evidence)(lowest), "cells": cells}
+    return {"limit": probe.limit, "allowed_db": up_to_ties(evidence)(lowest).value, "cells": cells}

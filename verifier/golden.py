@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verifier.core.limits import Limit
+from verifier.core.scales import SCALES, Scale
 from verifier.errors import GoldenError
 
 
@@ -88,11 +90,20 @@ class Band:
         value = self.measured.get(case)
         return None if value is None else value - self.direction * self.wider.get(case, self.margin)
 
+    def limit(self, case: str) -> Limit | None:
+        """The bound for a case as a limit, None if it was never measured."""
+        bound = self.allowed(case)
+        return None if bound is None else self._limit(bound)
+
     @property
-    def loosest(self) -> float:
+    def loosest(self) -> Limit:
         """The bound of the case that is allowed the most."""
         bounds = [bound for case in self.measured if (bound := self.allowed(case)) is not None]
-        return min(bounds) if self.direction > 0 else max(bounds)
+        return self._limit(min(bounds) if self.direction > 0 else max(bounds))
+
+    def _limit(self, bound: float) -> Limit:
+        scale = SCALES.get(self.metric, Scale("ratio", "least" if self.direction > 0 else "most"))
+        return scale.limit(self.metric, bound)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from verifier.checkpoint import Checkpoint
+from verifier.core.compare import Array
 from verifier.errors import CheckpointError
 from verifier.golden import GoldenImage
-from verifier.metrics import Array
 from verifier.model.definition import Definition
 from verifier.model.preprocess import prepare_image, read_image
 from verifier.model.prompt import Prompt, Tokenizer, caption_prompt

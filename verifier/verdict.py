@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from verifier.metrics import EQUAL_DB
+from verifier.core.compare import EQUAL_DB
+from verifier.core.scales import scale_of
 from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
@@ -80,21 +82,23 @@ def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool 
     )
 
 
-EXACT = ("compared", "wrong", "tried", "overlaps", "handovers_broken", "cache_bytes", "different", "differing")
-"""Measures that are met or not: they have no share."""
-
-
 def share_of_tolerance(result: CheckResult) -> tuple[float, str] | None:
-    """How much of its tolerance a result used, and by which measure: 1 is the limit. None if it has no numeric one."""
+    """How much of its tolerance a result used, and by which measure: 1 is the limit. None if it has none: a measure that is met or not, a lower
+    bound of anything but dB, equality."""
     shares = []
     for key, bound in result.allowed.items():
-        value = result.measured.get(key)
-        numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) and x for x in (value, bound))
-        met_or_not = key in EXACT or (key.endswith("_db") and bound == EQUAL_DB)
-        if numeric and value is not None and not met_or_not:
-            larger_is_better = key.endswith("_db") or key in ("logits.top1_agreement", "planned_bytes")
-            shares.append((float(bound / value if larger_is_better else value / bound), key))
+        value, scale = result.measured.get(key), scale_of(result.id, key)
+        if scale is None or not _positive(value) or not _positive(bound):
+            continue
+        if scale.at == "most":
+            shares.append((float(value / bound), key))
+        elif scale.unit == "dB" and bound != EQUAL_DB:
+            shares.append((float(bound / value), key))
     return max(shares) if shares else None
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _rung(step: Step, results: list[CheckResult]) -> Rung:

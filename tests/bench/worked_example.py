@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import EMBEDDED_PTE
+from tests.support import EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
 from verifier.driver import Script, converse
 from verifier.evidence import run_bundle
 from verifier.faults.surgery import change_bytes, find_instruction
 from verifier.golden import load_golden
-from verifier.metrics import sqnr_db
 from verifier.model.definition import build_definition
 from verifier.model.prompt import Tokenizer
 from verifier.opening import Request

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support import sqnr_db
 from verifier.export.quantize import quantize_linear
 from verifier.interpret.arithmetic import OFFSETS, centred_rows, multiply_groups, multiply_in_order, quantize_rows
-from verifier.ladder.limits import ALLOWED_LINEAR_DB
-from verifier.metrics import sqnr_db
+from verifier.ladder.limits import LINEAR
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call
 from verifier.types import Recipe
@@ -89,10 +89,10 @@ def test_order_of_sums_is_the_kernels(once: Callable[[str, Callable[[Path], None
 
     found = orders(integers)
     exact = multiply_groups(centred_rows(rows), integers.float(), scales) * rows.scale.double()
-    assert max(found.values()) >= ALLOWED_LINEAR_DB
+    assert max(found.values()) >= LINEAR.value
     if "avx512_vnni" in features:
         assert found[128] == 400
         assert sqnr_db(actual=made, expected=exact.float().numpy()) < 130
     wrong = integers.clone()
     wrong[7, 1234] ^= 1
-    assert max(orders(wrong).values()) < ALLOWED_LINEAR_DB
+    assert max(orders(wrong).values()) < LINEAR.value

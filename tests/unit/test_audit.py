@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import sqnr_db
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import PerTensor
@@ -16,7 +17,6 @@ from verifier.audit import compare, recipe
 from verifier.audit.compare import Audited
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import quantized_linear
-from verifier.metrics import sqnr_db
 from verifier.types import Recipe
 
 SCALE = 0.01

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import sqnr_db
 from verifier.checkpoint import open_checkpoint
-from verifier.metrics import sqnr_db
 from verifier.model.definition import build_definition
 from verifier.reference import load_hugging_face
 

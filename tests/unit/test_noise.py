@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support import row_sqnr_db
 from verifier.checkpoint import open_checkpoint
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
-from verifier.metrics import row_sqnr_db
 from verifier.synth.geometries import NAMED
 from verifier.synth_checkpoint import main as synthesize
 from verifier.types import Recipe

@@ -15,16 +15,13 @@ from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter
 from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
+from verifier.core.compare import decibels
+from verifier.core.limits import limit
 from verifier.interpret.machine import constant_tensor
 from verifier.interpret.nodes import channel_scales, constant_weights
-from verifier.metrics import decibels
 from verifier.model.vision import QUICK_GELU
 
-FACTOR_TOLERANCE = 1e-6
-"""Relative; 2.4e-8 was measured, the rounding of 1.702 / 255 to fp32."""
-SCALE_TOLERANCE = 1e-6
-"""Relative. Scales of static int8 are computed in fp32 by the exporter and stored as fp32: a few ulps of 6e-8 at most."""
-
+FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
 FIDELITY_ELEMENTS = 1 << 18
 """Elements that are compared with the checkpoint at a time."""
 
@@ -145,7 +142,7 @@ def _check_scales(  # noqa: PLR0917
         wanted = (constant.input_scale or 0.0) * (weight_scale or 0.0)
     else:
         wanted = float(expected.scales) if expected.scales is not None else scale
-    if zero_point or wanted == 0.0 or abs(scale / wanted - 1) > SCALE_TOLERANCE:
+    if zero_point or wanted == 0.0 or not SCALE.admits(abs(scale / wanted - 1)):
         return _wrong(record, f"scale {scale:.8g} and zero point {zero_point}, the recipe gives {wanted:.8g} and 0")
     return record
 
@@ -156,7 +153,7 @@ def _check_factor(record: Audited, constant: Constant, stored: Tensor) -> Audite
     if constant.role != "factor" or not isinstance(given, PerTensor):
         return record
     real = (float(stored) - given.zero_point) * given.scale
-    off = abs(real / QUICK_GELU - 1) > FACTOR_TOLERANCE
+    off = not FACTOR.admits(abs(real / QUICK_GELU - 1))
     return _wrong(record, f"QuickGELU's factor is {real:.7g}, not {QUICK_GELU}") if off else record
 
 

@@ -6,18 +6,16 @@ import numpy as np
 
 from verifier.artifact.caches import Cache
 from verifier.checks.common import Check, fixed_cases, up_to_ties
+from verifier.core.compare import EQUAL_DB, Array, Mismatch, compare, refusal
+from verifier.core.limits import limit
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
 from verifier.interpret.bounds import UNIT
-from verifier.metrics import EQUAL_DB, Array, row_sqnr_db
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import CheckResult, Where
 
 ROWS = ("other chunks", "own token", "rotation")
 CHUNKS = ("first chunk", "second chunk")
-ROTATION_UNITS = 8.0
-"""Roundings of fp32 in a roped key, relative to the largest number of its row: the angle p x frequency carries two of its own
-(2 p u), cosine, sine, two products and a sum the rest. Measured on llava_tiny: 0.31 of it at most."""
 
 
 def _where(cache: Cache, row: int) -> Where:
@@ -56,6 +54,10 @@ def rows(check: Check, evidence: Evidence) -> list[CheckResult]:
     if any(table is None for table in tables.values()):
         said = f"the caches were not returned: {asked.result.outcome} {asked.result.message}"
         return [check.failed(case, said, where=Where(method="text_decoder", module="kv_cache")) for case in ROWS]
+    for name, table in tables.items():
+        odd = _refused(check, caches, name, table or [])
+        if odd is not None:
+            return odd
     whole, split, moved, repeated = (tables[name] or [] for name in ("whole", "split", "moved", "repeated"))
     return [
         _other_chunks(check, evidence, caches, whole, split),
@@ -64,21 +66,41 @@ def rows(check: Check, evidence: Evidence) -> list[CheckResult]:
     ]
 
 
+def _refused(
+    check: Check, caches: tuple[Cache, ...], name: str, tables: list[Array], cases: tuple[str, ...] = ROWS
+) -> list[CheckResult] | None:
+    """Failures if rows of a cache are not of numbers alone, or if there are none."""
+    if not tables:
+        return [check.error(case, "the program has no caches: nothing was compared") for case in cases]
+    for cache, table in zip(caches, tables, strict=True):
+        reason = refusal(table)
+        if reason is not None:
+            said = f"the {cache.kind.upper()} cache of layer {cache.layer} ({name}) cannot be compared: {reason.reason}"
+            where = _where(cache, reason.index[0] if reason.index else 0)
+            return [check.failed(case, f"{said}. See layers.finite.", where=where) for case in cases]
+    return None
+
+
 def _other_chunks(
     check: Check, evidence: Evidence, caches: tuple[Cache, ...], whole: list[Array], split: list[Array]
 ) -> CheckResult:
     worst, at = EQUAL_DB, (caches[0], 0)
     for cache, actual, expected in zip(caches, split, whole, strict=True):
-        found = row_sqnr_db(actual=actual.reshape(len(actual), -1), expected=expected.reshape(len(expected), -1))
-        found = np.where(np.isfinite(found), found, -EQUAL_DB)
-        if found.min() < worst:
-            worst, at = float(found.min()), (cache, int(found.argmin()))
+        made = compare(actual=actual.reshape(len(actual), -1), expected=expected.reshape(len(expected), -1))
+        if isinstance(made, Mismatch):
+            return check.failed(
+                ROWS[0], f"rows in other chunks cannot be compared: {made.reason}", where=_where(cache, 0)
+            )
+        if made.row_sqnr_db.min() < worst:
+            worst, at = float(made.row_sqnr_db.min()), (cache, int(made.row_sqnr_db.argmin()))
     allowed = up_to_ties(evidence)(worst)
-    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}, "where": _where(*at)}
-    if worst < allowed:
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": _where(*at)}
+    if not allowed.admits(worst):
         said = f"row {at[1]} of the {at[0].kind.upper()} cache of layer {at[0].layer} is another in chunks of 1, 2, 31, … than as a whole"
         hint = "Check cache positions, write-back and the mask of the layer before."
-        return check.failed(ROWS[0], f"{said}: {worst:.1f} dB, allowed at least {allowed:.1f} dB. {hint}", **fields)
+        return check.failed(
+            ROWS[0], f"{said}: {worst:.1f} dB, allowed at least {allowed.value:.1f} dB. {hint}", **fields
+        )
     return check.passed(ROWS[0], f"all rows of {len(caches)} caches, {worst:.0f} dB and more", **fields)
 
 
@@ -90,7 +112,7 @@ def _own_token(check: Check, caches: tuple[Cache, ...], whole: list[Array], move
     wrong = np.flatnonzero((after[1:] != before[:-1]).any((1, 2)))
     distinct = np.flatnonzero((before[1:] != before[:-1]).any((1, 2)))
     fields = {"measured": {"wrong": len(wrong)}, "allowed": {"wrong": 0}}
-    if len(distinct) < len(before) // 2:
+    if len(before) < 2 or not limit("kvcache.rows.distinct").admits(len(distinct) / len(before)):
         said = f"only {len(distinct) + 1} of {len(before)} rows of the V cache of layer 0 differ from the one before, though the tokens do"
         return check.failed(
             ROWS[1],
@@ -132,12 +154,16 @@ def _rotation(check: Check, evidence: Evidence, caches: tuple[Cache, ...], repea
         )
     turned = unroped(table, evidence.checkpoint.geometry.text.rope_theta)
     apart = np.abs(turned - turned[:1]).max((1, 2)) / np.abs(table[0]).max()
-    limits = (2 * np.arange(len(table)) + ROTATION_UNITS) * UNIT
+    limits = (2 * np.arange(len(table)) + limit("kvcache.rows.rotation").value) * UNIT
     share = np.where(np.isfinite(apart), apart / limits, np.inf)
     row, worst = int(share.argmax()), float(share.max())
-    fields = {"measured": {"share_of_limit": min(worst, 1e9)}, "allowed": {"share_of_limit": 1.0}}
-    if worst > 1:
-        row = int(np.flatnonzero(share > 1)[0])
+    within = limit("layers.kernel")
+    fields = {
+        "measured": {"share_of_limit": worst if np.isfinite(worst) else None},
+        "allowed": {"share_of_limit": within.value},
+    }
+    if not within.admits(worst):
+        row = int(np.flatnonzero(share > within.value)[0])
         said = f"the key at position {row} is not the token's key turned by {row} steps of RoPE: {apart[row]:.2g} off, fp32 allows {limits[row]:.2g}"
         return check.failed(
             ROWS[2],
@@ -163,8 +189,14 @@ def mask(check: Check, evidence: Evidence) -> list[CheckResult]:
     base = _table(asked, "unperturbed", caches)
     asked_of = [j for j in PERTURBED if f"perturbed {j}" in asked.marks]
     cases = {CHUNKS[0]: [j for j in asked_of if j < MASKED[0]], CHUNKS[1]: [j for j in asked_of if j >= MASKED[0]]}
+    odd = None if base is None else _refused(check, caches, "unperturbed", base, CHUNKS)
+    if odd is not None:
+        return odd
     results = []
     for case, places in cases.items():
+        if not places:
+            results.append(check.error(case, "no token of this chunk was perturbed"))
+            continue
         found = [_mask(check, case, caches, base, _table(asked, f"perturbed {j}", caches), j) for j in places]
         wrong = [result for result in found if result is not None]
         rows = sum(MASKED) * len(caches) * len(places)
@@ -187,6 +219,12 @@ def _mask(  # noqa: PLR0917
     if base is None or made is None:
         return check.failed(case, "the caches were not returned", where=Where(method="text_decoder", module="kv_cache"))
     for cache, before, after in zip(caches, base, made, strict=True):
+        reason = refusal(after)
+        if reason is not None or before.shape != after.shape:
+            said = reason.reason if reason is not None else f"shape {list(after.shape)}, expected {list(before.shape)}"
+            return check.failed(
+                case, f"rows with token {j} perturbed cannot be compared: {said}", where=_where(cache, j)
+            )
         changed = np.flatnonzero((before != after).any((1, 2)))
         what = f"token {j} was another: in the {cache.kind.upper()} cache of layer {cache.layer} "
         if len(changed) and changed[0] < j:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from verifier.metrics import Array, ChannelFit, fit_channels
+from verifier.core.compare import Array, ChannelFit, Difference
+from verifier.core.limits import limit
 
 ROWS_AT_ONCE = 2048
-LEAST_PIVOT = 1e-6
-"""Of the largest one, in the square root of a Gram matrix: above it, fp64 leaves four digits of a solution."""
+TINY = 1e-12
+"""Keeps a quotient of a spread finite; a channel that does not vary is not judged."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class WorstChannel:
     fit: ChannelFit
 
 
-def worst_channel(*, actual: Array, expected: Array) -> WorstChannel:
+def worst_channel(made: Difference) -> WorstChannel:
     """Fit all channels of [N, D] and pick the worst gain and the worst offset among those that vary enough to tell."""
-    fit = fit_channels(actual=actual, expected=expected)
+    fit, expected = made.channels, made.expected
     spread = expected.reshape(-1, expected.shape[-1]).astype(np.float64).std(0)
-    telling = spread > 0.1 * np.median(spread)
+    telling = spread > limit("channels.telling").value * np.median(spread)
     gain = np.where(telling, np.abs(fit.gain - 1), 0.0)
-    offset = np.where(telling, np.abs(fit.offset) / np.maximum(spread, 1e-12), 0.0)
+    offset = np.where(telling, np.abs(fit.offset) / np.maximum(spread, TINY), 0.0)
     g, o = int(gain.argmax()), int(offset.argmax())
     return WorstChannel(float(gain[g]), g, float(offset[o]), o, fit)
 
@@ -59,7 +60,7 @@ def _solve(gram: Array, right: Array) -> Array:
         pivots = np.zeros(1)
     else:
         pivots = np.diag(factor[0])
-    if pivots.min() > LEAST_PIVOT * pivots.max():
+    if limit("logits.channels.pivot").admits(float(pivots.min() / max(pivots.max(), TINY))):
         out: Array = linalg.cho_solve(factor, right)
         return out
     solution, *_ = np.linalg.lstsq(gram, right, rcond=None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from verifier.core.limits import Limit
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence, Subjects
 from verifier.golden import Band
-from verifier.ladder.limits import chunk_limit_db
+from verifier.ladder.limits import chunk_limit_db, least_db
 from verifier.types import CheckResult, Step, Where
 
 Cases = Callable[[Subjects], tuple[str, ...]]
@@ -42,16 +43,22 @@ def fixed_cases(*names: str) -> Cases:
     return lambda _subjects: names
 
 
-Allowed = Callable[[float], float]
-"""From a measured SQNR to the least that is allowed, in dB."""
+Allowed = Callable[[float], Limit]
+"""From a measured SQNR to the limit that holds for it."""
 
 
 def up_to_ties(evidence: Evidence) -> Allowed:
     """For results of the same program whose sums ran in another order. What rounding costs this checkpoint is measured only where a count of
     ties does not explain what was found."""
     text = evidence.checkpoint.geometry.text
-    counted = chunk_limit_db(text.width, text.layers)
-    return lambda measured: counted if measured >= counted else min(counted, evidence.rounding.limit_db)
+    counted = least_db("chunks", chunk_limit_db(text.width, text.layers))
+
+    def allowed(measured: float) -> Limit:
+        if counted.admits(measured):
+            return counted
+        return counted.of(min(counted.value, evidence.rounding.limit_db))
+
+    return allowed
 
 
 one_case = fixed_cases("program")
@@ -103,17 +110,15 @@ def judge(
     for measure in measures:
         band = band_of(evidence, measure.metric)
         of = measure.case or case
-        bound = None if isinstance(band, GoldenError) else band.allowed(of)
+        bound = None if isinstance(band, GoldenError) else band.limit(of)
         if isinstance(band, GoldenError) or bound is None:
             reason = band.one_line if isinstance(band, GoldenError) else f"no band of {measure.metric} for {of}"
             return check.error(case, f"{what} cannot be judged: {reason}", measured=measured, where=where)
-        allowed[measure.metric] = bound
-        if (measure.value - bound) * band.direction < 0:
+        allowed[measure.metric] = bound.value
+        if not bound.admits(measure.value):
             unit = f" {measure.unit}" if measure.unit else ""
-            relation = "at least" if band.direction > 0 else "at most"
-            broken.append(
-                f"{measure.metric.split('.')[-1]} {measure.value:.4g}{unit}, allowed {relation} {bound:.4g}{unit}"
-            )
+            name, relation = measure.metric.split(".")[-1], f"allowed at {bound.at} {bound.value:.4g}{unit}"
+            broken.append(f"{name} {measure.value:.4g}{unit}, {relation}")
     if broken:
         return check.failed(
             case, f"{what}: {'; '.join(broken)}. {hint}", measured=measured, allowed=allowed, where=where

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from verifier.checks.common import Check, band_of, fixed_cases, one_case, up_to_ties
 from verifier.checks.vision import SQNR
+from verifier.core.compare import EQUAL_DB, Mismatch, compare
+from verifier.core.limits import Limit
 from verifier.errors import GoldenError
 from verifier.evidence import Evidence
 from verifier.ladder.abroad import COMPARED, Counterpart
-from verifier.ladder.limits import device_limit_db
-from verifier.metrics import EQUAL_DB, comparable, sqnr_db
+from verifier.ladder.limits import device_limit_db, least_db
 from verifier.types import CheckResult, Where
 
 LENGTHS = ("one token", "several tokens")
@@ -79,29 +80,31 @@ def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart
         return check.error(method, f"{method} was not called")
     worst, at = EQUAL_DB, pairs[0]
     for pair in pairs:
-        mismatch = comparable(actual=pair.there, expected=pair.here)
-        value = -EQUAL_DB if mismatch else sqnr_db(actual=pair.there, expected=pair.here)
-        if value < worst:
-            worst, at = value, pair
+        made = compare(actual=pair.there, expected=pair.here)
+        if isinstance(made, Mismatch):
+            said = f"call {pair.call}: the device and this machine cannot be compared on the same inputs: {made.reason}"
+            return check.failed(method, f"{said}. See layers.finite.", where=Where(method=method, index=made.index))
+        if made.sqnr_db < worst:
+            worst, at = made.sqnr_db, pair
     where = Where(method=method, index=(at.call,))
     vision = method == "vision_encoder"
-    allowed = _vision_limit_db(evidence) if vision else up_to_ties(evidence)(worst)
-    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed}, "where": where}
-    if worst < allowed:
+    allowed = _vision_limit(evidence) if vision else up_to_ties(evidence)(worst)
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": where}
+    if not allowed.admits(worst):
         return check.failed(
             method,
-            f"call {at.call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed:.1f} dB. "
+            f"call {at.call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
             "layers.kernel says which instruction of which of the two is wrong.",
             **fields,
         )
     return check.passed(method, f"the device gives what this machine gives, {worst:.0f} dB and more", **fields)
 
 
-def _vision_limit_db(evidence: Evidence) -> float:
+def _vision_limit(evidence: Evidence) -> Limit:
     """Rounding costs as much on another machine as it was seen to cost when this recipe was calibrated."""
     band = band_of(evidence, SQNR)
     clean_db = EQUAL_DB if isinstance(band, GoldenError) else min(band.measured.values(), default=EQUAL_DB)
-    return device_limit_db(evidence.checkpoint.geometry.vision.layers, clean_db)
+    return least_db("device.host", device_limit_db(evidence.checkpoint.geometry.vision.layers, clean_db))
 
 
 CHECKS = (

@@ -9,16 +9,12 @@ import torch
 
 from verifier.audit.recipe import quantized_embedding
 from verifier.checks.common import Check, one_case
+from verifier.core.compare import Array, Mismatch, compare
+from verifier.core.limits import limit
 from verifier.evidence import Evidence
-from verifier.metrics import Array, comparable, sqnr_db
 from verifier.types import EMBEDDING_GROUP, CheckResult, Recipe, Where
 
-ALLOWED_STEPS = 0.51
-"""Physical, not fitted: rounding to the nearest of 2^bits levels is off by half a step; 1 % for fp32 arithmetic. One
-step is the group's largest magnitude over 2^(bits-1) - 0.5."""
-ROUNDING_STEPS = 0.01
-"""What fp32 arithmetic may add to the recipe's own error. Scales found by HQQ clip what is largest, by as much as pays: 1.40 steps in
-llava_tiny, where a whole step was allowed until an export of it was refused for that."""
+STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
 ROWS_AT_ONCE = 1024
 
 
@@ -45,8 +41,8 @@ def _steps(actual: Array, expected: Array, bits: int, recipe: Recipe | None) -> 
         return difference, np.zeros_like(difference)
     steps = _in_steps(difference, expected, bits)
     if recipe and recipe.quantizer == "hqq":
-        return steps, _in_steps(_own_error(expected, recipe), expected, bits) + ROUNDING_STEPS
-    return steps, np.full(steps.shape, ALLOWED_STEPS)
+        return steps, _in_steps(_own_error(expected, recipe), expected, bits) + CLIPPED.value
+    return steps, np.full(steps.shape, STEPS.value)
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def _part(actual: Array, expected: Array, first: int, bits: int, recipe: Recipe 
     rows = slice(first, first + ROWS_AT_ONCE)
     steps, allowed = _steps(actual[rows], expected[rows], bits, recipe)
     row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
-    off = int((steps > allowed).any(1).sum())
+    off = int((~(steps <= allowed)).any(1).sum())
     return _Part(off, (first + row, column), float(steps[row, column]), float(allowed[row, column]))
 
 
@@ -79,23 +75,19 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
                 "program", f"token_embedding did not return: {evidence.runtime.conversations.message}", where=where
             )
         ]
-    mismatch = comparable(actual=actual, expected=expected)
-    if mismatch:
-        return [
-            check.failed(
-                "program", f"embeddings: {mismatch.reason}", where=Where("token_embedding", index=mismatch.index)
-            )
-        ]
+    made = compare(actual=actual, expected=expected)
+    if isinstance(made, Mismatch):
+        return [check.failed("program", f"embeddings: {made.reason}", where=Where("token_embedding", index=made.index))]
     recipe = evidence.manifest.recipe if evidence.manifest else None
     bits = recipe.embedding_bits if recipe else 8
     unit = "absolute" if bits == 32 else "steps"
     parts = [_part(actual, expected, first, bits, recipe) for first in range(0, len(expected), ROWS_AT_ONCE)]
     worst = max(parts, key=lambda part: part.value - part.allowed)
     (row, column), value, steps_allowed = worst.index, worst.value, worst.allowed
-    quality = sqnr_db(actual=actual, expected=expected)
+    quality = made.sqnr_db
     fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
     where = Where(method="token_embedding", index=(row, column))
-    if not value <= steps_allowed:
+    if not STEPS.of(steps_allowed).admits(value):
         return [
             check.failed(
                 "program",

@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 
 from verifier.checks.common import Check, band_of, fixed_cases, one_case, per_image
-from verifier.checks.vision import SQNR, channel_center, vision_measures
+from verifier.checks.vision import SQNR, channel_center, compare_about
+from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
+from verifier.core.limits import LIMITS
 from verifier.errors import GoldenError
 from verifier.evidence import Case, Evidence, Subjects, answered_freely
 from verifier.ladder.divergence import quantized_token
 from verifier.ladder.quantized import build_quantized_decoder
-from verifier.metrics import Array
 from verifier.types import CheckResult, Where
 
 NOISE = "greedy.margin_noise"
-TIE = 1e-3
-"""Logits. Below this margin fp32 itself may favour the other token on another machine: 137 dB between two fp32 sides and
-logits of up to 26 make 1e-5; the least margin of llava_tiny's goldens is 0.045."""
+TIE = LIMITS["greedy.golden.tie"]
 
 
-def margin_noise(actual: Array, expected: Array) -> float:
+def margin_noise(made: Difference) -> float:
     """How far the runtime moved the expected winner against its best rival, the most over all positions, in logits."""
-    winner = expected.argmax(-1)
+    winner = made.expected.argmax(-1)
     rows = np.arange(len(winner))
 
     def lead(logits: Array) -> Array:
@@ -36,12 +35,23 @@ def margin_noise(actual: Array, expected: Array) -> float:
         out: Array = logits[rows, winner] - rivals.max(-1)
         return out
 
-    return float(np.abs(lead(actual) - lead(expected)).max())
+    return float(np.abs(lead(made.actual) - lead(made.expected)).max())
 
 
 def _silent(check: Check, evidence: Evidence, case: str) -> CheckResult:
     said = f"no answer: {evidence.runtime.conversations.message}"
     return check.failed(case, said, where=Where(method="text_decoder"))
+
+
+def _no_answer(check: Check, evidence: Evidence, case: str, logits: Array | None) -> CheckResult | None:
+    """A failure if there are no logits to choose tokens from, or if they are not numbers: the largest of them is no answer."""
+    if logits is None:
+        return _silent(check, evidence, case)
+    reason = refusal(logits)
+    if reason is None:
+        return None
+    said = f"the logits are not finite, so there is no answer: {reason.reason}"
+    return check.failed(case, said, where=Where(method="text_decoder", index=reason.index))
 
 
 def golden(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -58,18 +68,22 @@ def _quantized(evidence: Evidence) -> Callable[[], Any]:
 
 def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[], Any]) -> CheckResult:
     wanted = case.sample.golden
-    if case.logits is None:
-        return _silent(check, evidence, wanted.name)
+    silent = _no_answer(check, evidence, wanted.name, case.logits)
+    if silent is not None:
+        return silent
+    assert case.logits is not None
     recomputed = np.array(wanted.ids)
+    reference = refusal(case.expected.logits)
+    if reference is not None or len(case.expected.logits) != len(recomputed):
+        return check.error(wanted.name, "the fp32 reference gives no answer of this length: make golden data again")
+    if case.logits.shape != case.expected.logits.shape:
+        said = f"the logits have shape {list(case.logits.shape)}, expected {list(case.expected.logits.shape)}"
+        return check.failed(wanted.name, said, where=Where(method="text_decoder"))
     parted = np.flatnonzero(case.expected.logits.argmax(-1) != recomputed)
-    if any(wanted.margins[at] > TIE for at in parted):
+    if not all(TIE.admits(wanted.margins[at]) for at in parted):
         return check.error(
             wanted.name,
             "the fp32 reference no longer gives the golden answer: golden data and checkpoint have parted; make golden data again",
-        )
-    if not np.isfinite(case.logits).all():
-        return check.failed(
-            wanted.name, "logits are not finite, so there is no answer", where=Where(method="text_decoder")
         )
     actual = case.logits.argmax(-1)
     wrong = np.flatnonzero(actual != recomputed)
@@ -77,7 +91,7 @@ def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[]
     if len(wrong) == 0:
         return check.passed(wanted.name, f"{wanted.text!r}", **fields)
     band = band_of(evidence, NOISE)
-    noise = None if isinstance(band, GoldenError) else band.allowed("program")
+    noise = None if isinstance(band, GoldenError) else band.limit("program")
     if noise is None:
         return check.error(
             wanted.name, "a token differs and the noise of a clean export is unknown: calibrate first", **fields
@@ -85,7 +99,7 @@ def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[]
     spared = 0
     for at in wrong:
         margin = wanted.margins[at]
-        if margin <= noise:
+        if noise.admits(margin):
             continue
         if case is evidence.user_case and _within_recipe(evidence, case, quantized, int(at)):
             spared += 1
@@ -96,10 +110,10 @@ def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[]
         return check.failed(
             wanted.name,
             f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise:.2f}. {_cause(evidence, case, quantized, int(at), int(actual[at]))}",
+            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise.value:.2f}. {_cause(evidence, case, quantized, int(at), int(actual[at]))}",
             where=Where(method="text_decoder", index=(position,)),
             measured={"margin": margin} | fields["measured"],
-            allowed={"margin": noise},
+            allowed={"margin": noise.value},
         )
     said = f"{len(wrong)} of {len(actual)} tokens differ where fp32 itself is undecided"
     if spared:
@@ -114,7 +128,8 @@ def _within_recipe(evidence: Evidence, case: Case, quantized: Callable[[], Any],
     band = band_of(evidence, SQNR)
     if isinstance(band, GoldenError) or case.vision is None or case.logits is None:
         return False
-    if next(m.value for m in vision_measures(case, channel_center(evidence)) if m.metric == SQNR) < band.loosest:
+    tokens = compare_about(case, channel_center(evidence))
+    if isinstance(tokens, Mismatch) or not band.loosest.admits(tokens.sqnr_db):
         return False
     said = int(case.logits[at].argmax())
     return quantized_token(quantized(), evidence.definition, case.sample, case.vision, at) == said
@@ -146,8 +161,14 @@ def free(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 def _free(check: Check, evidence: Evidence, case: Case, logits: Array | None) -> CheckResult:
     name, wanted = case.sample.golden.name, case.sample.golden.ids
-    if logits is None or case.logits is None:
-        return _silent(check, evidence, name)
+    for own_logits in (logits, case.logits):
+        silent = _no_answer(check, evidence, name, own_logits)
+        if silent is not None:
+            return silent
+    assert logits is not None and case.logits is not None
+    if case.logits.shape[0] != len(wanted) or logits.shape[1:] != case.logits.shape[1:]:
+        said = f"logits {list(logits.shape)} and {list(case.logits.shape)} are not those of {len(wanted)} tokens"
+        return check.failed(name, said, where=Where(method="text_decoder"))
     forced, own = case.logits.argmax(-1), logits.argmax(-1)
     # behind the first token that is not the golden one, the two have been fed differently
     parted = next((i for i, token in enumerate(forced) if int(token) != wanted[i]), len(wanted) - 1)
@@ -178,8 +199,10 @@ def images(check: Check, evidence: Evidence) -> list[CheckResult]:
     wanted = {case.sample.golden.name: case.sample.golden for case in evidence.cases}
     own: dict[str, list[int]] = {}
     for name, logits in evidence.runtime.free.items():
-        if logits is None:
-            return [_silent(check, evidence, "program")]
+        silent = _no_answer(check, evidence, "program", logits)
+        if silent is not None:
+            return [silent]
+        assert logits is not None
         own[name] = [int(i) for i in logits.argmax(-1)]
     pairs = [(one, two) for one, two in combinations(own, 2) if wanted[one].ids != wanted[two].ids]
     if not pairs:
@@ -204,6 +227,10 @@ def history(check: Check, evidence: Evidence) -> list[CheckResult]:
     if first is None or first.logits is None or again is None:
         return [_silent(check, evidence, "program")]
     name = first.sample.golden.name
+    made = compare(actual=again, expected=first.logits)
+    if isinstance(made, Mismatch):
+        said = f"the logits of {name} behind all other conversations cannot be compared: {made.reason}"
+        return [check.failed("program", said, where=Where(method="text_decoder", index=made.index))]
     wrong = np.flatnonzero((again != first.logits).any(-1))
     fields = {"measured": {"different": len(wrong)}, "allowed": {"different": 0}}
     if len(wrong):
@@ -227,8 +254,10 @@ def limit(check: Check, evidence: Evidence) -> list[CheckResult]:
     if made.position > last or len(made.logits) != made.room:
         said = f"{len(made.logits)} tokens were answered up to position {made.position - 1}, the program has room for {made.room}"
         return [check.failed("program", f"{said}. The loop must stop at max_seq_len.", where=where, **fields)]
-    if not np.isfinite(made.logits).all():
-        return [check.failed("program", f"logits before position {last} are not finite", where=where, **fields)]
+    reason = refusal(made.logits)
+    if reason is not None:
+        said = f"logits before position {last} are not finite: {reason.reason}"
+        return [check.failed("program", said, where=where, **fields)]
     return [
         check.passed(
             "program",
@@ -248,6 +277,9 @@ def expected(check: Check, evidence: Evidence) -> list[CheckResult]:
     wanted, case = evidence.expectation, evidence.user_case
     if wanted is None or case is None or case.logits is None:
         return [check.error("image", "there is no published answer for this checkpoint, no image, or no answer")]
+    silent = _no_answer(check, evidence, "image", case.logits)
+    if silent is not None:
+        return [silent]
     text = evidence.tokenizer.decode([int(i) for i in case.logits.argmax(-1)])
     if not text.startswith(wanted.begins_with):
         pairs = enumerate(zip(text, wanted.begins_with, strict=False))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from verifier.checks.common import Allowed, Check, fixed_cases, one_case, up_to_ties
+from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal
+from verifier.core.limits import Limit, limit
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
-from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, beyond, chunk_name, poisons
 from verifier.probes.tape import Pair
 from verifier.types import CheckResult, Where
@@ -24,8 +25,8 @@ _HINTS = {
 }
 
 
-def _equal(_measured: float) -> float:
-    return EQUAL_DB
+def _equal(_measured: float) -> Limit:
+    return limit("equal")
 
 
 def _where(position: int) -> Where:
@@ -47,21 +48,20 @@ def _judge_pairs(
                 f"position {pair.position}: text_decoder did not return: {asked.result.outcome} {asked.result.message}"
             )
             return check.failed(case, said, where=_where(pair.position))
-        mismatch = comparable(actual=actual, expected=expected)
-        if mismatch:
-            said = f"position {pair.position}: logits cannot be compared, {mismatch.reason}. {what}"
+        made = compare(actual=actual, expected=expected)
+        if isinstance(made, Mismatch):
+            said = f"position {pair.position}: logits cannot be compared, {made.reason}. {what}"
             return check.failed(case, said, where=_where(pair.position))
-        value = sqnr_db(actual=actual, expected=expected)
-        limit = allowed(value)
-        if value < limit:
-            said = f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {limit:.1f} dB. {what}"
-            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit}}
+        value, least = made.sqnr_db, allowed(made.sqnr_db)
+        if not least.admits(value):
+            said = f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {least.value:.1f} dB. {what}"
+            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": least.value}}
             return check.failed(case, said, where=_where(pair.position), **both)
         if value < worst:
             worst, at = value, pair.position
     fields: dict[str, Any] = {
         "measured": {"sqnr_db": worst, "pairs": len(pairs)},
-        "allowed": {"sqnr_db": allowed(worst)},
+        "allowed": {"sqnr_db": allowed(worst).value},
         "where": _where(at),
     }
     words = "the same bits" if worst == EQUAL_DB else f"{worst:.1f} dB and more"
@@ -77,10 +77,10 @@ def chunks(check: Check, evidence: Evidence) -> list[CheckResult]:
     cache = evidence.runtime.cache
     if cache is None:
         return [check.error(case, "the cache was not probed") for case in SPLITS]
-    limit = up_to_ties(evidence)
+    allowed = up_to_ties(evidence)
     what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
     return [
-        _judge_pairs(check, cache.chunks, case, _of(cache.chunks, case), allowed=limit, what=what) for case in SPLITS
+        _judge_pairs(check, cache.chunks, case, _of(cache.chunks, case), allowed=allowed, what=what) for case in SPLITS
     ]
 
 
@@ -148,6 +148,11 @@ def _last(check: Check, asked: Asked, limit: int) -> CheckResult:
     if asked.marks["last one"] not in asked.result.outputs:
         said = f"position {limit - 1} of {limit} cannot be used: {asked.result.message}. Check mask and cache length."
         return check.failed("last position", said, where=where)
+    reason = refusal(asked.result.outputs[asked.marks["last one"]])
+    if reason is not None:
+        return check.failed(
+            "last position", f"position {limit - 1} of {limit} gives no logits: {reason.reason}", where=where
+        )
     return check.passed("last position", f"position {limit - 1} works", where=where)
 
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from verifier.checks.common import Check, Measure, band_of, judge, one_case, per_block
+from verifier.core.limits import limit
 from verifier.evidence import Evidence, Subjects
 from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.compared import Compared, is_linear
+from verifier.ladder.finite import NonFinite
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.limits import excess
+from verifier.ladder.limits import SHARE, excess, over
 from verifier.ladder.replay import Replay
 from verifier.types import CheckResult, Where
 
@@ -89,19 +91,20 @@ def _judge_block(
 ) -> tuple[tuple[int, int], CheckResult]:
     if not records:
         return NEVER, check.error(case, "nothing was compared in this block")
-    broken = [record for record in records if excess(record) > 1]
-    shown = min(broken, key=lambda r: (r.call, r.instruction)) if broken else max(records, key=excess)
+    unknown = [record for record in records if record.undefined]
+    broken = [record for record in records if over(record)]
+    shown = min(broken or unknown, key=lambda r: (r.call, r.instruction), default=None) or max(records, key=excess)
     aligned: Aligned = layers.alignment[shown.method, shown.instruction]
     where = Where(method=shown.method, instruction=shown.instruction, module=aligned.module, index=shown.index or None)
     share = excess(shown)
     measured = {
         "share_of_limit": share if math.isfinite(share) else None,
-        "sqnr_db": shown.sqnr_db,
+        "sqnr_db": None if math.isnan(shown.sqnr_db) else shown.sqnr_db,
         "propagated_db": shown.propagated_db,
         "compared": len(records),
         **_linears(records),
     }
-    allowed = {"share_of_limit": 1.0}
+    allowed = {"share_of_limit": SHARE.value}
     if broken:
         found = layers.descents.get((shown.method, shown.instruction))
         inside = f"{found}. " if found else ""
@@ -109,8 +112,66 @@ def _judge_block(
         return (shown.call, shown.instruction), check.failed(
             case, message, measured=measured, allowed=allowed, where=where
         )
+    if unknown:
+        message = f"{len(unknown)} of {len(records)} results cannot be judged, first instruction {shown.instruction} in call {shown.call}: {shown.reason}"
+        return (shown.call, shown.instruction), check.error(
+            case, f"{message}. See layers.finite.", measured=measured, allowed=allowed, where=where
+        )
+    if not any(record.elements for record in records):
+        return NEVER, check.error(case, "all results of this block are empty: nothing was compared", where=where)
     message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
     return NEVER, check.passed(case, message, measured=measured, allowed=allowed, where=where)
+
+
+def finite(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every instruction makes numbers of numbers: no NaN, and no infinity but that of an attention mask. The first one that does not is named."""
+    cases = evidence.subjects.blocks
+    ready = _compared(check, evidence, cases)
+    if isinstance(ready, list):
+        return ready
+    layers, replay = ready
+    found = _by_block(replay.compared, lambda record: layers.alignment[record.method, record.instruction].block)
+    return _first_first([_finite(check, layers, case, found.get(case, [])) for case in cases])
+
+
+def _finite(
+    check: Check, layers: LayerEvidence, case: str, records: list[Compared]
+) -> tuple[tuple[int, int], CheckResult]:
+    if not records:
+        return NEVER, check.error(case, "nothing was looked at in this block")
+    odd = [(r, r.non_finite) for r in records if r.non_finite is not None]
+    bad = [(r, found) for r, found in odd if found.arises or math.isnan(found.value)]
+    fields = {"measured": {"results": len(records), "wrong": len(bad)}, "allowed": {"wrong": 0}}
+    if not bad:
+        masks = f", {len(odd)} of them with the infinities of an attention mask" if odd else ""
+        return NEVER, check.passed(case, f"{len(records)} results, all numbers{masks}", **fields)
+    first, value = min(bad, key=lambda pair: (pair[0].call, pair[0].instruction))
+    aligned = layers.alignment[first.method, first.instruction]
+    where = Where(method=first.method, instruction=first.instruction, module=aligned.module, index=value.index)
+    given = f" and {value.count - 1:,} more" if value.count > 1 else ""
+    said = (
+        f"{aligned.module}: instruction {first.instruction} ({first.operator}) in call {first.call} gives {value.value:g} at "
+        f"{_token(layers, first, value)}{list(value.index)}{given}"
+    )
+    if value.inherited:
+        why = "an operand holds it already: an earlier result is to blame"
+    elif value.constant:
+        why = "a constant of the file that it uses is not finite: see weights.* for the bytes, then export again"
+    else:
+        why = "all that it was given are numbers: an overflow, or a division by zero, in what the file says. Check scales, epsilons and masks"
+    return (first.call, first.instruction), check.failed(case, f"{said}; {why}.", where=where, **fields)
+
+
+def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
+    """Which token of the call an index stands for, where the call's length is known and an axis has it."""
+    sizes, tokens = record.sizes, layers.tokens.get(record.call)
+    if tokens == 1:
+        return "its one token, "
+    if tokens is not None and tokens in sizes:
+        return f"token {value.index[sizes.index(tokens)]} of {tokens}, "
+    if len(sizes) < 2:
+        return ""
+    return f"{'token' if record.method == 'token_embedding' else 'row'} {value.index[-2]}, "
 
 
 def kernel(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -167,10 +228,7 @@ def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
     ]
 
 
-CLIPPED = 0.15
-"""Share of what an int8 range cuts off. Clean: at most 0.048, pixels of a photograph brighter than any drawing of the calibration,
-and 0.0032 elsewhere, over 10 places and 29 golden images of llava_tiny; the limit is three times that. Ranges from flat images
-cut off more than half."""
+CLIPPED = limit("layers.ranges.clipped")
 
 
 def ranges(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -181,17 +239,17 @@ def ranges(check: Check, evidence: Evidence) -> list[CheckResult]:
     layers, replay = ready
     if not replay.ranges:
         return [check.error("program", "the program converts nothing to static int8: nothing was looked at")]
-    over = [use for use in replay.ranges if use.clipped > CLIPPED]
+    over = [use for use in replay.ranges if not CLIPPED.admits(use.clipped)]
     shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(replay.ranges, key=lambda u: u.clipped)
     module = layers.alignment[shown.method, shown.instruction].module
     where = Where(method=shown.method, instruction=shown.instruction, module=module)
     said = f"{100 * shown.clipped:.3g} % of what {module} is given (instruction {shown.instruction}, node {shown.node})"
-    fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED}, "where": where}
+    fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED.value}, "where": where}
     count = len({(use.method, use.instruction, use.node) for use in replay.ranges})
     if over:
         places = len({(use.method, use.instruction, use.node) for use in over})
         message = (
-            f"{said} lies outside its int8 range in call {shown.call}, allowed {100 * CLIPPED:g} %; so it is in {places} of {count} places. "
+            f"{said} lies outside its int8 range in call {shown.call}, allowed {100 * CLIPPED.value:g} %; so it is in {places} of {count} places. "
             "The ranges do not fit the images: calibrate with images like those that users send, and export again."
         )
         return [check.failed("program", message, **fields)]
@@ -220,12 +278,22 @@ def _graph(check: Check, case: str, place: int, errors: list[BlockError]) -> tup
     if not errors:
         return (0, place), _not_found(check, case)
     # the first call in which it departs: later ones inherit a wrong cache
-    broken = [error for error in errors if error.sqnr_db < error.limit_db]
+    broken = [error for error in errors if not error.holds]
     shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - e.limit_db)
-    limit = shown.limit_db
-    fields = {"measured": {"sqnr_db": shown.sqnr_db}, "allowed": {"sqnr_db": limit}, "where": where}
+    limit_db = shown.limit_db
+    fields = {
+        "measured": {"sqnr_db": None if shown.reason else shown.sqnr_db},
+        "allowed": {"sqnr_db": limit_db if math.isfinite(limit_db) else None},
+        "where": where,
+    }
+    if broken and not shown.fed:
+        said = f"cannot be judged in call {shown.call}: the stream that enters it is not of numbers alone, see layers.finite"
+        return (shown.call, place), check.error(case, f"{case}: {said}", **fields)
+    if broken and shown.reason:
+        said = f"cannot be compared with the quantized model in call {shown.call}: {shown.reason}"
+        return (shown.call, place), check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
     if broken:
-        said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit:.1f} dB"
+        said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit_db:.1f} dB"
         return (shown.call, place), check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
     return NEVER, check.passed(case, f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", **fields)
 
@@ -257,6 +325,11 @@ def _banded(
     if not errors:
         return _not_found(check, case)
     where = Where(method=case.partition(".")[0], module=case)
+    unlike = next((error for error in errors if error.reason), None)
+    if unlike is not None:
+        give = check.failed if unlike.fed else check.error
+        said = f"{case}, {what}, on {unlike.sample}: cannot be compared in call {unlike.call}: {unlike.reason}"
+        return give(case, f"{said}. See layers.finite.", measured={metric: None}, where=where)
     worst = worst_by_block(errors)
     band = band_of(evidence, metric)
     limits = {name: band.allowed(name) for name in worst} if isinstance(band, Band) else {}
@@ -298,16 +371,18 @@ def _with_profile(subjects: Subjects) -> tuple[str, ...]:
 
 
 def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
-    """The smallest SQNR of every block over the calls of one image, by `BLOCK on IMAGE`."""
+    """The smallest SQNR of every block over the calls of one image, by `BLOCK on IMAGE`; NaN where one of them could not be compared."""
     worst: dict[str, float] = {}
     for error in errors:
         name = f"{error.block} on {error.sample}"
-        worst[name] = min(worst.get(name, math.inf), error.sqnr_db)
+        known = worst.get(name, math.inf)
+        worst[name] = math.nan if math.isnan(known + error.sqnr_db) else min(known, error.sqnr_db)
     return worst
 
 
 CHECKS = (
     Check("layers.coverage", "kernel", one_case, coverage),
+    Check("layers.finite", "lowering", per_block, finite),  # before all comparisons: NaN compares with nothing
     Check("layers.kernel", "kernel", per_block, kernel),
     Check("layers.constants", "lowering", per_block, constants),
     Check("layers.graph", "lowering", _decoder_blocks, graph),

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from verifier.checks.common import Check, fixed_cases, one_case, per_image
+from verifier.core.compare import Difference, compare
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
-from verifier.metrics import sqnr_db
 from verifier.model.preprocess import frame_size, prepare_image, read_image
 from verifier.model.vision import CLIP_MEAN, CLIP_STD
 from verifier.types import CheckResult, Where
@@ -77,7 +77,8 @@ def sizes(check: Check, evidence: Evidence) -> list[CheckResult]:
             vision = evidence.definition.vision
             theirs = torch.from_numpy(np.asarray(_hugging_face_pixels(image, side_px)))[None]
             tokens = [vision.projector(vision.tower(x)).numpy() for x in (vision.normalize(ours), theirs)]
-        effect = sqnr_db(actual=tokens[0], expected=tokens[1])
+        made = compare(actual=tokens[0], expected=tokens[1])
+        effect = made.sqnr_db if isinstance(made, Difference) else None
         found.append(replace(result, measured=result.measured | {"tokens_with_their_margins_db": effect}))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from verifier.checks.common import Check, fixed_cases, one_case, per_image
+from verifier.core.limits import stated
 from verifier.driver import Script, splice
 from verifier.errors import UsageError
 from verifier.evidence import Case, Evidence
@@ -258,12 +259,14 @@ def _stale_image(check: Check, case: Case, offset: int) -> CheckResult | None:
 
 def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The longest golden conversation fits below the program's limit."""
+    if not evidence.cases:
+        return [check.error("program", "there is no conversation to hold against the program's length")]
     longest = max(
         case.sample.prompt.length(evidence.patches) + len(case.sample.golden.ids) - 1 for case in evidence.cases
     )
     limit = evidence.artifact.max_seq_len
     fields = {"measured": {"tokens": longest}, "allowed": {"tokens": limit}}
-    if longest > limit:
+    if not stated(check.id, limit, "count", "most").admits(longest):
         return [
             check.failed(
                 "program",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from verifier.artifact.handover import handovers
 from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.checks.common import Check, one_case
+from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError, GoldenError
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
@@ -23,8 +22,7 @@ _HEAVY = (
 )
 
 
-SCALAR_REL = 1e-6
-"""A double in the file against one computed here: 32^-1/4 is stored to 16 digits."""
+SCALAR = limit("structure.scalars")
 
 
 def _expected_signature(evidence: Evidence, name: str) -> tuple[tuple[TensorFacts, ...], TensorFacts]:
@@ -147,7 +145,7 @@ def scalars(check: Check, evidence: Evidence) -> list[CheckResult]:
         for step in plan.instructions
         if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
     ]
-    wrong = [(at, x) for at, x in found if not (isinstance(x, float) and math.isclose(x, expected, rel_tol=SCALAR_REL))]
+    wrong = [(at, x) for at, x in found if not (isinstance(x, float) and SCALAR.admits(abs(x / expected - 1)))]
     if wrong:
         at, value = wrong[0]
         message = (
@@ -240,7 +238,7 @@ def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
         "allowed": {"planned_bytes": cache_bytes},
         "where": Where(method="text_decoder"),
     }
-    if planned < cache_bytes:
+    if not stated(check.id, cache_bytes, "bytes", "least").admits(planned):
         return [
             check.failed(
                 "program",

@@ -5,11 +5,9 @@ A result that changes from run to run is its own verdict: no comparison with a r
 
 from __future__ import annotations
 
-import numpy as np
-
 from verifier.checks.common import Allowed, Check, fixed_cases, up_to_ties
+from verifier.core.compare import EQUAL_DB, Mismatch, compare
 from verifier.evidence import Evidence
-from verifier.metrics import EQUAL_DB, comparable, sqnr_db
 from verifier.probes.threads import CALLS, CONFIGURATIONS, Repeated
 from verifier.types import CheckResult, Where
 
@@ -38,8 +36,12 @@ def _repeats(check: Check, case: str, mine: Repeated, other: Repeated) -> CheckR
                 said = f"{CALLS[call]} did not return: {mine.result.outcome} {mine.result.message}"
                 return check.failed(case, said, where=_where(call))
             compared += 1
-            if not np.array_equal(actual, expected, equal_nan=True):
-                differ = int((actual != expected).sum())
+            made = compare(actual=actual, expected=expected)
+            if isinstance(made, Mismatch):
+                said = f"{CALLS[call]} in repetition {repeat + 1} with {mine.threads} threads cannot be compared: {made.reason}"
+                return check.failed(case, said, where=Where(method=CALLS[call].split()[0], index=made.index))
+            if made.differing:
+                differ = made.differing
                 said = f"not deterministic: with {mine.threads} threads {CALLS[call]} gave other numbers in repetition {repeat + 1}"
                 hint = "Threads share memory that they must not, or a buffer is read before it is written. No other verdict about this file holds."
                 fields = {"measured": {"differing": differ}, "allowed": {"differing": 0}}
@@ -63,16 +65,18 @@ def _counts_of(check: Check, case: str, mine: Repeated, first: Repeated, allowed
         actual, expected = mine.output(0, call), first.output(0, call)
         if actual is None or expected is None:
             return check.failed(case, f"{CALLS[call]} did not return: {mine.result.message}", where=_where(call))
-        mismatch = comparable(actual=actual, expected=expected)
-        value = -EQUAL_DB if mismatch else sqnr_db(actual=actual, expected=expected)
+        made = compare(actual=actual, expected=expected)
+        said = f"{CALLS[call]} with {mine.threads} threads is not that of one thread"
+        if isinstance(made, Mismatch):
+            where = Where(method=CALLS[call].split()[0], index=made.index)
+            return check.failed(case, f"{said}: it cannot be compared, {made.reason}", where=where)
+        value, limit = made.sqnr_db, allowed(made.sqnr_db)
         worst = min(worst, value)
-        limit = allowed(value)
-        if value < limit:
-            reason = mismatch.reason if mismatch else f"{value:.1f} dB, allowed at least {limit:.1f} dB"
-            said = f"{CALLS[call]} with {mine.threads} threads is not that of one thread: {reason}"
-            fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit}}
+        if not limit.admits(value):
+            said += f": {value:.1f} dB, allowed at least {limit.value:.1f} dB"
+            fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit.value}}
             return check.failed(case, f"{said}. A kernel splits its work wrongly.", where=_where(call), **fields)
-    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed(worst)}}
+    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed(worst).value}}
     return check.passed(case, f"{mine.threads} threads as one, {worst:.0f} dB and more", **fields)
 
 

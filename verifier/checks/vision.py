@@ -6,8 +6,8 @@ import numpy as np
 
 from verifier.checks.channels import worst_channel
 from verifier.checks.common import Check, Measure, judge, one_case, per_image
+from verifier.core.compare import Array, Difference, Mismatch, compare, compare_all
 from verifier.evidence import Case, Evidence
-from verifier.metrics import Array, comparable, row_sqnr_db, sqnr_db
 from verifier.types import CheckResult, Where
 
 SQNR = "vision.sqnr_db"
@@ -21,14 +21,19 @@ def channel_center(evidence: Evidence) -> Array:
     return out
 
 
-def vision_measures(case: Case, center: Array) -> list[Measure]:
+def compare_about(case: Case, center: Array) -> Difference | Mismatch:
+    """The image tokens [P, D] of a case against fp32's, both about the common mean."""
+    made = compare(actual=case.vision, expected=case.expected.vision)
+    if isinstance(made, Mismatch):
+        return made
+    return compare(actual=made.actual - center, expected=made.expected - center)
+
+
+def vision_measures(made: Difference) -> list[Measure]:
     """SQNR of all image tokens together, and of the worst tenth of them one by one, both about the common mean."""
-    assert case.vision is not None
-    actual, expected = case.vision - center, case.expected.vision - center
-    rows = row_sqnr_db(actual=actual, expected=expected)
     return [
-        Measure(SQNR, sqnr_db(actual=actual, expected=expected), "dB"),
-        Measure("vision.token_sqnr_p10_db", float(np.percentile(rows, 10)), "dB"),
+        Measure(SQNR, made.sqnr_db, "dB"),
+        Measure("vision.token_sqnr_p10_db", float(np.percentile(made.row_sqnr_db, 10)), "dB"),
     ]
 
 
@@ -46,21 +51,21 @@ def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> C
             f"vision_encoder did not return: {evidence.runtime.conversations.message}",
             where=Where(method="vision_encoder"),
         )
-    mismatch = comparable(actual=case.vision, expected=case.expected.vision)
-    if mismatch:
+    made = compare_about(case, center)
+    if isinstance(made, Mismatch):
         return check.failed(
             name,
-            f"image tokens: {mismatch.reason}. Look for an overflow or an uninitialized buffer.",
-            where=Where("vision_encoder", index=mismatch.index),
+            f"image tokens: {made.reason}. Look for an overflow or an uninitialized buffer.",
+            where=Where("vision_encoder", index=made.index),
         )
-    rows = row_sqnr_db(actual=case.vision - center, expected=case.expected.vision - center)
+    rows = made.row_sqnr_db
     token = int(rows.argmin())
     side = round(len(rows) ** 0.5)
     return judge(
         check,
         evidence,
         name,
-        vision_measures(case, center),
+        vision_measures(made),
         what="image tokens against fp32",
         where=Where(method="vision_encoder", module="projector", index=(token,)),
         hint=f"The worst image token is {token} (row {token // side}, column {token % side}), {rows[token]:.1f} dB. Check calibration images, channel order and vision weights.",
@@ -69,14 +74,10 @@ def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> C
 
 def channels(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Over all golden images, no output channel of the projector has another gain or offset than in fp32."""
-    pairs = [
-        (c.vision, c.expected.vision)
-        for c in evidence.cases
-        if c.vision is not None and comparable(actual=c.vision, expected=c.expected.vision) is None
-    ]
-    if len(pairs) < len(evidence.cases):
-        return [check.error("program", f"only {len(pairs)} of {len(evidence.cases)} images have image tokens to fit")]
-    worst = worst_channel(actual=np.concatenate([a for a, _ in pairs]), expected=np.concatenate([e for _, e in pairs]))
+    made = compare_all((case.vision, case.expected.vision) for case in evidence.cases)
+    if isinstance(made, Mismatch):
+        return [check.error("program", f"the image tokens cannot be fitted: {made.reason}; see vision.embedding")]
+    worst = worst_channel(made)
     gain, offset = worst.fit.gain[worst.gain_channel], worst.offset_change
     return [
         judge(

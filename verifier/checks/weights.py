@@ -5,15 +5,14 @@ from __future__ import annotations
 from verifier.audit.compare import Audited
 from verifier.audit.run import Audit
 from verifier.checks.common import Check, one_case, per_parameter
+from verifier.core.limits import limit
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
 from verifier.ladder.align import block_of
 from verifier.model.keymap import module_of
 from verifier.types import CheckResult, Where
 
-ALLOWED_STEPS = 0.5 + 8 / 256
-"""Rounding to the nearest of 4-bit integers up to 8 leaves half a step; a bf16 scale adds up to 2^-8 of the integer. HQQ
-moves scales to lessen the sum of errors and may clip: it is held to the recipe's own integers alone."""
+STEPS = limit("weights.tensors.worst_steps")
 
 
 def _audit(check: Check, evidence: Evidence, cases: tuple[str, ...]) -> Audit | list[CheckResult]:
@@ -49,15 +48,15 @@ def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited])
     measured = {"wrong": worst.wrong, "sqnr_db": worst.sqnr_db, "worst_steps": worst.worst_steps}
     if worst.group is not None:
         measured["worst_group"] = list(worst.group)  # type: ignore[assignment]
-    bound = ALLOWED_STEPS if _rounded(evidence, worst) else None
-    allowed = {"wrong": 0} | ({"worst_steps": bound} if bound is not None else {})
+    bound = STEPS if _rounded(evidence, worst) else None
+    allowed = {"wrong": 0} | ({"worst_steps": bound.value} if bound is not None else {})
     if worst.reason:
         hint = "The bytes changed after quantization, or came from other weights: compare SHA-256 with the manifest, then export again."
         return check.failed(case, f"{module}: {worst.reason}. {hint}", measured=measured, allowed=allowed, where=where)
-    if bound is not None and worst.worst_steps is not None and worst.worst_steps > bound:
+    if bound is not None and worst.worst_steps is not None and not bound.admits(worst.worst_steps):
         return check.failed(
             case,
-            f"{module}: element {list(worst.index or ())} is {worst.worst_steps:.3f} steps from the checkpoint, allowed {bound:g}. "
+            f"{module}: element {list(worst.index or ())} is {worst.worst_steps:.3f} steps from the checkpoint, allowed {bound.value:g}. "
             "Rounding alone leaves half a step: check the quantizer.",
             measured=measured,
             allowed=allowed,

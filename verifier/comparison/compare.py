@@ -10,21 +10,16 @@ from typing import Any
 
 from verifier.comparison.numerics import captions, numerics, weights
 from verifier.comparison.rows import LISTED, Change, Row, number_row
+from verifier.core.limits import limit
 from verifier.errors import UsageError
 from verifier.report.as_json import Report
 from verifier.report.words import number, place, said
 
-BUDGETS = {
-    "file_bytes": 0.02,
-    "planned_bytes": 0.02,
-    "peak_rss_bytes": 0.05,
-    "prefill_loops": 0.10,
-    "decode_loops": 0.10,
-}
+FIGURES = ("file_bytes", "planned_bytes", "peak_rss_bytes", "prefill_loops", "decode_loops")
+BUDGETS = {name: limit(f"compare.{name}").value for name in FIGURES}
 """What may be lost of size, memory and speed, as a share of the old value, unless `--budget` says otherwise."""
-NOISE = {"file_bytes": 0.001, "planned_bytes": 0.0, "peak_rss_bytes": 0.02, "prefill_loops": 0.05, "decode_loops": 0.05}
-"""Shares that say nothing. A file's size depends on alignment; speed of one file in five runs on two AVX2 cores lay within 5 %
-(docs/budgets.md has the measurement)."""
+NOISE = {name: limit(f"compare.{name}.noise").value for name in FIGURES}
+"""Shares that say nothing."""
 
 
 @dataclass(frozen=True)

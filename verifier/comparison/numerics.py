@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from statistics import median
 
 from verifier.comparison.rows import LISTED, Change, Row, number_row
+from verifier.core.limits import limit, stated
 from verifier.report.as_json import Report
 from verifier.report.words import number
 
-UNCALIBRATED_DB = 1.0
-"""Noise of an SQNR whose recipe has no bands: the largest rms spread of llava_tiny's bands, of logits (tolerances.json)."""
-WEIGHTS_DB = 0.05
-"""A change of SQNR against the checkpoint that counts, in the mean of all quantized tensors; bytes do not vary by themselves, but a
-calibration on another machine moves a bias."""
+UNCALIBRATED_DB = limit("compare.uncalibrated").value
+WEIGHTS = limit("compare.weights")
+"""A mean loss that does not count."""
 
 
 def weights(old: Report, new: Report) -> Row:
@@ -38,9 +37,9 @@ def weights(old: Report, new: Report) -> Row:
     judged = sum(isinstance(check["measured"].get("sqnr_db"), (int, float)) for check in audits[1].values())
     mean = sum(gains.values()) / judged if judged else 0.0
     change: Change = "same" if not changed and not odd else "changed"
-    if wrong or (not mended and mean < -WEIGHTS_DB):
+    if wrong or (not mended and not WEIGHTS.admits(-mean)):
         change = "worse"
-    elif mended or mean > WEIGHTS_DB:
+    elif mended or not WEIGHTS.admits(mean):
         change = "better"
     after_said = f"{len(changed)} stored otherwise" + (f", {len(wrong)} wrong" if wrong else "")
     after_said += f", {mean:+.2f} dB in the mean of all" if gains else ""
@@ -92,7 +91,7 @@ def _layers(old: Report, new: Report, method: str) -> Iterable[Row]:
     worst = min(shared, key=lambda case: pair[1][case] - pair[0][case])
     moved = [pair[1][case] - pair[0][case] for case in shared]
     # one layer that is worse counts; that most are better does too
-    shown = worst if min(moved) < -noise else max(shared, key=lambda case: pair[1][case] - pair[0][case])
+    shown = worst if not _within(noise, -min(moved)) else max(shared, key=lambda case: pair[1][case] - pair[0][case])
     yield number_row(
         f"layers of {method}",
         f"stream against fp32 behind {shown.removeprefix(method + '.')}",
@@ -104,6 +103,10 @@ def _layers(old: Report, new: Report, method: str) -> Iterable[Row]:
         budget=budget,
         detail=_worst_changes(pair, shared),
     )
+
+
+def _within(noise: float, loss: float) -> bool:
+    return stated("compare.profile", noise, "dB", "most").admits(loss)
 
 
 def _measures(report: Report, id: str, metric: str) -> dict[str, float]:
@@ -119,7 +122,7 @@ def _noise(old: Report, metric: str, unit: str) -> tuple[float, float]:
     known = old["facts"]["noise"].get(metric)
     if known is None:
         return (UNCALIBRATED_DB, 3 * UNCALIBRATED_DB) if unit == "dB" else (0.0, 0.0)
-    return 2 * float(known["spread"]), float(known["margin"])
+    return limit("compare.spreads").value * float(known["spread"]), float(known["margin"])
 
 
 def _worst_changes(pair: list[dict[str, float]], shared: list[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from verifier.core.limits import stated
+
 Change = Literal["better", "same", "worse", "changed", "unknown"]
 """`changed` is another thing that is neither better nor worse by itself, `unknown` was not measured on both sides."""
 LISTED = 6
@@ -39,7 +41,8 @@ class Row:
     @property
     def beyond_budget(self) -> bool:
         """Whether it is worse by more than is accepted."""
-        return self.change == "worse" and (self.loss > self.budget or self.loss == 0.0)
+        within = stated("compare", self.budget, "ratio", "most").admits(self.loss)
+        return self.change == "worse" and (not within or self.loss == 0.0)
 
 
 def number_row(
@@ -60,5 +63,11 @@ def number_row(
         return Row(subject, what, old, new, "unknown", unit, noise, budget, relative, detail)
     gained = (new - old) * (1 if more_is_better else -1)
     allowed = noise * abs(old) if relative else noise
-    change: Change = "same" if abs(gained) <= allowed else "better" if gained > 0 else "worse"
+    change: Change = (
+        "same"
+        if stated("compare", allowed, "ratio", "most").admits(abs(gained))
+        else "better"
+        if gained > 0
+        else "worse"
+    )
     return Row(subject, what, old, new, change, unit, noise, budget, relative, detail)

@@ -6,6 +6,7 @@ of `Difference`, which `compare` alone makes: a number is never taken of arrays 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,6 +97,11 @@ class Difference:
         """The share of elements that differ at all."""
         return self.differing / self.actual.size
 
+    def count_over(self, error: float) -> int:
+        """How many elements have a larger absolute error."""
+        apart = np.abs(self.actual.astype(np.float64) - self.expected.astype(np.float64))
+        return int((~(apart <= error)).sum())
+
     def worst(self, unit: float | Array = 1.0) -> Worst:
         """The element with the largest absolute error, in units: a number, or one for each element. No error is 0 of any unit."""
         a, e = self.actual.astype(np.float64), self.expected.astype(np.float64)
@@ -173,10 +179,33 @@ def compare(*, actual: Array | None, expected: Array | None, masked: bool = Fals
     return _not_finite(actual, expected, bad)
 
 
+def compare_all(pairs: Iterable[tuple[Array | None, Array | None]]) -> Difference | Mismatch:
+    """The rows of all pairs together; the reason of the first pair that cannot be compared."""
+    made: list[Difference] = []
+    for actual, expected in pairs:
+        one = compare(actual=actual, expected=expected)
+        if isinstance(one, Mismatch):
+            return one
+        made.append(one)
+    if not made:
+        return Mismatch("nothing to compare: there are no arrays")
+    return compare(
+        actual=np.concatenate([one.actual for one in made]), expected=np.concatenate([one.expected for one in made])
+    )
+
+
+def refusal(array: Array | None) -> Mismatch | None:
+    """Why no number can be taken of one array: it is missing, empty, or holds what is not finite; None if there is no reason."""
+    made = compare(actual=array, expected=array)
+    if not isinstance(made, Mismatch):
+        return None
+    return Mismatch(made.reason.split("; ")[0].removesuffix(" in actual").replace(" in actual,", ","), made.index)
+
+
 def _not_finite(actual: Array, expected: Array, bad: list[NDArray[np.bool_]]) -> Mismatch:
     """The first value that is not finite, on whichever side; where it stands on both, that is said."""
     at = first_index(bad[0] | bad[1])
-    both = bool(np.array_equal(np.isnan(actual), np.isnan(expected)) and np.array_equal(*bad))
+    both = bool(np.array_equal(np.isnan(actual), np.isnan(expected)) and np.array_equal(bad[0], bad[1]))
     parts = [
         f"{count(int(there.sum()))} in {name}, the first at {list(first_index(there))} ({array[first_index(there)]:g})"
         for name, array, there in zip(("actual", "expected"), (actual, expected), bad, strict=True)

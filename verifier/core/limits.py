@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Unit = Literal["dB", "steps", "share", "full scale", "logits", "nats", "bytes", "count", "ratio", "equal"]
+Unit = Literal[
+    "dB",
+    "steps",
+    "share",
+    "full scale",
+    "logits",
+    "nats",
+    "bytes",
+    "loops",
+    "sd",
+    "roundings",
+    "absolute",
+    "count",
+    "ratio",
+    "equal",
+]
 At = Literal["least", "most", "equal"]
 Kind = Literal["derived", "physical", "measured", "policy"]
 
@@ -40,9 +56,454 @@ class Limit:
         return replace(self, value=value)
 
 
-_ROWS: tuple[Limit, ...] = ()
+_ROWS: tuple[Limit, ...] = (
+    Limit(
+        "equal",
+        400.0,
+        "dB",
+        "least",
+        "derived",
+        "the same calls in the same chunks give the same bits (`kvcache.history`, `.poison`, `.capacity`); 400 dB is the SQNR of equal arrays",
+    ),
+    Limit(
+        "structure.scalars",
+        1e-6,
+        "ratio",
+        "most",
+        "physical",
+        "a double in the file against one computed here: 32^-1/4 is stored to 16 digits",
+    ),
+    Limit(
+        "mapping.activations",
+        100.0,
+        "dB",
+        "least",
+        "physical",
+        "both sides are fp32 and only the order of summation differs; it leaves room for more rounding in deeper models",
+        "137 dB and more on llava_tiny",
+    ),
+    Limit(
+        "weights.tensors.worst_steps",
+        0.5 + 8 / 256,
+        "steps",
+        "most",
+        "derived",
+        "rounding to the nearest of 4-bit integers up to 8 leaves half a step; a bf16 scale adds up to 2^-8 of the integer. HQQ moves scales "
+        "to lessen the sum of errors and may clip: it is held to the recipe's own integers alone",
+    ),
+    Limit(
+        "weights.tensors.scale",
+        1e-6,
+        "ratio",
+        "most",
+        "derived",
+        "scales of static int8 are computed in fp32 by the exporter and stored as fp32: a few ulps of 6e-8 at most",
+    ),
+    Limit(
+        "weights.derived.factor",
+        1e-6,
+        "ratio",
+        "most",
+        "derived",
+        "QuickGELU's factor is exact but for the rounding of 1.702 / 255 to fp32",
+        "2.4e-8",
+    ),
+    Limit(
+        "weights.alike",
+        0.5,
+        "share",
+        "least",
+        "measured",
+        "correlation below which a constant is no copy of a parameter, where a program has more or fewer constants than parameters. Different "
+        "tensors may be as much alike, up to 0.963: only the pairing with the most likeness over all tells those apart",
+        "of llava_tiny's 77 copies the class embedding is at 0.87, the embedding table at 0.95, all others at 0.968 and more",
+    ),
+    Limit(
+        "weights.order",
+        1e-6,
+        "share",
+        "most",
+        "policy",
+        "likeness that a constant loses for each place it stands from where the computation needs it: it orders tensors of equal contents and is "
+        "below any difference of contents that fp32 shows",
+    ),
+    Limit(
+        "weights.flat",
+        1e-9,
+        "ratio",
+        "least",
+        "policy",
+        "norm of a sample about its mean, relative to its largest number, above which the sample varies: fp64 rounding of the mean leaves 1e-16",
+    ),
+    Limit(
+        "layers.kernel",
+        1.0,
+        "share",
+        "most",
+        "derived",
+        "share of its limit that a result may use. fp32: of the running error bound of `verifier/interpret/bounds.py`; a 4-bit linear beyond it may "
+        "still keep `layers.kernel.linear`; int8: `layers.kernel.step` and `layers.kernel.share_off`. `layers.constants` has the same limits",
+        "at most 0.63 of the bound on llava_tiny with AVX-512",
+    ),
+    Limit(
+        "layers.kernel.step",
+        1.001,
+        "steps",
+        "most",
+        "physical",
+        "int8: another order of a sum may tip a tie, by one step; a thousandth of a step for the fp32 arithmetic that makes steps of differences",
+    ),
+    Limit(
+        "layers.kernel.share_off",
+        1e-3,
+        "share",
+        "most",
+        "physical",
+        "int8: elements that another order of a sum may tip",
+        "5.5e-5",
+    ),
+    Limit(
+        "layers.kernel.linear",
+        120.0,
+        "dB",
+        "least",
+        "measured",
+        "4-bit linears: integers are summed exactly, so only the order of fp32 sums is left and, on other vector units, ties of the activations. "
+        "What is further off is summed again in the kernels' own order (decision 6)",
+        "exact sums came to 117.6 dB in one of a 7B's 225 linears, and to the same bits in all of llava_tiny's (AVX-512)",
+    ),
+    Limit(
+        "layers.kernel.flushed",
+        2.0**-120,
+        "absolute",
+        "least",
+        "physical",
+        "no error bound is below this: kernels flush to zero what is subnormal (below 2^-126), also on the way, as XNNPACK's exp does with a "
+        "result of 1.4 times 2^-126",
+        "a softmax whose logits span 87",
+    ),
+    Limit(
+        "layers.graph.rounding",
+        37.0,
+        "dB",
+        "least",
+        "measured",
+        "a block keeps this with every activation rounded to int8, an error of 1/12 squared step each; a tipped tie is wrong by a whole step",
+        "37 to 44 dB on llava_tiny's linears",
+    ),
+    Limit(
+        "layers.graph.ties",
+        3,
+        "count",
+        "most",
+        "measured",
+        "ties of a block's activations that fp32's rounding may tip, whatever their number: with `layers.graph.tie_share` this leaves 39 dB for a single "
+        "token of 64 numbers, 45 dB for one of 256, 55 dB for a chunk",
+        "73 dB on llava_tiny",
+    ),
+    Limit(
+        "layers.graph.tie_share",
+        1e-3,
+        "share",
+        "most",
+        "physical",
+        "share of the activations of a block that may be tipped besides: as `layers.kernel.share_off`",
+    ),
+    Limit(
+        "layers.graph.tipped",
+        6.0,
+        "dB",
+        "most",
+        "measured",
+        "what a block may lose beyond what all its ties cost when they are tipped: the runtime's are some of them, and may cancel less; 6 dB are twice "
+        "the amplitude",
+        "46.6 dB in the worst of 64 blocks of a sound 7B, for 53.8 dB that ties alone would have left",
+    ),
+    Limit(
+        "layers.graph.second_tie",
+        16.0,
+        "ratio",
+        "most",
+        "derived",
+        "width of a tie before the second linear of a block, in widths before the first: it went through fp32 sums of groups, and a softmax or a gate: "
+        "64 roundings instead of 4",
+    ),
+    Limit(
+        "layers.ranges.clipped",
+        0.15,
+        "share",
+        "most",
+        "measured",
+        "share of what an int8 range cuts off: three times what clean exports show. Ranges from flat images cut off more than half",
+        "at most 0.048, pixels of a photograph brighter than any drawing of the calibration, and 0.0032 elsewhere, over 10 places and 29 golden "
+        "images of llava_tiny",
+    ),
+    Limit(
+        "chunks.roundings_per_layer",
+        4,
+        "count",
+        "most",
+        "derived",
+        "activations become int8 before wq, wk and wv, before wo, before w1 and w3, and before w2; and once more before the head. Logits of other "
+        "chunks keep `layers.graph` less 10 log10(4 layers + 1): 33 dB (`kvcache.chunks`, `kvcache.rows` in other chunks, `threads.counts`, `device.host` of "
+        "the decoder)",
+        "49.0 dB at worst of 94 chunk ends; a sound random model of two narrow layers came to 38.0 dB, which one rounding a layer (39.3 dB) did not allow",
+    ),
+    Limit(
+        "chunks.two_runs",
+        10 * math.log10(2),
+        "dB",
+        "most",
+        "derived",
+        "two runs whose roundings have nothing to do with each other differ by twice the power of one run's own rounding: this much less than "
+        "what rounding costs this checkpoint, where that is measured (decision 6)",
+        "28.2 dB of 25.3 dB allowed for a synthetic 7B, at worst of 64 chunk ends in 12 splits",
+    ),
+    Limit(
+        "device.host.vision",
+        21.0,
+        "dB",
+        "least",
+        "measured",
+        "int8 rounding leaves this of the weakest image tokens, at worst of all golden images, or what calibration recorded if that is less; less a step "
+        "on 0.1 % of the elements in every layer: 34 dB for llava_tiny, 17 dB for a synthetic 7B",
+        "67 dB with AVX2, 38 dB with AVX-512, 12 dB with a wrong SMOPA; the 7B 21 dB",
+    ),
+    Limit(
+        "kvcache.rows.rotation",
+        8.0,
+        "roundings",
+        "most",
+        "derived",
+        "roundings of fp32 in a roped key, relative to the largest number of its row, beside two for each position (the angle p x frequency): cosine, "
+        "sine, two products and a sum",
+        "at most 0.31 of it on llava_tiny",
+    ),
+    Limit(
+        "kvcache.rows.distinct",
+        0.5,
+        "share",
+        "least",
+        "policy",
+        "rows of the first V cache that differ from the one before, where the tokens do: random tokens may repeat, half of them do not",
+    ),
+    Limit(
+        "embedding.tokens",
+        0.51,
+        "steps",
+        "most",
+        "physical",
+        "rounding to the nearest of 2^bits levels is off by half a step, and 1 % for fp32 arithmetic; a step is the group's largest magnitude over "
+        "2^(bits-1) - 0.5",
+    ),
+    Limit(
+        "embedding.tokens.hqq",
+        0.01,
+        "steps",
+        "most",
+        "measured",
+        "what fp32 arithmetic may add to the recipe's own error: scales found by HQQ clip what is largest, by as much as pays",
+        "1.40 steps of own error in llava_tiny, where a whole step was allowed until an export of it was refused for that",
+    ),
+    Limit(
+        "channels.telling",
+        0.1,
+        "share",
+        "least",
+        "policy",
+        "spread of a channel, in median spreads, above which its gain and offset are judged: noise of the whole tensor drowns the others",
+    ),
+    Limit(
+        "logits.channels.pivot",
+        1e-6,
+        "ratio",
+        "least",
+        "derived",
+        "of the largest pivot, in the square root of a Gram matrix: above it, fp64 leaves four digits of a solution",
+    ),
+    Limit(
+        "greedy.golden.tie",
+        1e-3,
+        "logits",
+        "most",
+        "measured",
+        "below this margin fp32 itself may favour the other token on another machine: 137 dB between two fp32 sides and logits of up to 26 make 1e-5",
+        "the least margin of llava_tiny's goldens is 0.045",
+    ),
+    Limit(
+        "calibrate.spreads",
+        4.0,
+        "ratio",
+        "most",
+        "policy",
+        "a margin in spreads where there are too few deviations to bootstrap",
+    ),
+    Limit(
+        "calibrate.upper_spreads",
+        3.0,
+        "ratio",
+        "most",
+        "policy",
+        "a margin in spreads of the upper end of the 95 % bootstrap interval",
+    ),
+    Limit(
+        "calibrate.bootstrap_least",
+        8,
+        "count",
+        "least",
+        "policy",
+        "deviations below which resampling says nothing about a spread: the percentile interval of fewer numbers is much too narrow",
+    ),
+    Limit(
+        "calibrate.worst",
+        1.5,
+        "ratio",
+        "most",
+        "measured",
+        "a case that moved further than the margin in any variant gets this many times as much: an image may have two answers to a small change",
+        "odd_333x335's logits are at 25 dB in three exports and at 19 dB in two others just as clean, where four tokens lose 9 dB each",
+    ),
+    Limit(
+        "calibrate.floor",
+        0.05,
+        "share",
+        "most",
+        "policy",
+        "a margin is at least this share of the median measured value: a spread of nothing is not knowledge of nothing",
+    ),
+    Limit(
+        "budget.file_bytes",
+        1.02,
+        "ratio",
+        "most",
+        "policy",
+        "of what was recorded (docs/budgets.md)",
+    ),
+    Limit(
+        "budget.planned_bytes",
+        1.02,
+        "ratio",
+        "most",
+        "policy",
+        "of what was recorded (docs/budgets.md)",
+    ),
+    Limit(
+        "budget.peak_rss_bytes",
+        1.10,
+        "ratio",
+        "most",
+        "measured",
+        "of what was recorded, on an idle machine (docs/budgets.md)",
+        "peaks differed by 0.3 %",
+    ),
+    Limit(
+        "budget.prefill_loops",
+        2.0,
+        "ratio",
+        "most",
+        "measured",
+        "of what was recorded, on an idle machine (docs/budgets.md)",
+        "a factor of 1.9 idle, 3.6 on a busy machine",
+    ),
+    Limit(
+        "budget.decode_loops",
+        2.0,
+        "ratio",
+        "most",
+        "measured",
+        "of what was recorded, on an idle machine (docs/budgets.md)",
+        "a factor of 1.9 idle, 3.6 on a busy machine",
+    ),
+    Limit(
+        "compare.file_bytes",
+        0.02,
+        "share",
+        "most",
+        "policy",
+        "loss of a candidate against its baseline, unless --budget says otherwise",
+    ),
+    Limit("compare.planned_bytes", 0.02, "share", "most", "policy", "as compare.file_bytes"),
+    Limit("compare.peak_rss_bytes", 0.05, "share", "most", "policy", "as compare.file_bytes"),
+    Limit("compare.prefill_loops", 0.10, "share", "most", "policy", "as compare.file_bytes"),
+    Limit("compare.decode_loops", 0.10, "share", "most", "policy", "as compare.file_bytes"),
+    Limit(
+        "compare.file_bytes.noise",
+        0.001,
+        "share",
+        "most",
+        "physical",
+        "a file's size depends on alignment: such a change says nothing",
+    ),
+    Limit("compare.planned_bytes.noise", 0.0, "share", "most", "derived", "a plan is made by the same code every time"),
+    Limit(
+        "compare.peak_rss_bytes.noise",
+        0.02,
+        "share",
+        "most",
+        "measured",
+        "such a change says nothing",
+        "one file in five runs on two AVX2 cores (docs/budgets.md)",
+    ),
+    Limit(
+        "compare.prefill_loops.noise",
+        0.05,
+        "share",
+        "most",
+        "measured",
+        "such a change says nothing",
+        "one file in five runs on two AVX2 cores lay within 5 % (docs/budgets.md)",
+    ),
+    Limit("compare.decode_loops.noise", 0.05, "share", "most", "measured", "as compare.prefill_loops.noise"),
+    Limit(
+        "compare.uncalibrated",
+        1.0,
+        "dB",
+        "most",
+        "measured",
+        "change of an SQNR whose recipe has no bands that says nothing; three times as much is the budget",
+        "the largest rms spread of llava_tiny's bands, of logits",
+    ),
+    Limit(
+        "compare.spreads",
+        2.0,
+        "ratio",
+        "most",
+        "policy",
+        "change of a calibrated metric that says nothing, in spreads of equally clean files: 95 % of them lie within two",
+    ),
+    Limit(
+        "compare.weights",
+        0.05,
+        "dB",
+        "most",
+        "policy",
+        "a change of SQNR against the checkpoint that counts, in the mean of all quantized tensors; bytes do not vary by themselves, but a "
+        "calibration on another machine moves a bias",
+    ),
+    Limit(
+        "runner.close",
+        0.02,
+        "share",
+        "most",
+        "physical",
+        "`python -m runner`: of the largest expected number; int8 results may be one step of some hundred off where a tie is rounded",
+    ),
+    Limit(
+        "runner.few",
+        1e-3,
+        "share",
+        "most",
+        "physical",
+        "`python -m runner`: elements that may be further off than runner.close: as layers.kernel.share_off",
+    ),
+)
 
 LIMITS: dict[str, Limit] = {row.id: row for row in _ROWS}
+
+
+def stated(id: str, value: float, unit: Unit, at: At) -> Limit:
+    """A limit whose value the file, its configuration or a record of this release states."""
+    return Limit(id, value, unit, at, "policy", "stated by the file, its configuration or a record")
 
 
 def limit(id: str) -> Limit:

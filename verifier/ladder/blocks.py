@@ -18,10 +18,11 @@ from torch import Tensor
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
-from verifier.ladder.limits import block_limit_db, tipped_limit_db
+from verifier.core.compare import Difference, Mismatch, compare
+from verifier.core.limits import Limit
+from verifier.ladder.limits import block_limit_db, least_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Replay
-from verifier.metrics import row_sqnr_db, sqnr_db
 from verifier.model.definition import Definition
 from verifier.progress import Tell, unheard
 
@@ -52,7 +53,9 @@ class Taps:
 class BlockError:
     """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
     `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation. `limit_db` is what it must keep,
-    where that is derived; nothing is enough where it is not. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder."""
+    where that is derived; nothing is enough where it is not. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder.
+    `reason` is what made a comparison impossible: `sqnr_db` is NaN then, which no limit admits. `fed` is whether the stream that enters the block
+    was made of numbers."""
 
     block: str
     part: str
@@ -63,6 +66,18 @@ class BlockError:
     limit_db: float = math.inf
     rows_db: tuple[float, ...] = ()
     start: int = 0
+    reason: str = ""
+    fed: bool = True
+
+    @property
+    def limit(self) -> Limit:
+        """What it must keep."""
+        return least_db("layers.graph", self.limit_db)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps that."""
+        return self.limit.admits(self.sqnr_db)
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,24 @@ def _stream(plan: Plan, arguments: Sequence[int], width: int) -> int | None:
 
 
 def _added(block: str, part: str, call: int, before: Tensor, actual: Tensor, expected: Tensor) -> BlockError:  # noqa: PLR0917
+    """What a block adds to the stream before it: nothing is subtracted of what has another shape."""
+    elements = before.numel() if before.dim() else actual.numel()
+    made = _difference(before, actual, expected)
+    if isinstance(made, Mismatch):
+        fed = bool(before.isfinite().all())
+        return BlockError(block, part, call, math.nan, elements, reason=_said(made.reason), fed=fed)
+    return BlockError(block, part, call, made.sqnr_db, elements)
+
+
+def _difference(before: Tensor, actual: Tensor, expected: Tensor) -> Difference | Mismatch:
+    if actual.shape != expected.shape or (before.dim() and before.shape != actual.shape):
+        return Mismatch(f"shape {list(actual.shape)}, expected {list(expected.shape)}")
     a, e = ((x - before).double().numpy() for x in (actual, expected))
-    value = sqnr_db(actual=a, expected=e) if a.shape == e.shape else -400.0
-    return BlockError(block, part, call, value, before.numel() if before.dim() else actual.numel())
+    return compare(actual=a, expected=e)
+
+
+def _said(reason: str) -> str:
+    return reason.replace(" in actual", " in what the program adds").replace(" in expected", " in what the model adds")
 
 
 class DecoderBlocks:
@@ -137,14 +167,14 @@ class DecoderBlocks:
         streams = [each for each in ready if each is not None]
         made = [self._blocks(index, each) for each in streams]
         found = [error for each, own in zip(streams, made, strict=True) for error in each.errors(own)]
-        if all(error.sqnr_db >= error.limit_db for error in found):
+        if all(error.holds for error in found):
             return found
         with self.rounding.tipped():
             # in the order of the calls, so that the cache holds what tipped calls wrote
             tipped = [self._blocks(index, each) for each in streams]
         costs = [cost for each, *both in zip(streams, tipped, made, strict=True) for cost in each.costs(*both)]
         return [
-            replace(error, limit_db=tipped_limit_db(error.elements, cost)) if error.sqnr_db < error.limit_db else error
+            error if error.holds else replace(error, limit_db=tipped_limit_db(error.elements, cost))
             for error, cost in zip(found, costs, strict=True)
         ]
 
@@ -299,9 +329,10 @@ def _text_profile(
             block = f"text_decoder.layers.{index}.feed_forward"
             behind = expected[:, -actual.shape[1] :]
             error = _added(block, "profile", number, torch.zeros(()), actual, behind)
-            rows = row_sqnr_db(actual=actual.numpy(), expected=behind.numpy())
-            start = calls[number].start + expected.shape[1] - len(rows)
-            found.append(replace(error, sample=calls[number].sample, rows_db=tuple(rows.tolist()), start=start))
+            made = compare(actual=actual.numpy(), expected=behind.numpy())
+            rows = tuple(made.row_sqnr_db.tolist()) if isinstance(made, Difference) else ()
+            start = calls[number].start + expected.shape[1] - behind.shape[1]
+            found.append(replace(error, sample=calls[number].sample, rows_db=rows, start=start))
 
     definition.hidden_each([x for _, x in fed], starts=[calls[number].start for number, _ in fed], observe=observe)
     return sorted(found, key=lambda error: error.call)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from verifier.metrics import sqnr_db
+from verifier.core.compare import EQUAL_DB, Difference, Mismatch, compare
+from verifier.core.limits import limit
+from verifier.ladder.finite import NonFinite
 
-FLUSHED = 2.0**-120
-"""No bound is below this: kernels flush to zero what is subnormal (below 2^-126), also on the way, as XNNPACK's exp does
-with a result of 1.4 times 2^-126 (seen in a softmax whose logits span 87)."""
+FLUSHED = limit("layers.kernel.flushed").value
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Compared:
     `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
     `equal`. `worst` is the largest local error in that unit, at `index`, where the runtime has `actual` and the interpreter
     `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end
-    (None against the recipe's constants, which are compared locally only).
-    `reason` is what made a comparison impossible.
+    (None against the recipe's constants, which are compared locally only, and where the two cannot be compared).
+    `reason` is what made a comparison impossible; `sqnr_db` is NaN then. `undefined` is whether nothing follows from the comparison: NaN stands at the
+    same places on both sides, or among the operands. `non_finite` is what the runtime's result holds that is no number.
     """
 
     call: int
@@ -37,9 +38,12 @@ class Compared:
     index: tuple[int, ...] = ()
     actual: float = 0.0
     expected: float = 0.0
-    sqnr_db: float = 400.0
+    sqnr_db: float = EQUAL_DB
     propagated_db: float | None = None
     reason: str = ""
+    undefined: bool = False
+    non_finite: NonFinite | None = None
+    sizes: tuple[int, ...] = ()
 
 
 def is_linear(record: Compared) -> bool:
@@ -56,39 +60,40 @@ def compare_tensors(
     bound: Tensor | None,
     propagated: Tensor | None,
 ) -> Compared:
-    """Fill in a record. Infinities count as equal to themselves, a NaN to nothing unless both have it there."""
+    """Fill in a record. Infinities count as equal to themselves, as attention masks have them; a NaN to nothing."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         got, wanted = (f"{x.dtype} {list(x.shape)}".removeprefix("torch.") for x in (actual, expected))
-        return replace(record, reason=f"the runtime has {got}, the program's bytes give {wanted}")
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    if bool(same.all()) or not actual.numel():
-        return replace(record, propagated_db=_db(actual, propagated))
-    a, e = actual.double(), expected.double()
-    distance = torch.where(same, torch.zeros(()).double(), (a - e).abs())
-    if quantum is not None:
-        error = distance / quantum
-    elif bound is not None:
-        error = torch.where(same, torch.zeros(()).double(), distance / bound.clamp(min=FLUSHED))
-    else:
-        error = distance
-    error = torch.where(error.isnan(), torch.inf, error)  # one side alone is not finite
-    flat = int(error.reshape(-1).argmax())
-    at = [int(i) for i in torch.unravel_index(torch.tensor(flat), expected.shape)] if expected.dim() else []
+        reason = f"the runtime has {got}, the program's bytes give {wanted}"
+        return replace(record, reason=reason, sqnr_db=float("nan"))
+    end_to_end = _db(actual, propagated)
+    if not actual.numel() or bool((actual == expected).all()):
+        return replace(record, propagated_db=end_to_end)
+    made = compare(actual=_numbers(actual), expected=_numbers(expected), masked=True)
+    if isinstance(made, Mismatch):
+        reason = made.reason.replace(" in actual", " in the runtime's result").replace(
+            " in expected", " in what the program's bytes give"
+        )
+        return replace(record, reason=reason, undefined=made.both, index=made.index or (), sqnr_db=float("nan"))
+    unit = quantum if quantum is not None else 1.0 if bound is None else _numbers(bound.clamp(min=FLUSHED))
+    worst = made.worst(unit)
     return replace(
         record,
-        worst=float(error.reshape(-1)[flat]),
-        share_off=float((~same).double().mean()),
-        index=tuple(at),
-        actual=float(a.reshape(-1)[flat]),
-        expected=float(e.reshape(-1)[flat]),
-        sqnr_db=_db(actual, expected),
-        propagated_db=_db(actual, propagated),
+        worst=worst.error,
+        share_off=made.share_off,
+        index=worst.index,
+        actual=worst.actual,
+        expected=worst.expected,
+        sqnr_db=made.sqnr_db,
+        propagated_db=end_to_end,
     )
 
 
-def _db(actual: Tensor, expected: Tensor | None) -> float:
-    if expected is None or expected.shape != actual.shape:
-        return -400.0
-    a, e = actual.double().numpy(), expected.double().numpy()
-    finite = (abs(a) < float("inf")) & (abs(e) < float("inf"))
-    return sqnr_db(actual=a[finite], expected=e[finite]) if finite.any() else 400.0
+def _numbers(x: Tensor) -> Any:
+    return x.detach().numpy()
+
+
+def _db(actual: Tensor, expected: Tensor | None) -> float | None:
+    if expected is None or not actual.numel():
+        return None
+    made = compare(actual=_numbers(actual), expected=_numbers(expected), masked=True)
+    return made.sqnr_db if isinstance(made, Difference) else None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from verifier.metrics import Array
+from verifier.core.compare import Array
 from verifier.model.definition import Definition
 from verifier.reference import Sample, splice
 

@@ -31,7 +31,7 @@ from verifier.ladder.blocks import (
     vision_layers,
 )
 from verifier.ladder.descend import descend
-from verifier.ladder.limits import excess
+from verifier.ladder.limits import over
 from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
@@ -256,7 +256,7 @@ def _descend(
     machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner, reproduction: Path | None
 ) -> dict[tuple[str, int], str]:
     """Look into the first delegate that the runtime computes wrongly, if it has several nodes."""
-    broken = [record for record in replay.compared if excess(record) > 1 and "+" in record.operator]
+    broken = [record for record in replay.compared if over(record) and "+" in record.operator]
     if not broken:
         return {}
     first = min(broken, key=lambda record: (record.call, record.instruction))
@@ -264,7 +264,7 @@ def _descend(
     count = len(state.graph(state.plan.instructions[first.instruction]).inputs)
     inputs = [torch.from_numpy(t.array()) for t in traces[first.call][first.instruction][:count]]
     try:
-        wrong = next((e for e in descend(state, first.instruction, inputs, runner) if excess(e.compared) > 1), None)
+        wrong = next((e for e in descend(state, first.instruction, inputs, runner) if over(e.compared)), None)
     except VerifierError as error:
         return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
     if wrong is None:

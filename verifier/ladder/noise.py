@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verifier.core.compare import Difference, compare
+from verifier.errors import VerifierError
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.quantized import Rounding
-from verifier.metrics import row_sqnr_db
 
 NOISE_TOKENS = 16
 """Tokens of a prompt on which it is measured."""
@@ -52,4 +53,11 @@ def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) ->
         with rounding.left_out():
             exact_logits = quantized.output(quantized.norm(exact))
     pairs = ((rounded, exact), (logits, exact_logits))
-    return min(float(row_sqnr_db(actual=a[0].numpy(), expected=e[0].numpy()).min()) for a, e in pairs)
+    return min(_worst_row_db(a[0], e[0]) for a, e in pairs)
+
+
+def _worst_row_db(actual: Tensor, expected: Tensor) -> float:
+    made = compare(actual=actual.numpy(), expected=expected.numpy())
+    if not isinstance(made, Difference):
+        raise VerifierError("what rounding costs this checkpoint cannot be measured", got=made.reason)
+    return float(made.row_sqnr_db.min())

@@ -18,6 +18,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
 from verifier.checkpoint import Checkpoint
+from verifier.core.limits import limit
 from verifier.interpret.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
 from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.model.definition import build_decoder
@@ -27,8 +28,8 @@ from verifier.types import Recipe
 Held = Callable[[str], Quantized | None]
 
 SECOND_IN_A_BLOCK = ("wo", "w2")
-SECOND_TIE_WIDTH = 16 * TIE_WIDTH
-"""Steps. What the second linear of a block is given went through fp32 sums of groups, and a softmax or a gate: 64 roundings instead of 4."""
+SECOND_TIE_WIDTH = limit("layers.graph.second_tie").value * TIE_WIDTH
+"""Steps."""
 
 
 class Rounding:

@@ -23,7 +23,8 @@ from verifier.interpret.arithmetic import OFFSETS, QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
 from verifier.ladder.compared import Compared, compare_tensors, is_linear
-from verifier.ladder.limits import ALLOWED_LINEAR_DB
+from verifier.ladder.finite import constants_of, has_nan, is_computed, non_finite
+from verifier.ladder.limits import LINEAR, excess, over
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
 
@@ -103,7 +104,7 @@ def output_step(graph: Graph, id: int) -> float | None:
 def clipped_share(x: Tensor, *, scale: float, zero_point: int) -> float:
     """The share of elements of an fp32 tensor that int8 with this scale and zero point cuts off."""
     integers = (x / scale).round() + zero_point
-    return float(((integers < QMIN) | (integers > QMAX)).float().mean())
+    return float((~((integers >= QMIN) & (integers <= QMAX))).float().mean())  # NaN is in no range
 
 
 class Replayer:
@@ -263,7 +264,7 @@ class _Follower:
         tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
             found = self._compare(step, place, index, actual, expected[index], bounds.get(index))
-            self.replayer.constants.append(replace(found, propagated_db=None))
+            self.replayer.constants.append(replace(self._judged(found, operands), propagated_db=None))
 
     def _is_state(self, index: int, value: Any) -> bool:
         plan = self.state.plan
@@ -304,15 +305,29 @@ class _Follower:
             self.known[index] = recorded[index]
             bound = bounds.get(index)
             found = [self._compare(step, place, index, recorded[index], expected[index], bound)]
-            if is_linear(found[0]) and found[0].sqnr_db < ALLOWED_LINEAR_DB:
+            if is_linear(found[0]) and not found[0].reason and not LINEAR.admits(found[0].sqnr_db):
                 orders = (evaluate(self.state, instruction, operands, offset=offset)[index] for offset in OFFSETS)
                 found += [self._compare(step, place, index, recorded[index], made, bound) for made in orders]
-            self.replayer.compared.append(max(found, key=lambda record: record.sqnr_db))
+            best = self._judged(min(found, key=excess), operands)
+            self.replayer.compared.append(self._with_non_finite(best, instruction, recorded[index], operands))
         for index, value in expected.items():
             if not isinstance(value, Tensor):
                 self.known[index] = value
         if (tensors and len(recorded) == len(tensors)) or instruction.name == "llama::update_cache.out":
             self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
+
+    def _judged(self, record: Compared, operands: dict[int, Any]) -> Compared:
+        """Nothing follows from a result of operands that hold NaN: kernels may make anything of it."""
+        if not over(record) or not any(has_nan(x) for index, x in operands.items() if is_computed(self.state, index)):
+            return record
+        return replace(record, undefined=True, reason=record.reason or "an operand holds NaN")
+
+    def _with_non_finite(
+        self, record: Compared, instruction: Instruction, actual: Tensor, operands: dict[int, Any]
+    ) -> Compared:
+        computed = [x for index, x in operands.items() if is_computed(self.state, index)]
+        found = non_finite(actual, computed, lambda: constants_of(self.state, instruction, operands))
+        return record if found is None else replace(record, non_finite=found, sizes=tuple(actual.shape))
 
     def _compare(  # noqa: PLR0917
         self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, bound: Tensor | None
