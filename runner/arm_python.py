@@ -1,7 +1,7 @@
 """The `qemu-python[:CPU]` target: ExecuTorch's own Python runtime for aarch64, under emulation.
 
 The C++ runner brings kernels of its own for attention and cache; this one runs the wheel's. It needs what the wheel needs: torch
-for aarch64, with stand-ins for CUDA's libraries, 1.2 GB in all. `python -m runner.arm_python` puts it together from the package registries.
+for aarch64, with stand-ins for CUDA's libraries, 1.2 GB in all. `python -m verifier.runner.arm_python` puts it together from the package registries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import verifier
+from verifier.core.start import ROOT, child_environment
 from verifier.errors import RunnerError, VerifierError
 from verifier.runner.arm_stubs import make_stubs
 from verifier.runner.native import BINARY
@@ -36,8 +36,6 @@ NEEDED = ("filelock", "typing-extensions", "sympy", "networkx<3.7", "jinja2", "f
 """Of torch 2.13, but for CUDA's libraries."""
 FEATURES = "fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 STARTING_S = 300.0
-_ROOT = Path(verifier.__file__).resolve().parents[1]
-"""Where `verifier` is imported from: the clone, or site-packages."""
 _TAIL = 2000
 
 
@@ -67,13 +65,16 @@ class ArmPythonRunner:
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
         system = self.folder / "root"
-        path = os.pathsep.join((str(self.folder / "site"), str(_ROOT)))
+        path = os.pathsep.join((str(self.folder / "site"), ROOT))
 
         def command(sent: Path, back: Path) -> list[str]:
             emulation = [str(self.emulator), "-L", str(system), "-cpu", self.cpu]
-            return [*emulation, str(system / "usr/bin/python3.11"), "-m", "verifier.runner.child", str(sent), str(back)]
+            python = [str(system / "usr/bin/python3.11"), "-P", "-m", "verifier.runner.child"]
+            return [*emulation, *python, str(sent), str(back)]
 
-        return run_child(command, bundle, timeout_s=STARTING_S + SLOWER * timeout_s, env={"PYTHONPATH": path})
+        return run_child(
+            command, bundle, timeout_s=STARTING_S + SLOWER * timeout_s, env=child_environment() | {"PYTHONPATH": path}
+        )
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -85,7 +86,7 @@ def make_arm_python_runner(target: str) -> ArmPythonRunner:
     emulator = find_emulator()
     if not (FOLDER / "ready").is_file():
         raise RunnerError(
-            "Python for aarch64 is not there", expected=FOLDER, fix="python -m runner.arm_python (1.2 GB)"
+            "Python for aarch64 is not there", expected=FOLDER, fix="python -m verifier.runner.arm_python (1.2 GB)"
         )
     return ArmPythonRunner(cpu, emulator, FOLDER)
 
@@ -145,7 +146,9 @@ def _call(words: Sequence[object], where: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 ready, 2 not."""
-    parser = argparse.ArgumentParser(prog="python -m runner.arm_python", description="Prepare --target qemu-python.")
+    parser = argparse.ArgumentParser(
+        prog="python -m verifier.runner.arm_python", description="Prepare --target qemu-python."
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder, some 1.2 GB (default: build/arm-python)")
     try:
         print(build(parser.parse_args(arguments).out))

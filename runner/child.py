@@ -1,4 +1,4 @@
-"""The process that runs an untrusted program: `python -m runner.child BUNDLE RESULT`. It may abort; its parent sees that.
+"""The process that runs an untrusted program: `python -m verifier.runner.child BUNDLE RESULT`. It may abort; its parent sees that.
 
 Exit status: 0 with a `result.json`, whatever the program answered; 2 for a bundle that cannot be read; anything else is a
 crash.
@@ -6,11 +6,9 @@ crash.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import platform
 import resource
-import signal
 import sys
 import time
 from functools import cache
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from verifier.core.start import die_with_parent
 from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle
 from verifier.runner.protocol import (
@@ -34,7 +33,6 @@ from verifier.runner.protocol import (
 )
 from verifier.runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 
-PR_SET_PDEATHSIG = 1
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")
 KERNEL_LIBRARIES = (
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
@@ -156,13 +154,8 @@ def _plain(output: Any) -> Array:
     return array
 
 
-def _die_with_parent() -> None:
-    """Nobody would read the result."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    _die_with_parent()
+    die_with_parent()
     try:
         asked = load_bundle(Path(sys.argv[1]))
     except RunnerError as error:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import verifier
+from verifier.core.start import child_command, child_environment
 from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
-
-_ROOT = Path(verifier.__file__).resolve().parents[1]
-"""Where `verifier` is imported from: the clone, or site-packages."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +32,11 @@ class LocalRunner:
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
-        path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
 
         def command(sent: Path, back: Path) -> list[str]:
-            return [sys.executable, "-m", "verifier.runner.child", str(sent), str(back)]
+            return [*child_command("verifier.runner.child"), str(sent), str(back)]
 
-        return run_child(command, bundle, timeout_s=timeout_s, env={"PYTHONPATH": path})
+        return run_child(command, bundle, timeout_s=timeout_s, env=child_environment())
 
     def close(self) -> None:
         """Nothing is left behind."""

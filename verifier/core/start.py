@@ -1,0 +1,71 @@
+"""How our own Python processes start: with our packages and nobody else's modules, whatever the folder and the environment hold.
+
+Only `os` and `sys` are imported, which every Python has loaded already: a file of the working folder may have the name of any other module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
+"""Where `verifier` is imported from: the clone, or site-packages."""
+PR_SET_PDEATHSIG = 1
+_OF_THE_CALLER = (
+    *("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONTRACEMALLOC"),
+    *("PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE", "PYTHONDEBUG"),
+)
+"""Settings of the caller's tests, not of ours: asserts belong to the verdict, and a library's deprecation ends no verification. Python
+takes an empty value for none."""
+
+
+def child_command(module: str) -> list[str]:
+    """The words that run a module of ours in a new process, without the working folder on its path."""
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
+
+
+def child_environment() -> dict[str, str]:
+    """What to set in a child's environment: how Python runs is its default, and `verifier` is found where this process found it."""
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and not _is_shadow(entry)]
+    own = [] if ROOT in _installed() else [ROOT]  # what is installed would come before the standard library
+    unset = dict.fromkeys((name for name in _OF_THE_CALLER if name in os.environ), "")
+    return unset | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join([*own, *given])}
+
+
+def own_process() -> None:
+    """Make this process, started as `python -m verifier.COMMAND`, one that the caller's folder and settings do not reach.
+
+    Modules of the working folder are not imported. Python's options `-O` and `-W error` are not for us: the command starts again without them.
+    """
+    sys.path[:] = [entry for entry in sys.path if not _is_shadow(entry)]
+    if sys.flags.optimize or any(option.startswith("e") for option in sys.warnoptions):
+        interpreter = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+        module = interpreter[-1][interpreter[-1].index("verifier") :]  # also of -mverifier.test_pte
+        words = [*child_command(module), *sys.argv[1:]]
+        said = {
+            name: os.environ[name] for name in ("PYTHONIOENCODING",) if name in os.environ
+        }  # the console is the caller's
+        os.execve(words[0], words, os.environ | child_environment() | said)
+
+
+def die_with_parent() -> None:
+    """Have the system end this process when the one that started it ends: nobody would read the result."""
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _is_shadow(entry: str) -> bool:
+    """Whether an entry of a path is the working folder, and not where `verifier` comes from."""
+    try:
+        return os.path.samefile(entry or ".", ".") and not os.path.samefile(".", ROOT)  # noqa: PTH121
+    except OSError:
+        return False
+
+
+def _installed() -> tuple[str, ...]:
+    """Folders that every Python of this installation looks into."""
+    import site
+
+    return tuple(os.path.realpath(folder) for folder in (*site.getsitepackages(), site.getusersitepackages()))
