@@ -128,7 +128,7 @@ def _show(checkpoint: Checkpoint, golden: GoldenSet) -> None:
     for image in golden.images:
         row = (image.name, image.kind, image.question or "(none)", str(len(image.ids)), f"{min(image.margins):.2f}")
         table.add_row(*row, image.text)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)  # names may have brackets
     console.print(f"{golden.path}  checkpoint {checkpoint.name} {checkpoint.sha256[:16]}…", highlight=False)
     console.print(table)
     for entry in _text(golden.path.parent).get("history", []):

@@ -167,12 +167,17 @@ def _refuse_without_golden(golden: GoldenSet, checks: tuple[Check, ...]) -> None
 def _chosen(golden: GoldenSet, globs: tuple[str, ...]) -> GoldenSet:
     if not globs:
         return golden
-    names = [image.name for image in golden.images]
+    names = {image.name: (image.name, image.path.name) for image in golden.images}
+    wanted: set[str] = set()
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            fix = "give --images a glob such as 'square_*'"
+        # a name may look like a glob: odd[1] is itself before it is odd1
+        exact = {name for name, spelled in names.items() if glob in spelled}
+        matching = exact or {name for name, spelled in names.items() if any(fnmatchcase(s, glob) for s in spelled)}
+        if not matching:
+            fix = "give --images a glob such as 'square_*'; '?' stands for a comma in a name"
             raise UsageError("no golden image matches", got=glob, expected=", ".join(names), fix=fix)
-    return replace(golden, images=tuple(i for i in golden.images if any(fnmatchcase(i.name, g) for g in globs)))
+        wanted |= matching
+    return replace(golden, images=tuple(image for image in golden.images if image.name in wanted))
 
 
 def planned_cases(opened: Opened) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from verifier.errors import VerifierError
@@ -84,18 +85,18 @@ class Progress:
             yield
         else:
             console = Console(file=self.stream or sys.stderr)
-            with console.status(name) as status:
+            with console.status(escape(name)) as status:
                 self._shown = name, status
                 yield
             self._shown = None
-            console.print(f"[green]✓[/] {name} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+            console.print(f"[green]✓[/] {escape(name)} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
         self.stage_s[name] = time.perf_counter() - begun
 
     def transferred(self, what: str, done: int, whole: int) -> None:
         """Show how far a transfer is, beside the stage that waits for it."""
         if self._shown is not None:
             name, status = self._shown
-            status.update(f"{name}: {what} {done / 1e6:.0f} of {whole / 1e6:.0f} MB")
+            status.update(escape(f"{name}: {what} {done / 1e6:.0f} of {whole / 1e6:.0f} MB"))
 
     def counted(self, what: str, done: int, whole: int) -> None:
         """Show how far a count within the stage is, and how long the rest takes if it goes on as it went so far."""
@@ -107,7 +108,7 @@ class Progress:
         name, status = self._shown
         spent = now - self._counted[1]
         left = f", {clock(spent / done * (whole - done))} left" if done and spent > SETTLED_S else ""
-        status.update(f"{name}: {done} of {whole} {what}{left}")
+        status.update(escape(f"{name}: {done} of {whole} {what}{left}"))
 
 
 SETTLED_S = 2.0

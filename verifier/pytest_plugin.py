@@ -104,6 +104,10 @@ class GateError(Exception):
     """A check that failed or could not be made; its text is all that a reader needs."""
 
 
+NOT_VERIFIED = frozenset({"not verified", "error"})
+"""How the text of a test begins that says nothing about the artifact."""
+
+
 def _setting(config: pytest.Config, name: str) -> str:
     given = config.getoption(f"--pte-{name}")
     return str(given if given is not None else config.getini(f"pte_{name}") or "")
@@ -185,6 +189,8 @@ class _Gate:
         self.judge = Judge(Path(folder), questions, str(told.get("workerid", "main")))
         config.add_cleanup(self.judge.close)
         self._told: list[list[tuple[str, str]]] | None = told.get("verifier_planned")
+        self._chosen: list[tuple[int, list[tuple[str, str]]]] = []
+        self._failures: set[str] = set()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -195,7 +201,7 @@ class _Gate:
             raise pytest.UsageError(f"not verified: {error}") from error
         for pair, cases in zip(self.pairs, planned, strict=True):
             pair.planned = [(check, case) for check, case in cases]
-        self._selected(session.config)
+        self._chosen = self._named(session.config)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -217,13 +223,13 @@ class _Gate:
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """With `--pte` the gate is what is tested: its cases take the place of the tests of the folder."""
         items[:] = []
-        for number, cases in self._selected(session.config):
+        for number, cases in self._chosen:
             file = GateFile.of(session, self, number, cases)
             own = list(file.collect())
             session.ihook.pytest_collectreport(report=pytest.CollectReport(file.nodeid, "passed", None, own))
             items += own
 
-    def _selected(self, config: pytest.Config) -> list[tuple[int, list[tuple[str, str]]]]:
+    def _named(self, config: pytest.Config) -> list[tuple[int, list[tuple[str, str]]]]:
         """By pair, the cases that the command line names; all if it names none. Files and folders of tests choose nothing here."""
         named: dict[int, list[tuple[str, str]]] = {}
         for argument in config.args if config.args_source is pytest.Config.ArgsSource.ARGS else ():
@@ -247,6 +253,17 @@ class _Gate:
         if not (session.config.option.collectonly or session.config.option.setuponly):
             self.judge.settle({n: None if checks == planned[n] else sorted(checks) for n, checks in chosen.items()})
         return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember what kinds of failures there are."""
+        if report.failed:
+            self._failures.add(str(report.longrepr).partition(":")[0])
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Exit status 1 says that a check failed. Where nothing failed but something could not be verified, it is 2, as the command's."""
+        if session.exitstatus == pytest.ExitCode.TESTS_FAILED and self._failures and self._failures <= NOT_VERIFIED:
+            session.exitstatus = 2
 
 
 class GateFile(pytest.File):
@@ -294,7 +311,7 @@ class GateItem(pytest.Item):
         except Refused as error:
             raise GateError(f"not verified: {error}") from error
         if result is None:
-            raise GateError(f"{self.check} gave no result for {self.case}")
+            raise GateError(f"not verified: {self.check} gave no result for {self.case}")
         if result["verdict"] == "skipped":
             pytest.skip(result["message"])
         if result["verdict"] != "pass":

@@ -91,7 +91,7 @@ def test_ini_settings_stand_in_for_options(tmp_path: Path) -> None:
     done = _pytest(tmp_path, *words)
     assert done.returncode == 0, done.stdout
     for name in ("llava_tiny.pte", "other.pte"):
-        assert f"{name}::structure::limits[program] PASSED" in done.stdout
+        assert f"{name}::structure.limits[program] PASSED" in done.stdout
         assert (tmp_path / "kept" / name / "report.json").is_file()
 
 

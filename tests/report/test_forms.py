@@ -91,6 +91,14 @@ def test_plain_where_there_is_no_terminal(failed: dict[str, Any]) -> None:
     assert max(map(len, held.getvalue().splitlines()[3:])) <= 100
 
 
+def test_names_with_brackets_are_printed_as_they_are(failed: dict[str, Any]) -> None:
+    """The terminal's markup has brackets too: a folder `[red]` was left out, `[/b]` a traceback."""
+    held = io.StringIO()
+    odd = _edited(failed, lambda d: d["artifact"].update(path="out [red]/a[/b].pte"))
+    print_report(odd, Console(file=held, width=200), verbose=True)
+    assert "out [red]/a[/b].pte" in held.getvalue()
+
+
 def test_summary_of_a_failure(failed: dict[str, Any]) -> None:
     """Markdown with the verdict, the place, the ladder and the failing check."""
     text = markdown(failed)

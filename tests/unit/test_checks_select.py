@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests.support import EMBEDDED_PTE
 from verifier.checks.registry import OF_ALL_IMAGES, select
 from verifier.errors import UsageError
-from verifier.opening import Request, open_request, planned_cases
+from verifier.golden import GoldenImage, GoldenSet
+from verifier.opening import Request, _chosen, open_request, planned_cases
 
 
 def test_device_checks_are_for_other_machines() -> None:
     """Only where the program runs on another architecture."""
     here, there = ({c.id for c in select((), with_device=device)} for device in (False, True))
     assert there - here == {"device.instructions", "device.lengths", "device.host"}
+
+
+@pytest.mark.parametrize(
+    ("globs", "chosen"),
+    [
+        (("odd[1]",), ["odd[1]"]),
+        (("odd[1].png",), ["odd[1]"]),
+        (("odd[12]",), ["odd1", "odd2"]),
+        (("a?b", "*é*"), ["a,b", "café / x"]),
+        (("odd*", "odd[1]"), ["odd1", "odd2", "odd[1]"]),
+    ],
+)
+def test_images_with_the_names_of_globs(globs: tuple[str, ...], chosen: list[str]) -> None:
+    """A name is itself before it is a glob, and so is the name of its file; the order is that of the golden set."""
+    names = ("odd1", "odd2", "odd[1]", "a,b", "café / x")
+    images = tuple(GoldenImage(name, Path(f"{name}.png"), "", "square", "", (), (), "") for name in names)
+    found = _chosen(GoldenSet(Path("golden.json"), "", images), globs)
+    assert [image.name for image in found.images] == chosen
 
 
 def test_chosen_images_are_the_only_ones() -> None:

@@ -35,7 +35,7 @@ def _allowed(row: Row) -> str:
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """Print the first line, the rows, and what changed."""
-    console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False)
     style = STYLE[comparison.verdict]
     console.print(Text(comparison.first_line, f"bold {style}"), highlight=False)
     table = Table("", "baseline", "candidate", "", "noise", box=None, padding=(0, 2, 0, 0))

@@ -60,10 +60,12 @@ def print_report(data: Report, console: Console | None = None, *, verbose: bool 
     console.print(
         f"{artifact['path']}  {artifact['bytes'] / 1e6:.2f} MB  sha256 {artifact['sha256'][:16]}…  recipe {artifact['recipe']['name']}",
         highlight=False,
+        markup=False,  # a path may have brackets
     )
     console.print(
         f"checkpoint {checkpoint['id']} {checkpoint['sha256'][:16]}…  target {target['name']} ({target['isa']})\n",
         highlight=False,
+        markup=False,
     )
     if verbose:
         console.print(_families(data))

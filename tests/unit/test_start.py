@@ -1,0 +1,86 @@
+"""Our processes and the modules, options and settings of the folder and the shell that they are started from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import EMBEDDED_PTE
+from verifier.core import start
+from verifier.runner.local import LocalRunner
+from verifier.runner.protocol import Bundle
+
+OF_PYTHON = ("argparse", "json", "logging", "queue", "random", "tempfile", "traceback")
+SHADOWS = (*OF_PYTHON, "conftest", "golden", "numpy", "report", "runner", "tests", "torch", "utils")
+
+
+@pytest.fixture
+def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder holds files with the names of many modules, which end Python when they are imported."""
+    for name in SHADOWS:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python process of ours, found by `PYTHONPATH` alone."""
+    given = os.environ | {"PYTHONPATH": start.ROOT} | environment
+    return subprocess.run([sys.executable, *words], env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("options", [["-m"], ["-OO", "-W", "error", "-m"], ["-OOm"]])
+@pytest.mark.parametrize("path", [start.ROOT, f"{start.ROOT}:", f"{start.ROOT}:."])
+def test_command_imports_nothing_of_the_working_folder(shadowed: Path, options: list[str], path: str) -> None:
+    """Whatever Python's options, and with the folder on `PYTHONPATH` too."""
+    done = run(*options, "verifier.test_pte", "--help", PYTHONPATH=path)
+    assert (done.returncode, "usage: python -m verifier.test_pte" in done.stdout) == (0, True), done.stderr
+
+
+def test_command_has_docstrings_and_asserts(shadowed: Path) -> None:
+    """`-OO` would leave the reference of checks without a word; warnings are no errors; arguments and the console's encoding stay."""
+    page = shadowed / "a page.md"
+    done = run("-OO", "-Werror", "-m", "verifier.checks.reference", str(page), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == (Path(start.ROOT) / "docs" / "checks.md").read_text()
+
+
+def test_other_programs_keep_their_path(tmp_path: Path) -> None:
+    """Importing the package changes nothing for whoever imports it."""
+    (tmp_path / "mine.py").write_text(
+        "import sys\nbefore = list(sys.path)\nimport verifier.errors\nassert sys.path == before\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "mine.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": start.ROOT},
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_child_runs_without_the_callers_settings(shadowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that loads a program: the folder's modules, `-OO` and warnings as errors do not reach it."""
+    for name, value in {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONPATH": f".:{start.ROOT}:"}.items():
+        monkeypatch.setenv(name, value)
+    result = LocalRunner().run(Bundle(EMBEDDED_PTE, ()), timeout_s=300)
+    assert (result.outcome, result.message) == ("ok", "")
+
+
+def test_environment_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's path without the working folder, behind ours; what is installed is not put before the standard library."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", str(tmp_path), "/else/where"]))
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    given = start.child_environment()
+    assert given["PYTHONPATH"] == f"{start.ROOT}{os.pathsep}/else/where"
+    assert (given["PYTHONIOENCODING"], given["PYTHONSAFEPATH"]) == ("", "1")
+    monkeypatch.setattr(start, "_installed", lambda: (start.ROOT,))
+    assert start.child_environment()["PYTHONPATH"] == "/else/where"
+    monkeypatch.chdir(start.ROOT)  # in a clone the working folder is where `verifier` comes from
+    monkeypatch.setenv("PYTHONPATH", ".")
+    assert start.child_environment()["PYTHONPATH"] == "."
