@@ -1,4 +1,4 @@
-"""`python -m runner BUNDLE --target T [--result DIR]`: carry out a saved bundle, keep the result, compare with what is expected.
+"""`python -m verifier.runner BUNDLE --target T [--result DIR]`: carry out a saved bundle, keep the result, compare with what is expected.
 
 Exit status: 0 every call returned, and what the bundle expects came out; 1 it did not; 2 the bundle or the target cannot be
 used.
@@ -70,7 +70,7 @@ CLOSE, FEW = limit("runner.close"), limit("runner.few")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m runner", description="Carry out a saved bundle.")
+    parser = argparse.ArgumentParser(prog="python -m verifier.runner", description="Carry out a saved bundle.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
     parser.add_argument("--target", default="local", help=TARGETS)
     parser.add_argument("--result", type=Path, metavar="DIR", help="keep what comes back here")

@@ -132,7 +132,7 @@ def _system(root: Path) -> None:
 def _wheels(site: Path, wanted: Sequence[str]) -> None:
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_aarch64")]
     options = ["--quiet", "--only-binary=:all:", "--python-version", "3.11", "--target", site, *platforms]
-    _call([sys.executable, "-m", "pip", "install", *options, *wanted], site.parent)
+    _call([sys.executable, "-P", "-m", "pip", "install", *options, *wanted], site.parent)
 
 
 def _call(words: Sequence[object], where: Path) -> None:
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m verifier.runner.arm_python", description="Prepare --target qemu-python."
     )
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder, some 1.2 GB (default: build/arm-python)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help=f"folder, some 1.2 GB (default: {FOLDER})")
     try:
         print(build(parser.parse_args(arguments).out))
     except VerifierError as error:

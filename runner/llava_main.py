@@ -1,4 +1,4 @@
-"""`python -m runner.llava_main`: the flags and the output of ExecuTorch's `llava_main`, on the Python runtime.
+"""`python -m verifier.runner.llava_main`: the flags and the output of ExecuTorch's `llava_main`, on the Python runtime.
 
 The program runs in this very process: a `.pte` that aborts the runtime takes it along. `runner/native` is the same in C++.
 Exit status: 0 done, 1 the program failed, 2 bad usage or an input that cannot be read.
@@ -134,7 +134,9 @@ def _say(text: bytes) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m runner.llava_main", description="Ask LLaVA about an image.")
+    parser = argparse.ArgumentParser(
+        prog="python -m verifier.runner.llava_main", description="Ask LLaVA about an image."
+    )
     parser.add_argument("--model_path", type=Path, default=Path("llava.pte"))
     parser.add_argument("--tokenizer_path", type=Path, default=Path("tokenizer.bin"))
     parser.add_argument("--image_path", type=Path, required=True, help="*.npy or *.pt, from verifier.image_util")

@@ -4,7 +4,7 @@ A bundle is an ordered list of method calls on one loaded program, so that a KV-
 array, or the output of an earlier call: image tokens go from `vision_encoder` to `text_decoder` without leaving the
 runner. A bundle's folder: `bundle.txt`, one item a line, and `in_N_P.npy`, which a runner without Python reads as easily.
 A result's folder: `result.json`, one `NNNNN.npy` per kept output, one `NNNNN_K.npy` per further part, and the event
-tracer's two files if it was on. Both can be kept, moved, carried out and judged later (`python -m runner`).
+tracer's two files if it was on. Both can be kept, moved, carried out and judged later (`python -m verifier.runner`).
 """
 
 from __future__ import annotations

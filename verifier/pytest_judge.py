@@ -110,14 +110,13 @@ class Judge:
                 if begun.exists():
                     raise Refused(f"the process that verified it did not come to its end: {begun.read_text()}")
                 begun.write_text(self.name)
-                question = {"do": "verify", "request": self.requests[number], "checks": checks}
-                found = self._child.ask(question)
+                answer = self._child.ask({"do": "verify", "request": self.requests[number], "checks": checks})
             except Refused as error:
-                found = {"refused": str(error)}
+                answer = {"refused": str(error)}
             written = done.with_suffix(".part")
-            written.write_text(json.dumps(found))
+            written.write_text(json.dumps(answer))
             written.replace(done)
-        found = json.loads(done.read_text())
+        found: dict[str, Any] = json.loads(done.read_text())
         if "results" in found:
             found["results"] = {(check["id"], check["case"]): check for check in found["results"]}
         return found

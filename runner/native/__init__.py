@@ -7,11 +7,14 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.core.start import cache_folder
 from verifier.errors import RunnerError
 from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 
-_BUILD = Path(__file__).resolve().parents[2] / "build"
+_CLONE = Path(__file__).resolve().parents[2]
+_BUILD = _CLONE / "build" if (_CLONE / "pyproject.toml").is_file() else cache_folder()
+"""Where an installed package lies may be nobody's to write, and is replaced with the next version."""
 BINARY = _BUILD / "native" / "llava_main"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 """`e_machine` of the ELF specification."""
@@ -20,14 +23,15 @@ ARM_BINARY = _BUILD / "native-aarch64" / "llava_main"
 
 def find_binary() -> Path:
     """The built runner: `LLAVA_MAIN` if it is set, else the one of `make native`. Raises `RunnerError` if there is none."""
-    fix = "run make native (needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main"
+    fix = "run python -m verifier.runner.native.build (in a clone make native; needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main"
     path = _existing(Path(os.environ.get("LLAVA_MAIN", BINARY)), "the native runner is not built", fix)
     return _built_for(platform.machine(), path)
 
 
 def find_arm_binary() -> Path:
     """The same for aarch64: `LLAVA_MAIN_AARCH64`, or the one of `make native-arm`."""
-    fix = "run make native-arm (needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_AARCH64 to a llava_main for aarch64"
+    command = "python -m verifier.runner.native.build --arch aarch64"
+    fix = f"run {command} (in a clone make native-arm; needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_AARCH64 to a llava_main for aarch64"
     path = _existing(Path(os.environ.get("LLAVA_MAIN_AARCH64", ARM_BINARY)), "the aarch64 runner is not built", fix)
     return _built_for("aarch64", path)
 

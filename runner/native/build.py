@@ -1,4 +1,4 @@
-"""`python -m runner.native.build [--out FOLDER]`: build `llava_main` against the installed ExecuTorch wheel (`make native`)."""
+"""`python -m verifier.runner.native.build [--out FOLDER]`: build `llava_main` against the installed ExecuTorch wheel (`make native`)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _foreign_wheel(arch: str, folder: Path) -> Path:
     version = importlib.metadata.version("executorch")
     site = folder / f"executorch-{version}"
     if not site.is_dir():
-        words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        words = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         words += ["--platform", f"manylinux_2_28_{arch}", "--python-version", "3.11", "--dest", str(folder)]
         _run([*words, f"executorch=={version}"], "the wheel of ExecuTorch cannot be fetched", folder)
         wheel = next(folder.glob(f"executorch-{version}-*_{arch}.whl"))
@@ -89,9 +89,9 @@ def build(out: Path = BINARY.parent, *, arch: str | None = None, source: Path = 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 built, 2 not."""
-    parser = argparse.ArgumentParser(prog="python -m runner.native.build", description="Build llava_main.")
+    parser = argparse.ArgumentParser(prog="python -m verifier.runner.native.build", description="Build llava_main.")
     parser.add_argument("--arch", choices=("aarch64",), help="cross-compile (default: for this machine)")
-    parser.add_argument("--out", type=Path, help="build folder (default: build/native, build/native-aarch64)")
+    parser.add_argument("--out", type=Path, help=f"build folder (default: {BINARY.parent}, {ARM_BINARY.parent})")
     options = parser.parse_args(arguments)
     try:
         print(build(options.out or (ARM_BINARY if options.arch else BINARY).parent, arch=options.arch))

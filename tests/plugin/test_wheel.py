@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,17 +19,22 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("wheel")
 
 
+def _copy(source: Path) -> None:
+    """What git knows of the tree, links as links."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in listed.decode().split("\0"):
+        if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+
+
 @pytest.fixture(scope="session")
 def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """Built from a copy of the tree, so that no build folder of it gets in."""
 
     def build(folder: Path) -> None:
         source = folder / "source"
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-        for name in listed.decode().split("\0"):
-            if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
-                (source / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+        _copy(source)
         words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder), str(source)]
         subprocess.run(words, check=True)
         shutil.rmtree(source)
@@ -56,6 +62,52 @@ def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
         "verifier"
     }  # nothing that others may call theirs
+
+
+def test_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """The links to runner/ and golden/ are folders in it."""
+    _copy(tmp_path / "source")
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    words = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(words, cwd=tmp_path / "source", check=True, capture_output=True)
+    made = next(tmp_path.glob("*.tar.gz"))
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        str(tmp_path),
+        str(made),
+    ]
+    subprocess.run(words, check=True)
+    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as again:
+        assert set(again.namelist()) == set(archive.namelist())
+
+
+def test_unpacked_wheel_finds_what_belongs_to_it(wheel: Path, tmp_path: Path) -> None:
+    """Its own runner and golden data, started from a folder with files of those names; what it builds goes to the user's cache."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("runner", "golden", "tests", "numpy"):
+        (project / f"{name}.py").write_text("1 / 0")
+    told = "import verifier.checkpoint as c, verifier.runner.native as n; print(c.EMBEDDED, n.BINARY, sep=chr(10))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": "/cache"}
+    words = [sys.executable, "-P", "-c", told]
+    done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        str(tmp_path / "site" / "verifier" / "embedded" / "llava_tiny"),
+        "/cache/llava-verifier/native/llava_main",
+    ]
+    for command in ("test_pte", "export_llava", "golden", "runner", "runner.llava_main", "runner.native.build"):
+        words = [sys.executable, "-m", f"verifier.{command}", "--help"]
+        done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.startswith(f"usage: python -m verifier.{command} "), done.stderr
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_python_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch
     """By one command; a build that lacks a tool names it."""
     monkeypatch.setattr(arm_python, "FOLDER", tmp_path / "none")
     monkeypatch.setattr(arm_python, "find_emulator", lambda: Path("/bin/true"))
-    with pytest.raises(RunnerError, match=r"python -m runner\.arm_python"):
+    with pytest.raises(RunnerError, match=r"python -m verifier\.runner\.arm_python"):
         make_runner("qemu-python")
     monkeypatch.setattr("verifier.runner.arm_python.shutil.which", lambda name: None)
     assert arm_python.main(["--out", str(tmp_path / "out")]) == 2

@@ -209,7 +209,7 @@ def test_child_dies_with_its_parent(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_saved_bundle_is_carried_out_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`python -m runner`: status 0 if what is expected comes out, 1 if not, 2 for what cannot be run; the result is kept."""
+    """`python -m verifier.runner`: status 0 if what is expected comes out, 1 if not, 2 for what cannot be run; the result is kept."""
     ids = np.array([[5, 6]])
     calls = (Call("token_embedding", (ids,)),)
     right = LocalRunner().run(Bundle(EMBEDDED_PTE, calls), timeout_s=60).outputs[0]

@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
+TYPE_CHECKING = False  # of `typing`, which is not imported either
+if TYPE_CHECKING:
+    from pathlib import Path
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
 """Where `verifier` is imported from: the clone, or site-packages."""
 PR_SET_PDEATHSIG = 1
@@ -46,6 +50,13 @@ def own_process() -> None:
             name: os.environ[name] for name in ("PYTHONIOENCODING",) if name in os.environ
         }  # the console is the caller's
         os.execve(words[0], words, os.environ | child_environment() | said)
+
+
+def cache_folder() -> Path:
+    """Where an installed verifier keeps what it builds: `llava-verifier` in the user's cache."""
+    from pathlib import Path
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "llava-verifier"  # noqa: PTH111
 
 
 def die_with_parent() -> None:

@@ -1,6 +1,6 @@
 """What a wrong kernel is reported with: one delegate cut behind its first wrong node, its inputs, and what is right.
 
-The folder is a bundle: `python -m runner FOLDER --target T` carries it out anywhere and says how far off the answer is.
+The folder is a bundle: `python -m verifier.runner FOLDER --target T` carries it out anywhere and says how far off the answer is.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ def _text(node: int, said: str) -> str:
 `{PROGRAM}` has one method, `node_{node}`: the delegate up to that node, with the program's own constants. `bundle.txt` calls it
 on the inputs that the runtime had (`in_00000_*.npy`); `expected_00000.npy` is what plain arithmetic makes of them.
 
-    python -m runner . --target local          # or native, qemu:cortex-a76, ssh:board
+    python -m verifier.runner . --target local          # or native, qemu:cortex-a76, ssh:board
     llava_main --bundle=. --result=FOLDER      # the C++ runner alone: compare FOLDER/00000.npy
 """
