@@ -226,7 +226,7 @@ class _Gate:
         for number, cases in self._chosen:
             file = GateFile.of(session, self, number, cases)
             own = list(file.collect())
-            session.ihook.pytest_collectreport(report=pytest.CollectReport(file.nodeid, "passed", None, own))
+            session.ihook.pytest_collectreport(report=pytest.CollectReport(file.nodeid, "passed", None, [*own]))
             items += own
 
     def _named(self, config: pytest.Config) -> list[tuple[int, list[tuple[str, str]]]]:
@@ -234,7 +234,8 @@ class _Gate:
         named: dict[int, list[tuple[str, str]]] = {}
         for argument in config.args if config.args_source is pytest.Config.ArgsSource.ARGS else ():
             chosen = {number: cases for number, pair in enumerate(self.pairs) if (cases := pair.named(argument))}
-            if not chosen and ("::" in argument or not (config.invocation_params.dir / argument).exists()):
+            place = config.invocation_params.dir / argument
+            if not chosen and ("::" in argument or not (place.exists() or config.option.pyargs)):
                 raise pytest.UsageError(
                     f"not found: {argument}\n(no check and no case of {', '.join(p.name for p in self.pairs)})"
                 )
@@ -276,8 +277,8 @@ class GateFile(pytest.File):
     @classmethod
     def of(cls, session: pytest.Session, gate: _Gate, number: int, cases: Sequence[tuple[str, str]]) -> GateFile:
         """The file of a pair, with some of its cases."""
-        name = gate.pairs[number].name
-        file: GateFile = cls.from_parent(session, path=session.path / name, nodeid=name)
+        path = Path(gate.judge.requests[number]["pte"])  # --new-first looks at its time
+        file: GateFile = cls.from_parent(session, path=path, nodeid=gate.pairs[number].name)
         file.gate, file.number, file.cases = gate, number, cases
         return file
 
@@ -327,4 +328,4 @@ class GateItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where the item is shown, and its heading, which is no end of the node id: pytest would show `::` for the dot in it."""
-        return self.path, None, f"{self.check} [{self.case}]"
+        return self.session.path / self.nodeid.partition("::")[0], None, f"{self.check} [{self.case}]"

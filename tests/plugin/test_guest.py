@@ -168,6 +168,16 @@ def test_parts_can_be_named_and_left_out(project: Project) -> None:
     assert "3 passed" in done.stdout
 
 
+def test_options_of_pytest_and_its_cache(project: Project) -> None:
+    """The newest first, the last failed, a report of pytest's own: also on workers."""
+    project.write(**{"llava.pte": ""})
+    project.script = "fail"
+    assert project.pytest("--nf", "-n1", "--junitxml=junit.xml").returncode == 1
+    assert 'name="weights.tensors[x]y[z]"' in (project.folder / "junit.xml").read_text()
+    project.script = ""
+    assert passed(project.pytest("--lf", "--ff", "--setup-show"), len(CASES))
+
+
 @pytest.mark.parametrize("word", ["llava.pte::weights.nothing", "test_a.py::test_b", "no_such_folder"])
 def test_what_is_not_there_is_a_usage_error(project: Project, word: str) -> None:
     """A misspelt name verifies nothing, rather than everything."""
