@@ -2,9 +2,8 @@
 
 import sys
 
-if sys.argv[:1] == [
-    "-m"
-]:  # Python is looking for the command of `python -m verifier.COMMAND`: nothing else has run yet
-    from verifier.core.start import own_process
+if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m MODULE`: nothing of it has run yet
+    from verifier.core.start import command, own_process
 
-    own_process()
+    if command().partition(".")[0] == "verifier":
+        own_process()

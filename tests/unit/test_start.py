@@ -34,11 +34,14 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], env=given, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("options", [["-m"], ["-OO", "-W", "error", "-m"], ["-OOm"]])
+@pytest.mark.parametrize("options", [["-m"], ["-OO", "-W", "error", "-m"], ["-OOm"], ["-Bm"]])
 @pytest.mark.parametrize("path", [start.ROOT, f"{start.ROOT}:", f"{start.ROOT}:."])
 def test_command_imports_nothing_of_the_working_folder(shadowed: Path, options: list[str], path: str) -> None:
     """Whatever Python's options, and with the folder on `PYTHONPATH` too."""
-    done = run(*options, "verifier.test_pte", "--help", PYTHONPATH=path)
+    joined = (
+        [*options[:-1], f"{options[-1]}verifier.test_pte"] if options[-1] == "-Bm" else [*options, "verifier.test_pte"]
+    )
+    done = run(*joined, "--help", PYTHONPATH=path)
     assert (done.returncode, "usage: python -m verifier.test_pte" in done.stdout) == (0, True), done.stderr
 
 
@@ -50,18 +53,30 @@ def test_command_has_docstrings_and_asserts(shadowed: Path) -> None:
     assert page.read_text() == reference()
 
 
-def test_other_programs_keep_their_path(tmp_path: Path) -> None:
-    """Importing the package changes nothing for whoever imports it."""
-    (tmp_path / "mine.py").write_text(
-        "import sys\nbefore = list(sys.path)\nimport verifier.errors\nassert sys.path == before\n"
+@pytest.mark.parametrize("command", ["runner.llava_main", "runner", "runner.native.build", "runner.arm_python"])
+def test_commands_of_a_clone_run_the_package(command: str) -> None:
+    """By the names of the folders at the top level; no module of theirs is there twice."""
+    words = [sys.executable, "-X", "importtime", "-m", command, "--help"]
+    done = subprocess.run(words, cwd=start.ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"usage: python -m verifier.{command} "), done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {name for name in imported if name.partition(".")[0] == "runner"} <= {"runner", "runner.native"}
+    assert "verifier.runner" in imported
+
+
+@pytest.mark.parametrize("options", [["-W", "error", "-m"], ["-OOm"]])
+def test_other_programs_keep_their_path(tmp_path: Path, options: list[str]) -> None:
+    """Importing the package changes nothing for whoever imports it, the folder of their own modules included."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import sys\nbefore = list(sys.path)\nimport verifier.errors\n")
+    (tmp_path / "mine" / "__main__.py").write_text(
+        "import sys, mine, other\nprint(sys.path == mine.before, *sys.argv[1:])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "mine.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": start.ROOT},
-        check=False,
-    )
-    assert done.returncode == 0
+    (tmp_path / "other.py").write_text("")
+    words = [sys.executable, *options, "mine", "-m"]
+    given = os.environ | {"PYTHONPATH": start.ROOT}
+    done = subprocess.run(words, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+    assert done.stdout == "True -m\n", done.stderr
 
 
 def test_child_runs_without_the_callers_settings(shadowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

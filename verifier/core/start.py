@@ -36,6 +36,12 @@ def child_environment() -> dict[str, str]:
     return unset | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join([*own, *given])}
 
 
+def command() -> str:
+    """The module of `python -m MODULE`, as long as Python is looking for it; options may stand in front of it in one word."""
+    word = sys.orig_argv[-len(sys.argv)]
+    return word.partition("m")[2] if word.startswith("-") else word
+
+
 def own_process() -> None:
     """Make this process, started as `python -m verifier.COMMAND`, one that the caller's folder and settings do not reach.
 
@@ -43,13 +49,11 @@ def own_process() -> None:
     """
     sys.path[:] = [entry for entry in sys.path if not _is_shadow(entry)]
     if sys.flags.optimize or any(option.startswith("e") for option in sys.warnoptions):
-        interpreter = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
-        module = interpreter[-1][interpreter[-1].index("verifier") :]  # also of -mverifier.test_pte
-        words = [*child_command(module), *sys.argv[1:]]
-        said = {
-            name: os.environ[name] for name in ("PYTHONIOENCODING",) if name in os.environ
-        }  # the console is the caller's
-        os.execve(words[0], words, os.environ | child_environment() | said)
+        words = [*child_command(command()), *sys.argv[1:]]
+        console = {
+            name: value for name, value in os.environ.items() if name == "PYTHONIOENCODING"
+        }  # stays the caller's
+        os.execve(words[0], words, os.environ | child_environment() | console)
 
 
 def cache_folder() -> Path:
