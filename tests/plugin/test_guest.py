@@ -125,7 +125,10 @@ def test_failed_attempt_is_remembered(project: Project, script: str, words: tupl
     project.script = script
     done = project.pytest(*words)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout.count(f"not verified: {reason}") == CHECKS
+    crashed = done.stdout.count(
+        "crashed while running 'llava.pte::"
+    )  # xdist says it in place of a test that the worker already had
+    assert done.stdout.count(f"not verified: {reason}") == CHECKS - (1 if crashed else 0)
     assert f"{CHECKS} failed" in done.stdout
     assert len(project.attempts) == 1
 
