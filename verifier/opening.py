@@ -29,7 +29,7 @@ from verifier.golden import (
 )
 from verifier.ladder.align import list_blocks
 from verifier.model.keymap import map_keys
-from verifier.model.preprocess import read_image
+from verifier.model.image_file import read_image
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
 from verifier.runner.targets import make_runner, silent

@@ -16,7 +16,8 @@ from verifier.core.compare import Array
 from verifier.errors import CheckpointError
 from verifier.golden import GoldenImage
 from verifier.model.definition import Definition
-from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.image_file import read_image
+from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import Prompt, Tokenizer, caption_prompt
 
 
