@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 
 from verifier.errors import ImageError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
-"""The formats that are read, by Pillow's names: one list for every command. PNG, JPEG, MPO, WebP, AVIF and TIFF carry an orientation tag."""
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
+"""The formats that are read, by Pillow's names: one list for every command. JPEG includes MPO. PNG, JPEG, WebP, AVIF and TIFF carry
+an orientation tag."""
 READABLE = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM or JPEG 2000"
 MAX_PIXELS = 64 << 20
 MAX_ASPECT = 168.0
@@ -114,7 +115,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _is_named_like_one(path: Path) -> bool:
-    return Image.registered_extensions().get(path.suffix.lower()) in FORMATS
+    return Image.registered_extensions().get(path.suffix.lower()) in (*FORMATS, "MPO")
 
 
 def _begins_like_one(path: Path) -> bool:
