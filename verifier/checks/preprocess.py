@@ -141,7 +141,8 @@ def frame_sizes(width: int, height: int, side_px: int) -> tuple[tuple[int, int],
     return tuple((side_px, short) if width >= height else (short, side_px) for short in near)
 
 
-def _compare(check: Check, evidence: Evidence, name: str, picture: Pixels, ours: Tensor, framed: Framed) -> CheckResult:
+def _compare(subject: Subject, picture: Pixels, ours: Tensor, framed: Framed) -> CheckResult:
+    check, evidence, name = subject
     side_px = evidence.checkpoint.geometry.vision.image_px
     possible = frame_sizes(picture.shape[1], picture.shape[0], side_px)
     given = (ours.shape[2], ours.shape[1])

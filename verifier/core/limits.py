@@ -89,7 +89,7 @@ _ROWS: tuple[Limit, ...] = (
         "most",
         "physical",
         "one step of 255: a pixel is rounded to whole steps in each of two passes, in either order. A hundredth for the fp32 normalization",
-        seen="0.0002 on llava_tiny's golden images and on every drawn picture (Pillow 13); any other filter, a shift by one pixel: 6 and more",
+        seen="0.00003 on llava_tiny's golden images and on every drawn picture (Pillow 13). Any other filter 3 and more, a shift by one pixel 21 and more",
     ),
     Limit(
         "preprocess.frame",
