@@ -80,7 +80,7 @@ def _save_deep(path: Path, pixels: np.ndarray) -> None:
 def test_what_would_be_clipped_flat_is_refused(tmp_path: Path, name: str, write: Callable[[Path], object]) -> None:
     """16 and 32 bits in one channel, and floating point: the mode is named, and what transformers would do."""
     write(tmp_path / name)
-    with pytest.raises(ImageError, match="(?s)more than 8 bits a channel.*mode (I|F).*clips") as caught:
+    with pytest.raises(ImageError, match=r"(?s)more than 8 bits a channel.*mode (I|F).*clips") as caught:
         read_image(tmp_path / name)
     assert name in str(caught.value)
 
