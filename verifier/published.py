@@ -26,9 +26,8 @@ MEASURED_IMAGES, OF_LARGE = 5, 1
 
 @dataclass(frozen=True)
 class PublishedAnswer:
-    """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB (None
-    where they cannot be compared), and whether the
-    fp32 model still favours every token of the golden answer."""
+    """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB, None where they
+    cannot be compared, and whether the fp32 model still favours every token of the golden answer."""
 
     name: str
     tokens_db: float | None

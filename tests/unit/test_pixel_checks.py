@@ -155,6 +155,28 @@ def test_another_frame_fails(monkeypatch: pytest.MonkeyPatch, size: Callable[[in
         assert failed == set()
 
 
+def _framed(image: Image.Image, *, up: int = 0, colour: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
+    """The picture on a square of a colour, `up` pixels too high where there is room."""
+    inner = prepare_image(image)
+    top, left = (336 - inner.shape[1]) // 2, (336 - inner.shape[2]) // 2
+    frame = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).repeat(1, 336, 336)
+    top = max(0, top - up)
+    frame[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return frame
+
+
+def test_6_margins_filled_with_another_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean colour around every picture that is not square; squares have no margin."""
+    failed = _failed(monkeypatch, lambda image: _framed(image, colour=(122, 116, 104)))
+    assert failed == {case for case, (w, h, _) in zip(DRAWN_CASES, DRAWN, strict=True) if w != h}
+
+
+def test_7_odd_margin_loses_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture sits one pixel too high wherever there is a margin above it."""
+    failed = _failed(monkeypatch, lambda image: _framed(image, up=1))
+    assert failed == {case for case, (w, h, _) in zip(DRAWN_CASES, DRAWN, strict=True) if w > h}
+
+
 def test_frames_have_even_sides_next_to_the_ratio() -> None:
     """Both, where the ratio lies halfway between."""
     assert pixel_checks.frame_sizes(640, 480, 336) == ((336, 252),)

@@ -220,15 +220,14 @@ def _exception(evidence: Evidence, source: ImageFields, field: str) -> str:
 def _cost(evidence: Evidence) -> str:
     answers = evidence.published
     if not answers:
-        return (
-            "The cost was not measured: there is no golden picture that is not square, or only some checks were chosen."
-        )
-    least, most = min(a.tokens_db for a in answers), max(a.tokens_db for a in answers)
+        return "The cost was not measured: there is no golden picture that is not square."
+    known = [a.tokens_db for a in answers if a.tokens_db is not None]
+    apart = f"within {min(known):.1f} to {max(known):.1f} dB of" if known else "not comparable with"
     same = sum(a.same for a in answers)
     names = ", ".join(a.name for a in answers)
     return (
-        f"Cost, measured in this run with the fp32 model on {len(answers)} golden pictures that are not square ({names}): image tokens within "
-        f"{least:.1f} to {most:.1f} dB of the processor's, {same} of {len(answers)} captions unchanged."
+        f"Cost, measured in this run with the fp32 model on {len(answers)} golden pictures that are not square ({names}): image tokens "
+        f"{apart} the processor's, {same} of {len(answers)} captions unchanged."
     )
 
 
