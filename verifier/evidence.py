@@ -21,6 +21,7 @@ from verifier.model.streaming import is_large
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
+from verifier.published import PublishedAnswer
 from verifier.reference import (
     Answered,
     LayerPair,
@@ -111,6 +112,8 @@ class Evidence:
     mapping: dict[str, list[LayerPair]]
     runtime: RuntimeEvidence
     rounding: RoundingNoise
+    published: tuple[PublishedAnswer, ...] = ()
+    """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
 
     @property
     def patches(self) -> int:

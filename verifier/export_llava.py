@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from verifier.checkpoint import open_checkpoint
         from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
-        from verifier.model.preprocess import read_image
+        from verifier.model.image_file import read_image
         from verifier.progress import Progress
 
         checkpoint = open_checkpoint(options.model)
@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checkpoint,
             recipe,
             options.pte_name,
-            images=calibration_images(options.calibration or CALIBRATION),
+            images=calibration_images(
+                options.calibration or CALIBRATION, warn=lambda text: print(f"warning: {text}", file=sys.stderr)
+            ),
             with_artifacts=options.with_artifacts,
             sample_image=options.image,
             profile_memory=options.profile_memory,

@@ -69,9 +69,9 @@ def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]
 
 
 def _thumbnail(pixels: Tensor, side_px: int) -> str:
-    """uint8 [3, h, w] in the middle of a grey square, as the encoder pads it, scaled down; JPEG in base64."""
+    """uint8 [3, h, w] in the middle of a black square, as the encoder pads it, scaled down; JPEG in base64."""
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    frame = Image.new("RGB", (side_px, side_px), (123, 117, 104))
+    frame = Image.new("RGB", (side_px, side_px))
     frame.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))
     frame.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     held = io.BytesIO()

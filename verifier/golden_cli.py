@@ -27,7 +27,7 @@ from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
 from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
-from verifier.model.preprocess import read_image
+from verifier.model.image_file import read_image
 from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from verifier.errors import UsageError, VerifierError
 from verifier.files import replacing
-from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.image_file import READABLE, read_image
+from verifier.model.preprocess import prepare_image
 
 SUFFIXES, EXTRA = (".pt", ".npy"), "image.npy"
 
@@ -60,7 +61,7 @@ def save_image_tensor(image: Tensor, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m verifier.image_util", description=__doc__.splitlines()[0])
-    parser.add_argument("--image-path", type=Path, required=True, help="PNG, JPEG or whatever Pillow reads")
+    parser.add_argument("--image-path", type=Path, required=True, help=f"{READABLE}; the orientation tag is applied")
     parser.add_argument("--output-path", type=Path, required=True, help="*.pt (TorchScript) or *.npy")
     options = parser.parse_args(arguments)
     try:

@@ -28,8 +28,8 @@ from verifier.golden import (
     load_golden,
 )
 from verifier.ladder.align import list_blocks
+from verifier.model.image_file import read_image
 from verifier.model.keymap import map_keys
-from verifier.model.preprocess import read_image
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
 from verifier.runner.targets import make_runner, silent

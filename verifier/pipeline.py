@@ -54,6 +54,7 @@ from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, Tell, hushed
+from verifier.published import compare_published, published_samples
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
 from verifier.runner.protocol import Bundle, Result
 from verifier.types import CheckResult, Recipe
@@ -64,6 +65,8 @@ USER_ANSWER_TOKENS = 64
 PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
 """Families that look at the golden conversations."""
+PUBLISHED = "preprocess.processor"
+"""The check that looks at answers to the checkpoint's own processor."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,10 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            answers = (answer or answer_samples)(definition, samples) if _wants(opened, *CONVERSING) else []
+            published = _published(opened, samples)
+            answers = (
+                (answer or answer_samples)(definition, [*samples, *published]) if _wants(opened, *CONVERSING) else []
+            )
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -222,7 +228,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             with progress.stage("time and memory"):
                 children.shutdown()
                 speed = measure_speed(opened, definition.embedding, samples[0].image)
-    cases = collect_cases(made, result, samples, answers) if answers else ()
+    cases = collect_cases(made, result, samples, answers[: len(samples)]) if answers else ()
     return Evidence(
         artifact=artifact,
         manifest=opened.manifest,
@@ -251,7 +257,16 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             speed,
         ),
         rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
+        published=compare_published(samples, published, answers) if answers else (),
     )
+
+
+def _published(opened: Opened, samples: list[Sample]) -> list[Sample]:
+    """Samples with the pixels of the checkpoint's own processor, if a check wants them."""
+    if not _wants(opened, PUBLISHED):
+        return []
+    golden = [sample for sample in samples if sample.golden.kind not in (USER, PROBE)]
+    return published_samples(opened.checkpoint, golden, large=is_large(opened.checkpoint))
 
 
 def _rounding_noise_db(opened: Opened, audit: Audit | VerifierError, definition: Definition, sample: Sample) -> float:

@@ -16,17 +16,22 @@ from verifier.core.compare import Array
 from verifier.errors import CheckpointError
 from verifier.golden import GoldenImage
 from verifier.model.definition import Definition
-from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.image_file import read_image
+from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import Prompt, Tokenizer, caption_prompt
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A golden image on its way in: pixels uint8 [3, h, w], prompt, and the answer that is forced."""
+    """A golden image on its way in: pixels uint8 [3, h, w], prompt, and the answer that is forced.
+
+    `pixels` are normalized ones [1, 3, H, H] that a reference takes in place of the image, None for the program's own.
+    """
 
     golden: GoldenImage
     image: Tensor
     prompt: Prompt
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple
 
 def answer_samples(definition: Definition, samples: Sequence[Sample]) -> list[Answered]:
     """Teacher-forced fp32 references, all samples together layer by layer."""
-    visions = [definition.image_tokens(sample.image) for sample in samples]
+    visions = [
+        definition.image_tokens(s.image) if s.pixels is None else definition.tokens_of_pixels(s.pixels) for s in samples
+    ]
     forced = [splice(definition, s, vision, s.golden.ids) for s, vision in zip(samples, visions, strict=True)]
     states = definition.hidden_each(forced, starts=[0] * len(forced))
     made = []

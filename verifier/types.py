@@ -80,7 +80,8 @@ class Where:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check on one case. `measured` and `allowed` share their keys."""
+    """The outcome of one check on one case. `measured` and `allowed` share their keys; `exception` is a difference by design, with its
+    cost, that stands in every report although the case passes."""
 
     id: str
     step: Step
@@ -90,3 +91,4 @@ class CheckResult:
     measured: dict[str, Any] = field(default_factory=dict)
     allowed: dict[str, Any] = field(default_factory=dict)
     where: Where | None = None
+    exception: str = ""

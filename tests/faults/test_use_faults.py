@@ -1,4 +1,4 @@
-"""Faults in the use of a sound program: driver, prompt, preprocessing, temperature (numbers are rows of FAULTS.md)."""
+"""Faults in the use of a sound program: driver, prompt, temperature (numbers are rows of FAULTS.md)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from tests.faults.judging import results_of
 from verifier import driver, evidence
-from verifier.checks import preprocess as pixel_checks
 from verifier.evidence import Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.golden import Expectation
-from verifier.model import preprocess, prompt
+from verifier.model import prompt
 from verifier.model.prompt import Prompt, Segment, Tokenizer
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
@@ -71,7 +68,13 @@ def test_sound_use_passes(gathered: Evidence) -> None:
         "greedy.history",
     ):
         assert {r.verdict for r in results_of(check_id, again)} == {"pass"}, check_id
-    for check_id in ("splice.prompts", "preprocess.sizes", "preprocess.pixels"):
+    for check_id in (
+        "splice.prompts",
+        "preprocess.processor",
+        "preprocess.files",
+        "preprocess.sizes",
+        "preprocess.pixels",
+    ):
         assert {r.verdict for r in results_of(check_id, gathered)} == {"pass"}, check_id
 
 
@@ -273,51 +276,6 @@ def test_history_that_shows_fails(gathered: Evidence) -> None:
     failed = _first_failure("greedy.history", broken)
     position = gathered.cases[0].sample.prompt.length(gathered.patches) + 2
     assert failed.where is not None and failed.where.index == (position,)
-
-
-def _pixels(monkeypatch: pytest.MonkeyPatch, gathered: Evidence, prepare: Callable[..., torch.Tensor]) -> set[str]:
-    monkeypatch.setattr(pixel_checks, "prepare_image", prepare)
-    return {r.case for r in results_of("preprocess.sizes", gathered) if r.verdict == "fail"}
-
-
-def test_5_bilinear_where_bicubic_is_due(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
-    """Squares that are scaled tell it, to a step of 1/255."""
-
-    def bilinear(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
-        size = preprocess.frame_size(image.width, image.height, side_px=side_px)
-        return preprocess.to_tensor(image.resize(size, Image.Resampling.BILINEAR))
-
-    assert {"335 x 335", "37 x 37"} <= _pixels(monkeypatch, gathered, bilinear)
-
-
-def test_6_margins_filled_with_another_colour(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
-    """The mean colour around every image that is not square; squares have no margin."""
-
-    def filled(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
-        frame = torch.tensor([122, 116, 104], dtype=torch.uint8).view(3, 1, 1).expand(3, side_px, side_px).clone()
-        inner = preprocess.prepare_image(image, side_px=side_px)
-        top, left = (side_px - inner.shape[1]) // 2, (side_px - inner.shape[2]) // 2
-        frame[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
-        return frame
-
-    failed = _pixels(monkeypatch, gathered, filled)
-    squares = {"336 x 336", "335 x 335", "37 x 37"}
-    assert failed == {f"{w} x {h}" for w, h in pixel_checks.SIZES} - squares
-
-
-def test_7_odd_margin_loses_a_pixel(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
-    """The picture sits one pixel too high wherever there is a margin above it."""
-
-    def floored(image: Image.Image, *, side_px: int, square: bool) -> torch.Tensor:
-        inner = preprocess.prepare_image(image, side_px=side_px)
-        top, left = (side_px - inner.shape[1]) // 2, (side_px - inner.shape[2]) // 2
-        frame = torch.zeros(3, side_px, side_px, dtype=torch.uint8)
-        up = max(0, top - 1)
-        frame[:, up : up + inner.shape[1], left : left + inner.shape[2]] = inner
-        return frame
-
-    failed = _pixels(monkeypatch, gathered, floored)
-    assert {"640 x 480", "1024 x 576", "1001 x 333", "50 x 20", "1200 x 60", "337 x 251"} == failed
 
 
 def test_dialogue_is_spelled_as_hugging_face_spells_it(gathered: Evidence) -> None:

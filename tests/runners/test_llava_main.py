@@ -33,7 +33,8 @@ def artifacts(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
         from pytorch_tokenizers.llama2c import Llama2cTokenizer
 
         from verifier.image_util import save_image_tensor
-        from verifier.model.preprocess import prepare_image, read_image
+        from verifier.model.image_file import read_image
+        from verifier.model.preprocess import prepare_image
 
         Llama2cTokenizer(str(EMBEDDED / "tokenizer.model")).export(str(folder / "tokenizer.bin"))
         for name in ("odd_333x335", "pair_base"):

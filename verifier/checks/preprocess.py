@@ -1,125 +1,184 @@
-"""`preprocess.*`: pixels on their way in, against Hugging Face's image processor."""
+"""`preprocess.*`: pixels on their way in, against the checkpoint's processor as Hugging Face runs it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from verifier.checks.common import Check, fixed_cases, one_case, per_image
-from verifier.core.compare import Difference, compare
-from verifier.errors import VerifierError
-from verifier.evidence import Evidence
-from verifier.model.preprocess import frame_size, prepare_image, read_image
+from verifier.checks.common import Check, fixed_cases, per_image
+from verifier.checks.pictures import DRAWN, DRAWN_CASES, FILE_CASES, FILES, LOSSY, drawn
+from verifier.checks.processor import CONSTANTS, PROCESSOR
+from verifier.core.limits import limit
+from verifier.errors import ImageError, VerifierError
+from verifier.evidence import Case, Evidence
+from verifier.model.image_file import read_image
+from verifier.model.preprocess import prepare_image
+from verifier.model.processor import DEFAULTS, ImageFields, read_processor
+from verifier.model.resampling import FILTERS, Pixels, resample
 from verifier.model.vision import CLIP_MEAN, CLIP_STD
+from verifier.published import hugging_face_frame, hugging_face_image, normalization
 from verifier.types import CheckResult, Where
 
-ALLOWED_STEP = 1.01 / 255
-"""Square images take the same path in both: at most one step of rounding (measured: 0). Units: share of full scale."""
-ALLOWED_MEAN = 0.03
-"""Other images are padded after resizing here, before it there: the grid moves by up to a pixel. Mean absolute
-difference inside the picture, in shares of full scale; measured at most 0.0201 on the golden images of llava_tiny
-(fine textures)."""
-
-
-SIZES = (
-    (336, 336),
-    (335, 335),
-    (37, 37),
-    (640, 480),
-    (480, 640),
-    (97, 131),
-    (337, 251),
-    (1024, 576),
-    (1001, 333),
-    (333, 1001),
-    (50, 20),
-    (1200, 60),
-)
-"""Width and height in pixels: squares, ordinary and odd sizes, wide and tall ones up to 20 : 1."""
-SIZE_CASES = tuple(f"{width} x {height}" for width, height in SIZES)
-
-
-def _hugging_face_pixels(image: Image.Image, side_px: int) -> Any:
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    side = {"height": side_px, "width": side_px}
-    processor = LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side_px}, crop_size=side, image_mean=CLIP_MEAN, image_std=CLIP_STD
-    )
-    return processor(images=image, return_tensors="np")["pixel_values"][0]
+Subject = tuple[Check, Evidence, str]
+"""The check, what it looks at, and the name of the case."""
+Framed = Callable[[int, int], Iterable[Any]]
+"""From the width and height of the picture in its frame to what it may be there: normalized pixels [3, height, width]."""
 
 
 def pixels(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Normalized pixels equal those of LLaVA-1.5's processor (pad to square, bicubic, CLIP mean and std) inside the picture.
+    """The picture in its frame equals, to one step of 255, what Hugging Face's loader reads from the file and Hugging Face's image processor
+    resizes to that size, with the filter, mean and std of the checkpoint. It is centred on black, its longer side as long as the frame."""
+    return [_as_hugging_face(check, evidence, case, case.sample.golden.name) for case in evidence.cases]
 
-    The margins differ by design: black here, the mean colour there.
-    """
-    return [
-        _compare(check, evidence, case.sample.golden.name, read_image(case.sample.golden.path), case.sample.image)
-        for case in evidence.cases
-    ]
+
+def user_image(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The same for the user's own image."""
+    if evidence.user_case is None:
+        return [check.error("image", "no image was given")]
+    return [_as_hugging_face(check, evidence, evidence.user_case, "image")]
+
+
+def _as_hugging_face(check: Check, evidence: Evidence, case: Case, name: str) -> CheckResult:
+    fields = _fields(evidence)
+    try:
+        picture = hugging_face_image(case.sample.golden.path)
+    except (ValueError, OSError) as error:
+        return check.error(name, f"Hugging Face's loader failed: {error}")
+
+    def expected(width: int, height: int) -> Iterator[Any]:
+        yield hugging_face_frame(fields, picture, width, height)
+
+    return _compare((check, evidence, name), picture, case.sample.image, expected)
 
 
 def sizes(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The same for a drawn picture in twelve sizes, and what the margins' colour does to the image tokens in fp32."""
-    square = evidence.recipe.static_image_shape
-    side_px = evidence.checkpoint.geometry.vision.image_px
+    """The same for textured pictures of many shapes and modes, resized by the filter's definition in place of Hugging Face's processor: what
+    that has in common with this program, Pillow, is then under test, too."""
+    side_px, square = evidence.checkpoint.geometry.vision.image_px, evidence.recipe.static_image_shape
+    fields = _fields(evidence)
     found = []
-    for case, (width, height) in zip(SIZE_CASES, SIZES, strict=True):
-        image = drawn(width, height)
+    for case, (width, height, mode) in zip(DRAWN_CASES, DRAWN, strict=True):
+        image = drawn(width, height, mode)
         ours = prepare_image(image, side_px=side_px, square=square)
-        result = _compare(check, evidence, case, image, ours)
-        with torch.no_grad():
-            vision = evidence.definition.vision
-            theirs = torch.from_numpy(np.asarray(_hugging_face_pixels(image, side_px)))[None]
-            tokens = [vision.projector(vision.tower(x)).numpy() for x in (vision.normalize(ours), theirs)]
-        made = compare(actual=tokens[0], expected=tokens[1])
-        effect = made.sqnr_db if isinstance(made, Difference) else None
-        found.append(replace(result, measured=result.measured | {"tokens_with_their_margins_db": effect}))
+        found.append(_compare((check, evidence, case), hugging_face_image(image), ours, _by_definition(fields, image)))
     return found
 
 
-def drawn(width: int, height: int) -> Image.Image:
-    """A picture with edges, a colour ramp and some texture: every channel, side and corner of it is different."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    rings = 0.5 + 0.5 * np.sin(20 * np.hypot(x - 0.3, y - 0.6))
-    red, green = 0.2 + 0.8 * x, 0.1 + 0.7 * y
-    blue = np.where((x - 0.7) ** 2 + (y - 0.3) ** 2 < 0.04, 0.9, 0.6 * rings)
-    return Image.fromarray((np.stack([red, green, blue], -1) * 255).round().astype(np.uint8))
+def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
+    """Both orders of the two passes; a grey picture once for its three channels."""
+    picture = hugging_face_image(image)
+    bands = picture[..., :1] if image.mode in ("L", "LA") else picture
+
+    def framed(width: int, height: int) -> Iterator[Any]:
+        kind = fields.value("resample")
+        if isinstance(kind, bool) or kind not in FILTERS:
+            raise VerifierError("the processor's filter is not known", got=kind, expected=", ".join(map(str, FILTERS)))
+        factor, mean, std = normalization(fields)
+        for rows_first in (True, False):
+            resized: Pixels = resample(bands, width, height, kind, rows_first=rows_first)
+            yield (resized.transpose(2, 0, 1) * factor - mean) / std
+
+    return framed
 
 
-def _compare(check: Check, evidence: Evidence, name: str, image: Image.Image, ours: torch.Tensor) -> CheckResult:
-    side_px = evidence.checkpoint.geometry.vision.image_px
-    std = np.array(CLIP_STD).reshape(3, 1, 1)
+def files(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Files of every kind that is read, with every orientation tag, give the pixels that Hugging Face's loader gives; those of a format
+    without loss, the upright picture that was stored."""
+    with tempfile.TemporaryDirectory(prefix="verifier-pictures-") as folder:
+        return [_read(check, case, Path(folder) / str(number)) for number, case in enumerate(FILE_CASES)]
+
+
+def _read(check: Check, case: str, stem: Path) -> CheckResult:
+    stored = np.asarray(FILES[case](stem))
+    path = next(stem.parent.glob(f"{stem.name}.*"))
     try:
-        expected = _hugging_face_pixels(image, side_px)
-    except (VerifierError, ValueError, OSError) as error:
-        return check.error(name, f"Hugging Face's processor failed: {error}")
+        actual = np.asarray(read_image(path))
+    except ImageError as error:
+        return check.failed(case, f"the reader refuses a file that Hugging Face's loader reads: {error.one_line}")
+    expected = {"Hugging Face's loader": hugging_face_image(path)}
+    expected |= {} if case.startswith(LOSSY) else {"the picture that was stored": stored}
+    allowed = limit("preprocess.files")
+    for name, picture in expected.items():
+        different = _differing(actual, picture)
+        if not allowed.admits(different):
+            size = f"{actual.shape[1]} x {actual.shape[0]}, expected {picture.shape[1]} x {picture.shape[0]}"
+            said = f"the file is not read as {name} has it: {different} pixels differ, {size}. Check the orientation tag and the conversion to RGB."
+            return check.failed(case, said, measured={"different": different}, allowed={"different": allowed.value})
+    return check.passed(
+        case, "read as Hugging Face's loader reads it", measured={"different": 0}, allowed={"different": allowed.value}
+    )
+
+
+def _differing(actual: Any, expected: Any) -> int:
+    """Pixels that differ: all of the larger picture if their sizes do."""
+    if actual.shape != expected.shape:
+        return int(max(actual.size, expected.size) // 3)
+    return int((actual != expected).any(-1).sum())
+
+
+def _fields(evidence: Evidence) -> ImageFields:
+    """The checkpoint's processor; transformers' defaults where there is none, which `preprocess.processor` says."""
+    try:
+        return read_processor(evidence.checkpoint.directory).image
+    except VerifierError:
+        return ImageFields("no file", DEFAULTS)
+
+
+def frame_sizes(width: int, height: int, side_px: int) -> tuple[tuple[int, int], ...]:
+    """The sizes (width, height) that a picture may have in its frame: the longer side the frame's, the other even, at least 2, and as near to the
+    ratio as an even number is. Two of them halfway between."""
+    exact = Fraction(side_px * min(width, height), max(width, height))
+    near = [even for even in range(2, side_px + 1, 2) if limit("preprocess.frame").admits(float(abs(even - exact)))]
+    near = near or [2 if exact < 2 else side_px]
+    return tuple((side_px, short) if width >= height else (short, side_px) for short in near)
+
+
+def _compare(subject: Subject, picture: Pixels, ours: Tensor, framed: Framed) -> CheckResult:
+    check, evidence, name = subject
+    side_px = evidence.checkpoint.geometry.vision.image_px
+    possible = frame_sizes(picture.shape[1], picture.shape[0], side_px)
+    given = (ours.shape[2], ours.shape[1])
+    if given not in possible and given != (side_px, side_px):
+        said = f"the pixels are {given[0]} x {given[1]}, expected {possible[0][0]} x {possible[0][1]}: the picture of {picture.shape[1]} x {picture.shape[0]} px in a frame of {side_px}"
+        return check.failed(name, said, where=Where(method="vision_encoder"))
+    width, height = given if given in possible else possible[0]
     with torch.no_grad():
         actual = evidence.definition.vision.normalize(ours)[0].numpy()
-    width, height = frame_size(image.width, image.height, side_px=side_px)
-    left, top = (side_px - width) // 2 + (width < side_px), (side_px - height) // 2 + (height < side_px)
-    inside = (slice(None), slice(top, max(top + 1, side_px - top)), slice(left, max(left + 1, side_px - left)))
-    difference = np.abs((actual - expected) * std)[inside]
-    square = image.width == image.height
-    value, bound = (float(difference.max()), ALLOWED_STEP) if square else (float(difference.mean()), ALLOWED_MEAN)
-    key = "worst difference" if square else "mean difference"
-    fields = {"measured": {key: value}, "allowed": {key: bound}}
-    if not value <= bound:
-        channel = int(difference.mean((1, 2)).argmax())
+    left, top = (side_px - width) // 2, (side_px - height) // 2
+    inside = actual[:, top : top + height, left : left + width]
+    allowed = limit("preprocess.pixels")
+    steps, worst = float("inf"), np.full(inside.shape, np.nan)
+    try:
+        for expected in framed(width, height):
+            away = np.abs(inside - expected) * np.array(CLIP_STD).reshape(3, 1, 1) * 255
+            if not steps <= float(away.max()):  # a NaN comes through
+                steps, worst = float(away.max()), away
+            if steps < 0.5:
+                break
+    except VerifierError as error:
+        return check.error(name, f"there is nothing to compare the pixels with: {error.one_line}")
+    fields = {"measured": {"worst_steps": steps}, "allowed": {"worst_steps": allowed.value}}
+    if not allowed.admits(steps):
+        channel, y, x = (int(i) for i in np.unravel_index(int(np.argmax(worst)), worst.shape))
         return check.failed(
             name,
-            f"pixels differ from Hugging Face's by {value:.4f} of full scale ({key}), allowed {bound:.4f}, most in channel {'RGB'[channel]}. "
-            "Check channel order, mean and std, the resampling filter and the padding.",
-            where=Where(method="vision_encoder", index=(channel,)),
+            f"pixels differ by {steps:.1f} steps of 255 from the checkpoint's processor, most in channel {'RGB'[channel]} at column {x}, row {y} "
+            f"of the {width} x {height} picture; allowed {allowed.value:g}. Check the orientation, the channel order, the resampling filter, mean and std.",
+            where=Where(method="vision_encoder", index=(channel, y, x)),
             **fields,
         )
     margins = _margins(check, name, actual, (width, height), side_px)
-    return margins or check.passed(name, f"pixels as Hugging Face's ({key} {value:.4f})", **fields)
+    return margins or check.passed(
+        name, f"pixels as the checkpoint's processor has them, to {steps:.2f} steps", **fields
+    )
 
 
 def _margins(check: Check, name: str, actual: Any, size: tuple[int, int], side_px: int) -> CheckResult | None:
@@ -129,45 +188,22 @@ def _margins(check: Check, name: str, actual: Any, size: tuple[int, int], side_p
     black = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).reshape(3, 1, 1)
     margin = np.ones((side_px, side_px), bool)
     margin[top : top + height, left : left + width] = False
-    off = (np.abs(actual - black).max(0) > 1e-5) & margin
-    if not off.any():
+    off = np.abs(actual - black).max(0)
+    allowed = limit("preprocess.margins")
+    if not margin.any() or allowed.admits(float(off[margin].max())):
         return None
-    y, x = (int(i) for i in np.argwhere(off)[0])
+    y, x = (int(i) for i in np.argwhere(~(off <= allowed.value) & margin)[0])
     said = f"the margin is not black at column {x}, row {y}: the picture of {width} x {height} belongs at {left}, {top}"
     hint = "Check the fill colour, and that an odd margin puts its extra pixel right and below."
     return check.failed(name, f"{said}. {hint}", where=Where(method="vision_encoder", index=(y, x)))
 
 
-def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The checkpoint's processor uses the mean and std that the program has built in."""
-    from verifier.checkpoint import read_json
-
-    folder = evidence.checkpoint.directory
-    found = next(
-        (p for p in (folder / "processor_config.json", folder / "preprocessor_config.json") if p.is_file()), None
-    )
-    if found is None:
-        return [check.error("program", "the checkpoint has no processor configuration to compare with")]
-    config = read_json(found, limit_bytes=1 << 20)
-    config = config.get("image_processor", config)
-    for field, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        actual = config.get(field)
-        if (
-            not isinstance(actual, list)
-            or len(actual) != 3
-            or not np.allclose(np.array(actual, float), expected, atol=1e-6)
-        ):
-            return [
-                check.failed(
-                    "program",
-                    f"{found.name} has {field} {actual}, the program has {list(expected)}. Export with the checkpoint's own values.",
-                )
-            ]
-    return [check.passed("program", "mean and std of the checkpoint's processor are those of the program")]
-
-
+USER_IMAGE = Check("preprocess.image", "mapping", fixed_cases("image"), user_image)
 CHECKS = (
-    Check("preprocess.constants", "mapping", one_case, constants),
+    CONSTANTS,
+    PROCESSOR,
+    Check("preprocess.files", "mapping", fixed_cases(*FILE_CASES), files),
     Check("preprocess.pixels", "mapping", per_image, pixels),
-    Check("preprocess.sizes", "mapping", fixed_cases(*SIZE_CASES), sizes),
+    Check("preprocess.sizes", "mapping", fixed_cases(*DRAWN_CASES), sizes),
+    USER_IMAGE,
 )

@@ -98,7 +98,7 @@ def select(
                 expected=", ".join(check.id for check in CHECKS),
                 fix="give --checks a glob such as 'logits.*'",
             )
-    left_out = [] if with_image else [greedy.USER_IMAGE]
+    left_out = [] if with_image else [greedy.USER_IMAGE, preprocess.USER_IMAGE]
     left_out += [] if with_image and with_expectation else [greedy.EXPECTED]
     left_out += [] if with_device else device.CHECKS
     left_out += [check for name, check in budget.CHECKS_OF.items() if name not in budgeted]

@@ -39,8 +39,6 @@ SCALES: dict[str, Scale] = {
     "share_of_limit": _SHARE,
     "clipped": _SHARE,
     "worst_steps": Scale("steps", "most"),
-    "worst difference": Scale("full scale", "most"),
-    "mean difference": Scale("full scale", "most"),
     "file_bytes": Scale("bytes", "most"),
     "planned_bytes": Scale("bytes", "most"),
     "structure.memory planned_bytes": Scale("bytes", "least"),

@@ -16,7 +16,8 @@ from verifier.export.manifest import Manifest, cpu_kind, package_versions, write
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.files import replacing
 from verifier.image_util import save_image_tensor
-from verifier.model.preprocess import prepare_image, read_image
+from verifier.model.image_file import READABLE, list_images, read_image
+from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import Tokenizer
 from verifier.progress import Progress, hushed
 from verifier.types import Recipe
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = EMBEDDED / "calibration"
 MIN_CALIBRATION_IMAGES = 2
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_NAMED = 20
+"""Files that a warning names, at most."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,25 @@ def default_group_size(width: int) -> int:
     return next((size for size in (128, 64) if width >= 4 * size), 32)
 
 
-def calibration_images(folder: Path) -> tuple[Path, ...]:
-    """Images of a folder in name order. Raises `UsageError` for fewer than two: one image gives ranges for itself only."""
-    paths = tuple(sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)) if folder.is_dir() else ()
-    if len(paths) < MIN_CALIBRATION_IMAGES:
+def calibration_images(folder: Path, *, warn: Callable[[str], None] = lambda _text: None) -> tuple[Path, ...]:
+    """Images of a folder in name order; `warn` is told what is left out. Raises `UsageError` for fewer than two, because one image gives
+    ranges for itself only, and `ImageError` for one that cannot be read."""
+    images, others = list_images(folder) if folder.is_dir() else ((), ())
+    if len(images) < MIN_CALIBRATION_IMAGES:
         raise UsageError(
             "too few calibration images",
-            got=f"{len(paths)} in {folder}",
-            expected=f"at least {MIN_CALIBRATION_IMAGES} PNG or JPEG files",
+            got=f"{len(images)} in {folder}" + (f", beside {_names(others)}" if others else ""),
+            expected=f"at least {MIN_CALIBRATION_IMAGES} files of {READABLE}",
             fix="give --calibration a folder with a dozen typical images",
         )
-    return paths
+    if others:
+        warn(f"{folder}: skipped {_names(others)}: not {READABLE}")
+    return images
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def lower_checkpoint(

@@ -122,6 +122,7 @@ class _Memory:
 
     def _key(self, what: str, definition: Definition, sample: Sample) -> str:
         digest = hashlib.sha256(sample.image.numpy().tobytes())
+        digest.update(b"" if sample.pixels is None else sample.pixels.numpy().tobytes())
         digest.update(repr((what, sample.image.shape, sample.prompt, sample.golden.ids)).encode())
         digest.update(definition.embedding.numpy().tobytes())
         return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from verifier import driver
 from verifier.errors import CheckpointError
 from verifier.faults.fault import Fault, Work, fault, patch
-from verifier.model import preprocess, prompt
+from verifier.model import image_file, preprocess, prompt
 from verifier.model.prompt import Prompt, Tokenizer
 from verifier.runner.protocol import OutputOf
 
@@ -63,6 +64,32 @@ def bilinear(work: Work) -> None:
         return preprocess.to_tensor(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
 
     _images(prepare)
+
+
+@fault("use", "nearest neighbour where bicubic is due", rows=(5,), step="mapping", place="pixels", quick=PIXELS)
+def nearest(work: Work) -> None:
+    """As a texture lookup of an app resizes."""
+
+    def prepare(image: Image.Image, *, side_px: int = 336, square: bool = False) -> Tensor:
+        size = preprocess.frame_size(image.width, image.height, side_px=side_px)
+        return preprocess.to_tensor(image.convert("RGB").resize(size, Image.Resampling.NEAREST))
+
+    _images(prepare)
+
+
+@fault("use", "the rotation tag of photos ignored", rows=(63,), step="mapping", place="orientation", quick=PIXELS)
+def orientation_ignored(work: Work) -> None:
+    """What the camera stored, not what a person sees."""
+    _everywhere(image_file, "upright", lambda image: image)
+
+
+@fault("use", "the processor's file says another filter", rows=(66,), step="mapping", place="resample", quick=PIXELS)
+def processor_field(work: Work) -> None:
+    """The runners resize as the file said when they were written."""
+    path = work.own_model() / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"]["resample"] = 2
+    path.write_text(json.dumps(config))
 
 
 @fault("use", "margins in the mean colour where black is due", rows=(6,), step="mapping", place="margin|pixels")
@@ -241,6 +268,9 @@ def two_token_ids(work: Work) -> None:
 
 FAULTS: tuple[Fault, ...] = (
     bilinear,
+    nearest,
+    orientation_ignored,
+    processor_field,
     another_fill,
     margin_loses_a_pixel,
     bgr,

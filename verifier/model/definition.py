@@ -70,6 +70,12 @@ class Definition:
             out: Tensor = self.vision(image)
         return out
 
+    def tokens_of_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalized pixels [1, 3, H, H] -> [1, P, D]."""
+        with torch.no_grad():
+            out: Tensor = self.vision.projector(self.vision.tower(pixels))
+        return out
+
     def forget(self) -> None:
         """Clear the decoder's cache, and give its memory back, and a streamed layer's."""
         clear_caches(self.decoder)

@@ -83,6 +83,11 @@ def report(run: Run) -> Report:
         "rungs": [asdict(rung) for rung in judgement.rungs],
         "checks": [_check(result) for result in run.results],
         "blame": _blame(judgement.blame),
+        "exceptions": [
+            {"check": result.id, "case": result.case, "message": result.exception}
+            for result in run.results
+            if result.exception
+        ],
         "facts": run.facts,
         "figures": run.figures,
         "environment": run.environment,

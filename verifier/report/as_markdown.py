@@ -42,6 +42,11 @@ def markdown(data: Report) -> str:
             f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {plain(closest(rung))} |"
         )
     lines += ["", *_failed(data)]
+    for exception in data.get("exceptions", []):
+        lines += [
+            f"By design ({plain(exception['check'])} {plain(exception['case'])}): {plain(exception['message'])}",
+            "",
+        ]
     artifact, cost = data["artifact"], data["cost"]
     lines.append(
         f"{artifact['bytes']:,} bytes, SHA-256 `{artifact['sha256']}`, recipe {plain(artifact['recipe']['name'])}, "

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier.report.as_json import Report
-from verifier.report.words import closest, summary_lines
+from verifier.report.words import closest, one_line, summary_lines
 
 STYLE = {"pass": "green", "fail": "red", "error": "yellow", "skipped": "dim"}
 PLAIN_WIDTH = 110
@@ -71,6 +71,9 @@ def print_report(data: Report, console: Console | None = None, *, verbose: bool 
         console.print(_families(data))
         console.print()
     console.print(_ladder(data))
+    for exception in data.get("exceptions", []):
+        said = f"\nby design [{one_line(exception['check'])} {one_line(exception['case'])}]: {one_line(exception['message'])}"
+        console.print(Text(said), highlight=False)
     _print_others(data, console, verbose=verbose)
     style = STYLE[data["verdict"]]
     lines = panel_lines(data, console.width - 4)

@@ -1,0 +1,312 @@
+"""The checkpoint's processor file against the program, field by field: `preprocess.constants` and `preprocess.processor`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verifier.checkpoint import Checkpoint, read_json
+from verifier.checks.common import Check, fixed_cases, one_case
+from verifier.core.limits import limit
+from verifier.errors import VerifierError
+from verifier.evidence import Evidence
+from verifier.model.geometry import VisionGeometry
+from verifier.model.processor import DEFAULTS, ImageFields, Processor, read_processor
+from verifier.model.resampling import FILTERS
+from verifier.model.vision import CLIP_MEAN, CLIP_STD
+from verifier.types import CheckResult
+
+BICUBIC = 3
+_TOKENIZER_LIMIT_BYTES = 64 << 20
+
+
+def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The checkpoint's processor uses the mean and std that the program has built in."""
+    try:
+        processor = read_processor(evidence.checkpoint.directory)
+    except VerifierError as error:
+        return [check.error("program", f"the processor cannot be compared: {error.one_line}")]
+    for source in processor.sources:
+        for field, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+            actual = source.value(field)
+            if not _near(actual, expected):
+                return [
+                    check.failed(
+                        "program",
+                        f"{source.file} has {field} {_shown(actual)}, the program has {list(expected)}. Export with the checkpoint's own values.",
+                    )
+                ]
+    return [check.passed("program", "mean and std of the checkpoint's processor are those of the program")]
+
+
+def _near(actual: Any, expected: tuple[float, ...]) -> bool:
+    if not isinstance(actual, list) or len(actual) != len(expected) or not all(_is_number(value) for value in actual):
+        return False
+    return limit("preprocess.constants").admits(float(np.abs(np.array(actual, float) - expected).max()))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A field of the image processor: whether a source is as the program needs it, what that is, and what a difference means."""
+
+    holds: Callable[[ImageFields, VisionGeometry], bool]
+    expected: Callable[[VisionGeometry], object]
+    means: str
+
+
+def _flag(expected: bool, means: str) -> Callable[[str], Rule]:
+    return lambda field: Rule(lambda source, _: source.value(field) is expected, lambda _: expected, means)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _side_is_the_frames(source: ImageFields, vision: VisionGeometry) -> bool:
+    """A frame of the model's size; height and width without padding would squash the picture, which the program never does."""
+    edges = source.edges("size")
+    right = set(edges) in ({"shortest_edge"}, {"height", "width"}) and set(edges.values()) == {vision.image_px}
+    return right and source.framing != "squash"
+
+
+def _crop_is_the_frame(source: ImageFields, vision: VisionGeometry) -> bool:
+    edges = source.edges("crop_size")
+    return source.value("do_center_crop") is not True or (
+        set(edges) == {"height", "width"} and set(edges.values()) == {vision.image_px}
+    )
+
+
+def _factor_is_right(source: ImageFields, _vision: VisionGeometry) -> bool:
+    factor = source.value("rescale_factor")
+    return _is_number(factor) and limit("preprocess.constants").admits(abs(factor * 255 - 1))
+
+
+RULES: dict[str, Rule] = {
+    "image_processor_type": Rule(
+        lambda source, _: source.kind is not None,
+        lambda _: "CLIPImageProcessor or LlavaImageProcessor",
+        "the checkpoint belongs to another kind of processor, whose fields mean something else",
+    ),
+    "do_convert_rgb": _flag(
+        True, "grey pictures and pictures with alpha stay as they are, the program takes RGB alone"
+    )("do_convert_rgb"),
+    "do_resize": _flag(True, "the processor leaves pictures at their own size, the program's are resized to its frame")(
+        "do_resize"
+    ),
+    "size": Rule(
+        _side_is_the_frames,
+        lambda vision: f"shortest_edge {vision.image_px}, or height and width {vision.image_px} with do_pad",
+        "the processor makes frames of another size or ratio than the program's",
+    ),
+    "resample": Rule(
+        lambda source, _: source.value("resample") is not True and source.value("resample") == BICUBIC,
+        lambda _: f"{BICUBIC} (bicubic)",
+        "the processor resizes with another filter than the runners of this program",
+    ),
+    "do_center_crop": Rule(
+        lambda source, _: source.framing != "other" and isinstance(source.value("do_center_crop"), bool),
+        lambda _: "true, or do_pad",
+        "the processor's frames are not square",
+    ),
+    "crop_size": Rule(
+        _crop_is_the_frame,
+        lambda vision: f"height and width {vision.image_px}",
+        "the processor crops to another frame than the program's",
+    ),
+    "do_pad": Rule(
+        lambda source, _: isinstance(source.value("do_pad"), bool),
+        lambda _: "true or false",
+        "how pictures become square is not known",
+    ),
+    "do_rescale": _flag(True, "the processor's pixels go up to 255, the program's up to 1")("do_rescale"),
+    "rescale_factor": Rule(_factor_is_right, lambda _: "1/255", "the program scales pixels by 1/255"),
+    "do_normalize": _flag(
+        True, "the processor's pixels keep their mean and spread, the program subtracts a mean and divides by a std"
+    )("do_normalize"),
+}
+"""Of the image processor; mean and std are `preprocess.constants`."""
+TOKEN_CASES = (
+    "patch_size",
+    "num_additional_image_tokens",
+    "vision_feature_select_strategy",
+    "image_seq_length",
+    "image_token",
+)
+OTHER = "other fields"
+CASES = (*RULES, *TOKEN_CASES, OTHER)
+_SAYS_NOTHING = frozenset(
+    {
+        *(
+            "processor_class",
+            "image_processor_type",
+            "feature_extractor_type",
+            "_valid_processor_keys",
+            "transformers_version",
+        ),
+        *("_processor_class", "_commit_hash", "_name_or_path", "chat_template", "tokenizer_class", "use_fast"),
+        *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
+    }
+)
+"""Fields that do not change what a picture becomes: names, and the form in which arrays come back."""
+_KNOWN = _SAYS_NOTHING | DEFAULTS.keys() | frozenset(TOKEN_CASES)
+
+
+def processor(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """Every field of the checkpoint's processor files is what the program does: resizing, filter, rescaling, normalization, tokens of an image.
+    A field that is missing is what transformers takes for it. How a picture that is not square fills the frame differs by design and
+    stands in every report with its cost."""
+    checkpoint = evidence.checkpoint
+    try:
+        found = read_processor(checkpoint.directory)
+    except VerifierError as error:
+        return [check.error(case, f"the processor cannot be compared: {error.one_line}") for case in CASES]
+    results = [_judge_rule(check, evidence, found, field) for field in RULES]
+    results += [_judge_token(check, checkpoint, found, field) for field in TOKEN_CASES]
+    return [*results, _judge_others(check, found)]
+
+
+def _judge_rule(check: Check, evidence: Evidence, found: Processor, field: str) -> CheckResult:
+    rule, vision = RULES[field], evidence.checkpoint.geometry.vision
+    for source in found.sources:
+        if not rule.holds(source, vision):
+            return check.failed(field, f"{_stated(source, field)}, expected {rule.expected(vision)}: {rule.means}")
+    exception = _exception(evidence, found.image, field)
+    if exception:
+        return check.passed(field, f"by design: {exception}", exception=exception)
+    return check.passed(field, f"{_stated(found.image, field)}, as the program has it")
+
+
+def _stated(source: ImageFields, field: str) -> str:
+    """What a file says about a field, or what transformers takes where it says nothing."""
+    name = {"resample": lambda value: f"{value} ({FILTERS[value]})" if _names_filter(value) else _shown(value)}.get(
+        field, _shown
+    )
+    if field in source.fields:
+        return f"{source.file} has {field} {name(source.fields[field])}"
+    return f"{source.file} has no {field}, for which transformers takes {name(source.value(field))}"
+
+
+def _names_filter(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in FILTERS
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:200] if value is not None else "none"
+
+
+FRAMINGS = {
+    "pad": ("do_pad", "pads pictures to a square with the mean colour before it resizes them"),
+    "crop": ("do_center_crop", "resizes the shorter side to the frame and crops the middle"),
+}
+"""Frames that differ by design: the field that says so, and what the processor does."""
+
+
+def _exception(evidence: Evidence, source: ImageFields, field: str) -> str:
+    """The named exception that belongs to a field, with its cost; nothing if there is none."""
+    decisive, does = FRAMINGS.get(source.framing, ("", ""))
+    if field != decisive:
+        return ""
+    return (
+        f"{source.file} {does}; LLaVA on ExecuTorch resizes the longer side and pads with black, because constant padding is what its kernels "
+        f"have. Square pictures are the same in both. {_cost(evidence)}"
+    )
+
+
+def _cost(evidence: Evidence) -> str:
+    answers = evidence.published
+    if not answers:
+        return "The cost was not measured: there is no golden picture that is not square."
+    known = [a.tokens_db for a in answers if a.tokens_db is not None]
+    apart = f"within {min(known):.1f} to {max(known):.1f} dB of" if known else "not comparable with"
+    same = sum(a.same for a in answers)
+    names = ", ".join(a.name for a in answers)
+    return (
+        f"Cost, measured in this run with the fp32 model on {len(answers)} golden pictures that are not square ({names}): image tokens "
+        f"{apart} the processor's, {same} of {len(answers)} captions unchanged."
+    )
+
+
+def _judge_token(check: Check, checkpoint: Checkpoint, found: Processor, field: str) -> CheckResult:
+    """The fields that count an image's tokens, against config.json. The program does not read them: a missing one is not wrong."""
+    vision, tokens = checkpoint.geometry.vision, found.tokens
+    expected, means = {
+        "patch_size": (vision.patch_px, "the vision tower of config.json has other patches"),
+        "num_additional_image_tokens": (1, "CLIP's tower adds one token, its class token"),
+        "vision_feature_select_strategy": ("default", "config.json and the program drop the class token"),
+        "image_seq_length": (vision.patches, "the program gives another number of tokens for an image"),
+        "image_token": (
+            checkpoint.geometry.image_token_id,
+            "the text's place for the image is another token than config.json's",
+        ),
+    }[field]
+    source = next((s for s in (tokens, *found.sources) if field in s.fields), None)
+    if source is None:
+        count = _counted(found, vision)
+        said = f"no file has {field}" + (
+            f"; transformers then counts {count} tokens of an image, the program gives {vision.patches}"
+            if count != vision.patches
+            else ""
+        )
+        return check.passed(field, f"{said}; the program does not need it")
+    actual: Any = source.fields[field]
+    if field == "image_token":
+        return _judge_image_token(check, checkpoint, source, actual)
+    if isinstance(actual, bool) or actual != expected:
+        return check.failed(field, f"{source.file} has {field} {_shown(actual)}, expected {expected}: {means}")
+    return check.passed(field, f"{source.file} has {field} {_shown(actual)}, as config.json")
+
+
+def _counted(found: Processor, vision: VisionGeometry) -> int | None:
+    """The tokens that transformers' processor counts for an image; None without a patch size, when it takes the model's own number."""
+    fields = found.tokens.fields
+    patch, more = fields.get("patch_size"), fields.get("num_additional_image_tokens", 0)
+    if not isinstance(patch, int) or not isinstance(more, int) or patch < 1:
+        return vision.patches
+    dropped = fields.get("vision_feature_select_strategy") == "default"
+    return (vision.image_px // patch) ** 2 + more - dropped
+
+
+def _judge_image_token(check: Check, checkpoint: Checkpoint, source: ImageFields, token: Any) -> CheckResult:
+    expected = checkpoint.geometry.image_token_id
+    path = checkpoint.directory / "tokenizer.json"
+    if not path.is_file():
+        return check.passed(
+            "image_token",
+            f"{source.file} has image_token {_shown(token)}; there is no tokenizer.json that gives its id",
+        )
+    try:
+        added = read_json(path, limit_bytes=_TOKENIZER_LIMIT_BYTES).get("added_tokens") or []
+        ids = {entry["content"]: entry["id"] for entry in added}
+    except (VerifierError, TypeError, KeyError) as error:
+        return check.error("image_token", f"tokenizer.json cannot be read: {error}")
+    actual = ids.get(token) if isinstance(token, str) else None
+    if actual != expected:
+        return check.failed(
+            "image_token",
+            f"{source.file} has image_token {_shown(token)}, which is {actual} in tokenizer.json; config.json has the image at {expected}",
+        )
+    return check.passed("image_token", f"{source.file} has image_token {_shown(token)}, token {actual} as config.json")
+
+
+def _judge_others(check: Check, found: Processor) -> CheckResult:
+    """Fields that nobody here knows may change what a picture becomes: they are named, and the file is not verified."""
+    unknown = [
+        f"{s.file} {field} {_shown(s.fields[field])}"
+        for s in (*found.sources, found.tokens)
+        for field in s.fields
+        if field not in _KNOWN
+    ]
+    if unknown:
+        return check.error(
+            OTHER, f"not understood: {'; '.join(unknown)}. Remove what transformers does not read either."
+        )
+    return check.passed(OTHER, "there are none")
+
+
+CONSTANTS = Check("preprocess.constants", "mapping", one_case, constants)
+PROCESSOR = Check("preprocess.processor", "mapping", fixed_cases(*CASES), processor)

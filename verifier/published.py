@@ -1,0 +1,122 @@
+"""Pictures as Hugging Face reads them, and as the checkpoint's own processor makes them: the reference of everything on the way in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from verifier.checkpoint import Checkpoint
+from verifier.core.compare import Difference, compare
+from verifier.errors import CheckpointError, VerifierError
+from verifier.model.processor import ImageFields, read_processor
+from verifier.model.resampling import Pixels
+from verifier.reference import Answered, Sample
+
+MEASURED_IMAGES, OF_LARGE = 5, 1
+"""Golden images on which the cost of a frame that differs by design is measured. Each is one more fp32 answer: 0.13 s of llava_tiny."""
+
+
+@dataclass(frozen=True)
+class PublishedAnswer:
+    """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB, None where they
+    cannot be compared, and whether the fp32 model still favours every token of the golden answer."""
+
+    name: str
+    tokens_db: float | None
+    same: bool
+
+
+def hugging_face_image(source: Path | Image.Image) -> Pixels:
+    """uint8 [h, w, 3] as Hugging Face's own loader reads a file, or converts an image."""
+    from transformers.image_utils import load_image
+
+    given = str(source) if isinstance(source, Path) else source
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of palettes with transparency
+        return np.asarray(load_image(given), np.uint8)
+
+
+def hugging_face_frame(fields: ImageFields, pixels: Pixels, width: int, height: int) -> Any:
+    """uint8 [h, w, 3] -> normalized pixels [3, height, width]: resized, rescaled and normalized by Hugging Face's image processor
+    with the filter, the factor, mean and std of the checkpoint's file."""
+    size = {"height": height, "width": width}
+    return _process(fields, pixels, size=size, do_center_crop=False, do_pad=False)
+
+
+def normalization(fields: ImageFields) -> tuple[float, Any, Any]:
+    """The factor, mean and std [3, 1, 1] of the checkpoint's file. Raises `CheckpointError` if they are not numbers."""
+    try:
+        factor = float(fields.value("rescale_factor"))
+        mean, std = (np.array(fields.value(name), float).reshape(3, 1, 1) for name in ("image_mean", "image_std"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "mean, std or factor of the processor are no numbers", got=error, where=fields.file
+        ) from error
+    return factor, mean, std
+
+
+def published_pixels(fields: ImageFields, pixels: Pixels) -> Tensor:
+    """uint8 [h, w, 3] -> normalized pixels [1, 3, H, H] as the checkpoint's own processor frames them."""
+    return torch.from_numpy(
+        _process(
+            fields,
+            pixels,
+            size=fields.edges("size"),
+            do_center_crop=fields.value("do_center_crop"),
+            crop_size=fields.edges("crop_size"),
+            do_pad=fields.framing == "pad",
+        )
+    )[None]
+
+
+def _process(fields: ImageFields, pixels: Pixels, **geometry: Any) -> Any:
+    """Raises `CheckpointError` for fields that Hugging Face's processor does not take."""
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    taken = {name: fields.value(name) for name in ("resample", "rescale_factor", "image_mean", "image_std")}
+    try:
+        processor = LlavaImageProcessorPil(**taken, **geometry)
+        return processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    except Exception as error:  # whatever a field of the wrong type makes of it
+        raise CheckpointError("Hugging Face's image processor failed", got=error, where=fields.file) from error
+
+
+def published_samples(checkpoint: Checkpoint, samples: Sequence[Sample], *, large: bool) -> list[Sample]:
+    """Some of the samples whose image is not square, evenly spread, with the pixels of the checkpoint's own processor. None where the
+    processor does not frame pictures in a way that differs by design."""
+    try:
+        fields = read_processor(checkpoint.directory).image
+        if fields.framing not in ("pad", "crop"):
+            return []
+        several = [sample for sample in samples if not _is_square(sample.golden.path)]
+        most = min(OF_LARGE if large else MEASURED_IMAGES, len(several))
+        chosen = [several[int(i)] for i in np.linspace(0, len(several) - 1, most)]
+        return [replace(s, pixels=published_pixels(fields, hugging_face_image(s.golden.path))) for s in chosen]
+    except VerifierError:
+        return []  # the check of the processor's file says why
+
+
+def _is_square(path: Path) -> bool:
+    with Image.open(path) as file:
+        return file.width == file.height
+
+
+def compare_published(
+    samples: Sequence[Sample], published: Sequence[Sample], answers: Sequence[Answered]
+) -> tuple[PublishedAnswer, ...]:
+    """What the published frames change. `answers` are those to `samples`, then those to `published`."""
+    own = {sample.golden.name: answer for sample, answer in zip(samples, answers, strict=False)}
+    found = []
+    for sample, answer in zip(published, answers[len(samples) :], strict=True):
+        made = compare(actual=own[sample.golden.name].vision, expected=answer.vision)
+        same = [int(token) for token in answer.logits.argmax(-1)] == list(sample.golden.ids)
+        found.append(PublishedAnswer(sample.golden.name, made.sqnr_db if isinstance(made, Difference) else None, same))
+    return tuple(found)
