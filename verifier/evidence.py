@@ -21,6 +21,7 @@ from verifier.model.streaming import is_large
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
+from verifier.probes.tokenizer import TokenizerEvidence
 from verifier.reference import (
     Answered,
     LayerPair,
@@ -81,17 +82,18 @@ class RuntimeEvidence:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks."""
+    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files."""
 
     images: tuple[str, ...]
     parameters: tuple[str, ...]
     blocks: tuple[str, ...]
+    tokenizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Input of every check. `tolerances` and `audit` may be the reason why there are none; `layers` is None if no check
-    asked for it, `budget` if nobody recorded one."""
+    asked for it, `budget` if nobody recorded one, `shipped` if no check asked for the tokenizer files."""
 
     artifact: Artifact
     manifest: Manifest | None
@@ -111,6 +113,7 @@ class Evidence:
     mapping: dict[str, list[LayerPair]]
     runtime: RuntimeEvidence
     rounding: RoundingNoise
+    shipped: TokenizerEvidence | None = None
 
     @property
     def patches(self) -> int:

@@ -47,12 +47,13 @@ from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, Tokenizer, after_image
 from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
+from verifier.probes.tokenizer import TokenizerEvidence, ask_tokenizers
 from verifier.progress import Progress, Tell, hushed
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
 from verifier.runner.protocol import Bundle, Result
@@ -159,6 +160,21 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
+def _ask_tokenizers(opened: Opened, tokenizer: Tokenizer) -> TokenizerEvidence | None:
+    """What ExecuTorch makes of the tokenizer files, None if no check wants it."""
+    if not _wants(opened, "tokenizer."):
+        return None
+    questions = [image.question for image in opened.golden.images] or [DEFAULT_QUESTION]
+    return ask_tokenizers(
+        opened.to_ship,
+        opened.checkpoint.directory,
+        tokenizer,
+        before=[BEFORE_IMAGE],
+        behind=[after_image(question) if question else "ASSISTANT:" for question in questions],
+        front=[tokenizer.bos_id],
+    )
+
+
 def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
@@ -189,6 +205,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
         tracing = children.submit(_trace, opened, list(samples), folder)  # first: this process waits for it first
         probed = children.submit(_probe_cache, opened, samples[0].image)
+        shipped = children.submit(_ask_tokenizers, opened, tokenizer)
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
@@ -251,6 +268,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             speed,
         ),
         rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
+        shipped=shipped.result(),
     )
 
 

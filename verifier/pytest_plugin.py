@@ -28,6 +28,7 @@ FAMILIES = (
     "mapping",
     "preprocess",
     "splice",
+    "tokenizer",
     "weights",
     "layers",
     "kvcache",
@@ -56,6 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where to run it: local (default), native, qemu[:CPU], ssh:[user@]host or adb[:serial]; several may be given",
     )
     group.addoption("--pte-checks", metavar="GLOB,...", help="only these checks")
+    group.addoption(
+        "--pte-tokenizer", type=Path, metavar="FILE", help="the tokenizer that ships (default: all beside the program)"
+    )
     group.addoption("--pte-images", metavar="GLOB,...", help="only these golden images")
     group.addoption(
         "--pte-report",
@@ -144,6 +148,7 @@ class _Gate:
                     folder / full.replace("/", "_").replace(":", "_") if len(programs) * len(targets) > 1 else folder
                 )
                 request = Request(pte, model, target, checks, reproduction=own and own / "reproduction", images=images)
+                request = replace(request, tokenizer=config.getoption("--pte-tokenizer"))
                 self.pairs.append(_Pair(request, full, own))
         worker = getattr(config, "workerinput", {})
         self.run_id = str(worker.get("testrunuid", os.getpid()))
