@@ -15,7 +15,7 @@ from typing import Any
 from verifier.checks.common import Check
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Subjects
-from verifier.model.spelling import BLANK, described
+from verifier.model.spelling import BLANK, described, own_damage
 from verifier.probes.tokenizer import Shipped
 from verifier.runner.file_kinds import describe
 from verifier.types import CheckResult, Where
@@ -32,6 +32,7 @@ class Finding:
 
     wrong: str = ""
     unusable: str = ""
+    counted: bool = True
     compared: int = 0
     different: int = 0
     by_format: Counter[str] = field(default_factory=Counter)
@@ -49,16 +50,17 @@ def _results(check: Check, evidence: Evidence, judge: Judge) -> list[CheckResult
     if not shipped.files:
         return []
     findings = {file.path.name: _finding(evidence, file, judge) for file in shipped.files}
-    problems = [file.problem for file in shipped.files if file.problem]
-    if not shipped.together:
-        problem = {file.path.name: file.problem for file in shipped.files}
-        return [
-            check.error(name, problem[name]) if problem[name] else _single(check, name, finding)
-            for name, finding in findings.items()
-        ]
-    if problems:
-        return [check.error("program", problems[0])]
-    return [_together(check, findings)]
+    # a file that was not loaded fails once, in tokenizer.loads
+    absent = "" if judge is _loads else "nothing to compare: ExecuTorch cannot load the file (tokenizer.loads)"
+    lacking = {file.path.name: file.problem or ("" if file.reader else absent) for file in shipped.files}
+    if shipped.together:
+        problem = next((file.problem for file in shipped.files if file.problem), "")
+        problem = problem or (absent if all(lacking.values()) else "")
+        return [check.error("program", problem) if problem else _together(check, findings)]
+    return [
+        check.error(name, lacking[name]) if lacking[name] else _single(check, name, finding)
+        for name, finding in findings.items()
+    ]
 
 
 def _finding(evidence: Evidence, file: Shipped, judge: Judge) -> Finding:
@@ -83,6 +85,8 @@ def _single(check: Check, name: str, finding: Finding) -> CheckResult:
     said = finding.wrong or finding.unusable
     if said or not limit("tokenizer.different").admits(finding.different):
         return check.failed(name, f"{said}. Ship the checkpoint's tokenizer as {_TAKES}.", **_fields([finding]))
+    if not finding.compared:
+        return check.error(name, "nothing was compared", **_fields([finding]))
     return check.passed(name, _praise(finding), **_fields([finding]))
 
 
@@ -96,14 +100,16 @@ def _together(check: Check, findings: dict[str, Finding]) -> CheckResult:
     unusable = [f"{name} is not for an app: {f.unusable}" for name, f in findings.items() if f.unusable]
     if not usable:
         return check.failed("program", f"{'; '.join(unusable)}. Ship the checkpoint's tokenizer as {_TAKES}.", **fields)
+    if not all(finding.compared for finding in usable.values()):
+        return check.error("program", "nothing was compared", **fields)
     praised = [f"{name}: {_praise(finding)}" for name, finding in usable.items()]
     return check.passed("program", "; ".join((*praised, *unusable)), **fields)
 
 
 def _praise(finding: Finding) -> str:
-    said = f"{finding.compared} as the checkpoint's tokenizer{finding.noted}" if finding.compared else finding.noted
-    parted = [f"{count} {why} (for example {finding.examples[why]})" for why, count in finding.by_format.items()]
-    return f"{said}; other by its format: {'; '.join(parted)}" if parted else said
+    said = f"{finding.compared} {finding.noted} as the checkpoint's" if finding.counted else finding.noted
+    parted = [f"{count} {why}, for example {finding.examples[why]}" for why, count in finding.by_format.items()]
+    return f"{said}; but, as its format has it, {'; '.join(parted)}" if parted else said
 
 
 def _refused(file: Shipped) -> str:
@@ -128,11 +134,14 @@ def loads(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 def _loads(evidence: Evidence, file: Shipped) -> Finding:
     tokenizer = evidence.tokenizer
-    finding = Finding(noted=f"ExecuTorch's {file.reader} loads it, {file.vocabulary} pieces")
+    said = f"ExecuTorch's {file.reader} loads it, {file.vocabulary} pieces"
+    finding = Finding(noted=said, counted=False, compared=1)
     if file.reader not in _READERS:
         finding.wrong = f"ExecuTorch loads it as {file.reader}, which no LLaVA of Llama has"
     elif file.crash and not file.ids:
         finding.wrong = f"ExecuTorch's {file.reader} crashes: {file.crash}"
+    elif damage := own_damage(file.path):
+        finding.wrong = damage
     elif file.reader != "HFTokenizer" and (file.bos, file.eos) != (tokenizer.bos_id, tokenizer.eos_id):
         # HFTokenizer knows neither: its BOS comes with the post-processor (tokenizer.prompts), EOS from the program (structure.metadata)
         got, wanted = f"BOS {file.bos} and EOS {file.eos}", f"{tokenizer.bos_id} and {tokenizer.eos_id}"
@@ -188,7 +197,7 @@ def texts(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 def _texts(evidence: Evidence, file: Shipped) -> Finding:
     assert evidence.shipped is not None
-    finding = Finding(noted=" (texts)")
+    finding = Finding(noted="texts")
     for text, ids in _answers(evidence.shipped.texts, file.ids):
         _compare(finding, evidence, file, text, ids, [])
     return finding
@@ -212,7 +221,7 @@ def pieces(check: Check, evidence: Evidence) -> list[CheckResult]:
 def _pieces(evidence: Evidence, file: Shipped) -> Finding:
     assert evidence.shipped is not None
     shipped = evidence.shipped
-    finding = Finding(noted=" (pieces)")
+    finding = Finding(noted="pieces")
     for text, ids in _answers(shipped.pieces_texts, file.ids[len(shipped.texts) :]):
         _compare(finding, evidence, file, text, ids, [])
         if ids is None:
@@ -238,13 +247,13 @@ def _compare_print(finding: Finding, file: Shipped, number: int, piece: str) -> 
     if printed == wanted:
         return
     if wanted != piece.replace(BLANK, " "):  # a byte
-        why = "are bytes that ExecuTorch prints as text or not at all"
-        if printed in (piece, "") or printed.startswith("error: "):
+        why = "byte pieces (ExecuTorch prints them as text or not at all)"
+        if printed in (piece, "", "\0") or printed.startswith("error: "):
             finding.by_format[why] += 1
             finding.examples.setdefault(why, f"{piece} as {printed!r}")
             return
     elif file.reader == "HFTokenizer" and printed.strip(" ") == wanted.strip(" "):
-        why = "are printed without their blank (tokenizer.answers)"
+        why = "pieces printed without their blank (see tokenizer.answers)"
         finding.by_format[why] += 1
         finding.examples.setdefault(why, f"{piece} as {printed!r}")
         return
@@ -275,11 +284,11 @@ def _prompts(evidence: Evidence, file: Shipped) -> Finding:
     first = len(shipped.texts) + len(shipped.pieces_texts)
     for text, ids in _answers(shipped.behind, file.ids[first:]):
         _compare(finding, evidence, file, text, ids, [])
-    finding.noted = " (texts of the golden prompts, BOS in front)"
+    finding.noted = "texts of the golden prompts, each encoded by itself, BOS before the first,"
     if blanks:
         one, two = evidence.tokenizer.encode(blanks[0]), behind(blanks[0])
         tail = f"{described(one[:1], shipped.pieces.names)} more than the checkpoint's {len(two)} tokens"
-        why = "stand behind <image>, where ExecuTorch's runner begins a new text"
+        why = "behind <image> (ExecuTorch's runner begins a new text there)"
         finding.by_format[why] += len(blanks)
         finding.examples[why] = f"{blanks[0][:_SHOWN]!r} gets {tail}"
     return finding
@@ -291,7 +300,7 @@ def answers(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def _answers_of(evidence: Evidence, file: Shipped) -> Finding:
-    finding = Finding(noted=" (answers, printed token by token)")
+    finding = Finding(noted="answers, printed token by token,")
     for image in evidence.golden.images:
         ids = [number for number in image.ids if number != evidence.tokenizer.eos_id]
         lacking = next((number for number in ids if not 0 <= number < len(file.printed)), None)

@@ -24,7 +24,8 @@ Format = Literal["bin", "model", "json"]
 class Encoder(Protocol):
     """The checkpoint's own tokenizer, as the gate feeds with it: a text at the start of a sequence, specials in it being text."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids, without BOS."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Pieces:
     def explained(self, format: Format, text: str, own: Spelling | None = None) -> Part:
         """What a right file of a format gives where it may part from the checkpoint; `own` is what a tokenizer.json does before its model."""
         if format == "bin" and not text:
-            return Part(None, "is empty: Llama2cTokenizer refuses it")
+            return Part(None, "empty (Llama2cTokenizer refuses it)")
         blank = text[:1] in (" ", BLANK)
         if format == "json":
             return self._json(text, blank, own)
@@ -61,15 +62,15 @@ class Pieces:
             ids = self.raw(head.replace(" ", BLANK))
             for stretch in tail:
                 ids += [*marks, *(self.raw(stretch.replace(" ", BLANK)) if stretch else ())]
-            return Part(ids, "has U+2581: three bytes in tokenizer.bin")
+            return Part(ids, "with U+2581 (three bytes in tokenizer.bin)")
         ids = self.raw((BLANK + text.replace(" ", BLANK)) if text else "")
-        return Part(ids, "begins with a blank: the format puts another before it" if blank else "")
+        return Part(ids, "with a blank in front (the format puts another before it)" if blank else "")
 
     def _json(self, text: str, blank: bool, own: Spelling | None) -> Part:
         stretches = self._cut(text)
         marked = len(stretches) > 1
-        why = "spells a special token: tokenizer.json reads it as one" if marked else ""
-        why = why or ("begins with a blank" if blank else "")
+        why = "with a special token spelled out (tokenizer.json reads it as one)" if marked else ""
+        why = why or ("with a blank in front" if blank else "")
         if self.raw is None or own is None:
             return Part(self.with_special(text) if self.with_special else None, why)
         ids: list[int] = []
@@ -178,6 +179,17 @@ def own_spelling(path: Path) -> Spelling | None:
         return parse_vocabulary(_bounded(path)).spelling
     except (NotThisError, RunnerError, CheckpointError, OSError):
         return None
+
+
+def own_damage(path: Path) -> str:
+    """What is damaged in a file although ExecuTorch loads it: a score that is no number, an end that is missing; "" if nothing is."""
+    try:
+        parse_vocabulary(_bounded(path))
+    except NotThisError as error:
+        return f"it is {error}" if " damaged " in str(error) or " ends " in str(error) else ""
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def described(pieces: Sequence[int], names: dict[int, str]) -> str:
