@@ -46,6 +46,17 @@ def describe(data: bytes) -> str:
         return "an HTML page (a download that wants a login gives one)"
     if re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", begun):
         return "a tiktoken vocabulary, which is not supported"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in begun):
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in begun) and _is_utf8(begun):
         return "a text file"
     return "an unknown binary file"
+
+
+def _is_utf8(begun: bytes) -> bool:
+    """Whether these are characters, the last of them perhaps cut."""
+    for cut in range(4):
+        try:
+            begun[: len(begun) - cut].decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        return True
+    return False

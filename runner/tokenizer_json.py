@@ -109,7 +109,10 @@ def _id(number: object) -> int:
 def _merges(ids: dict[bytes, int], merges: Any) -> dict[tuple[bytes, bytes], float]:
     ranks: dict[tuple[bytes, bytes], float] = {}
     for rank, merge in enumerate(merges):
-        left, right = (part.encode() for part in (merge.split(" ") if isinstance(merge, str) else merge))
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise NotThisError("a damaged tokenizer.json: a merge is not two pieces")
+        left, right = (part.encode() for part in parts)
         if left not in ids or right not in ids or left + right not in ids:
             raise NotThisError(f"a damaged tokenizer.json: merge {rank} has pieces that are not in its vocabulary")
         if byte_of(left) is not None or byte_of(right) is not None:

@@ -3,6 +3,7 @@
 #include <cctype>
 #include <cstring>
 
+#include "utf8.hpp"
 #include "vocabulary.hpp"
 
 namespace runner {
@@ -83,8 +84,12 @@ std::string describe(const std::string& data) {
   if (is_tiktoken(begun)) {
     return "a tiktoken vocabulary, which is not supported";
   }
+  bool is_text = false;
+  for (size_t cut = 0; cut < 4 && cut < begun.size(); ++cut) { // the last character may be cut
+    is_text = is_text || is_utf8(begun.substr(0, begun.size() - cut));
+  }
   const bool printable = std::all_of(begun.begin(), begun.end(), [](unsigned char c) { return c >= 32 || c == '\t' || c == '\r' || c == '\n'; });
-  return printable ? "a text file" : "an unknown binary file";
+  return printable && is_text ? "a text file" : "an unknown binary file";
 }
 
 } // namespace runner
