@@ -53,7 +53,7 @@ from verifier.opening import Opened, Request, open_request, planned_cases, subje
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
-from verifier.probes.tokenizer import TokenizerEvidence, ask_tokenizers
+from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell, hushed
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
 from verifier.runner.protocol import Bundle, Result
@@ -160,15 +160,19 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
-def _ask_tokenizers(opened: Opened, tokenizer: Tokenizer) -> TokenizerEvidence | None:
-    """What ExecuTorch makes of the tokenizer files, None if no check wants it."""
-    if not _wants(opened, "tokenizer."):
-        return None
-    questions = [image.question for image in opened.golden.images] or [DEFAULT_QUESTION]
+def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer."""
+    return Tokenizer(checkpoint.directory / "tokenizer.model")
+
+
+def tokenizers_asked(
+    to_ship: ToShip, checkpoint: Checkpoint, tokenizer: Tokenizer, golden: GoldenSet
+) -> TokenizerEvidence:
+    """What ExecuTorch makes of the tokenizer files that ship."""
+    questions = [image.question for image in golden.images] or [DEFAULT_QUESTION]
     return ask_tokenizers(
-        opened.to_ship,
-        opened.checkpoint.directory,
-        tokenizer,
+        to_ship,
+        checkpoint.directory,
         before=[BEFORE_IMAGE],
         behind=[after_image(question) if question else "ASSISTANT:" for question in questions],
         front=[tokenizer.bos_id],
@@ -205,7 +209,11 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
         tracing = children.submit(_trace, opened, list(samples), folder)  # first: this process waits for it first
         probed = children.submit(_probe_cache, opened, samples[0].image)
-        shipped = children.submit(_ask_tokenizers, opened, tokenizer)
+        shipped = (
+            children.submit(tokenizers_asked, opened.to_ship, checkpoint, tokenizer, golden)
+            if _wants(opened, "tokenizer.")
+            else None
+        )
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
@@ -268,7 +276,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             speed,
         ),
         rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
-        shipped=shipped.result(),
+        shipped=None if shipped is None else shipped.result(),
     )
 
 

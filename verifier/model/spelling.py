@@ -12,20 +12,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from verifier.errors import CheckpointError, RunnerError
 from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES, NotThisError, Spelling, parse_vocabulary
 
 BLANK = "\u2581"
 Format = Literal["bin", "model", "json"]
-
-
-class Encoder(Protocol):
-    """The checkpoint's own tokenizer, as the gate feeds with it: a text at the start of a sequence, specials in it being text."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids, without BOS."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import verifier
 from verifier.errors import UsageError
-from verifier.model.spelling import BLANK, Encoder, Format, Part, Pieces, own_spelling, read_pieces
+from verifier.model.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
 from verifier.model.texts import texts
 from verifier.runner.process import run_process
 from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES
@@ -102,7 +102,7 @@ class TokenizerEvidence:
 
 
 def ask_tokenizers(
-    to_ship: ToShip, folder: Path, tokenizer: Encoder, *, before: Sequence[str], behind: Sequence[str], front: list[int]
+    to_ship: ToShip, folder: Path, *, before: Sequence[str], behind: Sequence[str], front: list[int]
 ) -> TokenizerEvidence:
     """Ask every file about the checkpoint of a folder. Raises `CheckpointError`."""
     pieces = read_pieces(folder)
