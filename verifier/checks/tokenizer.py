@@ -15,7 +15,7 @@ from typing import Any
 from verifier.checks.common import Check
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Subjects
-from verifier.model.spelling import BLANK, described, own_damage
+from verifier.model.spelling import BLANK, described, first_out_of_order, own_damage
 from verifier.probes.tokenizer import Shipped
 from verifier.runner.file_kinds import describe
 from verifier.types import CheckResult, Where
@@ -137,7 +137,8 @@ def _loads(evidence: Evidence, file: Shipped) -> Finding:
     said = f"ExecuTorch's {file.reader} loads it, {file.vocabulary} pieces"
     finding = Finding(noted=said, counted=False, compared=1)
     if file.reader not in _READERS:
-        finding.wrong = f"ExecuTorch loads it as {file.reader}, which no LLaVA of Llama has"
+        is_ = describe(file.path.read_bytes()[:4096])
+        finding.wrong = f"ExecuTorch loads it as {file.reader}, which no LLaVA of Llama has: the file is {is_}"
     elif file.crash and not file.ids:
         finding.wrong = f"ExecuTorch's {file.reader} crashes: {file.crash}"
     elif damage := own_damage(file.path):
@@ -214,18 +215,25 @@ def _answers(
 
 
 def pieces(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Every piece of the checkpoint's vocabulary has its id in the file: a text with that piece gets it, and the id is printed as that piece."""
+    """Every piece of the checkpoint's vocabulary has its id in the file: a text with that piece gets it, and the id is printed as that piece.
+    Pieces are joined in the checkpoint's order."""
     return _results(check, evidence, _pieces)
 
 
 def _pieces(evidence: Evidence, file: Shipped) -> Finding:
     assert evidence.shipped is not None
     shipped = evidence.shipped
-    finding = Finding(noted="pieces")
+    finding = Finding(noted="pieces and merges")
     for text, ids in _answers(shipped.pieces_texts, file.ids[len(shipped.texts) :]):
         _compare(finding, evidence, file, text, ids, [])
         if ids is None:
             return finding
+    finding.compared += len(shipped.pieces.merges)
+    out_of_order = first_out_of_order(file.path, shipped.pieces.merges)
+    if out_of_order is not None:
+        one, two = out_of_order
+        said = f"it makes the piece {two!r} before {one!r}, the checkpoint the other way round"
+        finding.wrong, finding.different = finding.wrong or said, finding.different + 1
     for number, piece in sorted(shipped.pieces.names.items()):
         if number >= len(file.printed):
             if file.crash:

@@ -9,6 +9,7 @@ the format and not a fault of the file: the ids have to be exactly those that ar
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,13 @@ class Part:
 @dataclass(frozen=True)
 class Pieces:
     """The checkpoint's pieces and merges, without what stands before them. `raw` gives ids of a text in which blanks are U+2581 already;
-    `special` are its added tokens; `bytes_ids` the ids of single bytes; `names` its pieces by id."""
+    `special` are its added tokens; `bytes_ids` the ids of single bytes; `names` its pieces by id; `merges` pairs of pieces, first what is joined first."""
 
     raw: Callable[[str], list[int]] | None
     special: dict[str, int]
     bytes_ids: dict[int, int]
     names: dict[int, str]
+    merges: tuple[tuple[str, str], ...] = ()
     with_special: Callable[[str], list[int]] | None = None
 
     def explained(self, format: Format, text: str, own: Spelling | None = None) -> Part:
@@ -115,8 +117,14 @@ def _of_json(path: Path) -> Pieces:
         added,
         _bytes_of(names),
         {number: piece for number, piece in names.items() if piece not in added},
+        tuple(_pair(merge) for merge in data["model"].get("merges") or ()),
         lambda text: list(whole.encode(text, add_special_tokens=False).ids),
     )
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
 
 
 def _has_pieces(data: Any) -> bool:
@@ -144,12 +152,16 @@ def _of_model(path: Path) -> Pieces:
     bare = sentencepiece.SentencePieceProcessor(model_proto=spelled.SerializeToString())
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     named = dict(enumerate(piece.piece for piece in spelled.pieces))
+    known = {piece.piece for piece in spelled.pieces if piece.type == kinds.NORMAL}
+    ranked = sorted((p for p in spelled.pieces if p.type == kinds.NORMAL), key=lambda piece: -piece.score)
+    halves = ((p.piece[:at], p.piece[at:]) for p in ranked for at in range(1, len(p.piece)))
     silent = {i for i, piece in enumerate(spelled.pieces) if piece.type in (kinds.CONTROL, kinds.UNKNOWN)}
     return Pieces(
         lambda text: list(bare.encode(text)),
         {},
         _bytes_of(named),
         {number: piece for number, piece in named.items() if number not in silent},
+        tuple((left, right) for left, right in halves if left in known and right in known),
     )
 
 
@@ -172,6 +184,25 @@ def own_spelling(path: Path) -> Spelling | None:
         return parse_vocabulary(_bounded(path)).spelling
     except (NotThisError, RunnerError, CheckpointError, OSError):
         return None
+
+
+def first_out_of_order(path: Path, merges: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """The first of the checkpoint's merges that a file does later than the next one, and that next one; None if there is none, or if the file
+    is not understood here. A merge that a file does not know shows in the ids."""
+    try:
+        vocabulary = parse_vocabulary(_bounded(path))
+    except (NotThisError, CheckpointError, OSError):
+        return None
+    blank = vocabulary.spelling.blank
+    before, last = "", -math.inf
+    for left, right in merges:
+        rank = vocabulary.rank(*(part.replace(BLANK, blank.decode()).encode() for part in (left, right)))
+        if rank is None:
+            continue
+        if rank < last:
+            return before, left + right
+        before, last = left + right, rank
+    return None
 
 
 def own_damage(path: Path) -> str:
