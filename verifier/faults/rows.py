@@ -47,5 +47,6 @@ ROWS: dict[int, tuple[str, str]] = {
     56: ("temperature 0.8 by default", "ET#16517"),
     57: ("packing that disagrees with the kernel", "XN 767b70187d"),
     60: ("file truncated, or a bit flipped", "ET#3848"),
+    77: ("the tokenizer file that ships gives other ids than the checkpoint's", "tokenizers#153, tokenizers#198"),
 }
 """Number -> (what happened, evidence)."""
