@@ -17,7 +17,7 @@ import numpy as np
 
 from verifier.errors import RunnerError, VerifierError
 from verifier.runner.child import load_program
-from verifier.runner.tokenizer import BinTokenizer
+from verifier.runner.tokenizer import open_tokenizer
 
 BEFORE_IMAGE = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -67,6 +67,12 @@ class Conversation:
         except (RuntimeError, ValueError) as error:
             raise ProgramError(str(error)) from error
 
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer, as the program says; none if it does not."""
+        if "get_eos_ids" not in self.program.method_names():
+            return ()
+        return tuple(int(token) for token in self.program.run_method("get_eos_ids", ()))
+
     def embed(self, ids: list[int]) -> Any:
         """[1, S, D]."""
         import torch
@@ -90,7 +96,7 @@ def answer(options: argparse.Namespace) -> None:
     """Print prompt and answer as they come, and a stopwatch line to stderr."""
     import torch
 
-    image, tokenizer = read_image(options.image_path), BinTokenizer(options.tokenizer_path)
+    image, tokenizer = read_image(options.image_path), open_tokenizer(options.tokenizer_path)
     if not options.model_path.is_file():
         raise RunnerError("no such program", got=options.model_path)
     try:
@@ -98,16 +104,17 @@ def answer(options: argparse.Namespace) -> None:
     except RuntimeError as error:
         raise RunnerError("not a program of this runtime", got=error, where=options.model_path) from error
     talk = Conversation(program, options.seq_len)
+    ends = talk.ends() or tokenizer.eos
     _say(options.prompt.encode())
     begun = time.perf_counter()
     seen = talk.call("vision_encoder", image)
     talk.feed(talk.embed([tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)]))
     talk.feed(seen)
-    logits = talk.feed(talk.embed(tokenizer.encode(options.prompt)))
+    logits = talk.feed(talk.embed(tokenizer.encode_behind(options.prompt)))
     prefill_s, prefilled, spoken = time.perf_counter() - begun, talk.position, 0
     random = torch.Generator().manual_seed(options.seed)
     begun = time.perf_counter()
-    while (token := _choose(logits, options.temperature, random)) != tokenizer.eos:
+    while (token := _choose(logits, options.temperature, random)) not in ends:
         _say(tokenizer.piece(token))
         spoken += 1
         if talk.position == talk.limit:
@@ -138,7 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m verifier.runner.llava_main", description="Ask LLaVA about an image."
     )
     parser.add_argument("--model_path", type=Path, default=Path("llava.pte"))
-    parser.add_argument("--tokenizer_path", type=Path, default=Path("tokenizer.bin"))
+    parser.add_argument(
+        "--tokenizer_path", type=Path, default=Path("tokenizer.bin"), help="tokenizer.bin, .model or .json"
+    )
     parser.add_argument("--image_path", type=Path, required=True, help="*.npy or *.pt, from verifier.image_util")
     parser.add_argument("--prompt", default="ASSISTANT:", help="the text behind the image")
     parser.add_argument("--seq_len", type=int, default=768, help="positions to use at most")

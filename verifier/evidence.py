@@ -21,6 +21,7 @@ from verifier.model.streaming import is_large
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
+from verifier.probes.tokenizer import TokenizerEvidence
 from verifier.published import PublishedAnswer
 from verifier.reference import (
     Answered,
@@ -82,17 +83,18 @@ class RuntimeEvidence:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks."""
+    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files."""
 
     images: tuple[str, ...]
     parameters: tuple[str, ...]
     blocks: tuple[str, ...]
+    tokenizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Input of every check. `tolerances` and `audit` may be the reason why there are none; `layers` is None if no check
-    asked for it, `budget` if nobody recorded one."""
+    asked for it, `budget` if nobody recorded one, `shipped` if no check asked for the tokenizer files."""
 
     artifact: Artifact
     manifest: Manifest | None
@@ -114,6 +116,7 @@ class Evidence:
     rounding: RoundingNoise
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
+    shipped: TokenizerEvidence | None = None
 
     @property
     def patches(self) -> int:

@@ -30,6 +30,7 @@ from verifier.golden import (
 from verifier.ladder.align import list_blocks
 from verifier.model.image_file import read_image
 from verifier.model.keymap import map_keys
+from verifier.probes.tokenizer import ToShip, find_tokenizers
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
 from verifier.runner.targets import make_runner, silent
@@ -39,7 +40,7 @@ from verifier.types import Recipe
 @dataclass(frozen=True)
 class Request:
     """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`. `images` are globs of
-    golden images, all if there are none."""
+    golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none."""
 
     pte: Path
     model: str | None = None
@@ -49,6 +50,7 @@ class Request:
     image: Path | None = None
     reproduction: Path | None = None
     images: tuple[str, ...] = ()
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Opened:
     expectation: Expectation | None
     budget: dict[str, Budget] | None
     runner: Runner
+    to_ship: ToShip
 
 
 def split_globs(text: str) -> tuple[str, ...]:
@@ -119,6 +122,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
+    to_ship = find_tokenizers(request.pte, request.tokenizer)
     artifact.max_seq_len  # noqa: B018  refused here if the file does not say
     manifest = read_manifest(request.pte)
     checkpoint = open_checkpoint(request.model)
@@ -138,7 +142,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     )
     if not golden.images:
         _refuse_without_golden(golden, checks)
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, budget, runner)
+    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, budget, runner, to_ship)
 
 
 def _golden_of(checkpoint: Checkpoint) -> GoldenSet:
@@ -187,11 +191,12 @@ def planned_cases(opened: Opened) -> list[tuple[str, str]]:
 
 
 def subjects_of(opened: Opened) -> Subjects:
-    """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model."""
+    """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model, tokenizer files."""
     checkpoint = opened.checkpoint
     parameters = list_parameters(map_keys(checkpoint.keys, checkpoint.geometry))
     return Subjects(
         tuple(image.name for image in opened.golden.images),
         tuple(parameter.name for parameter in parameters),
         list_blocks(checkpoint.geometry),
+        opened.to_ship.cases,
     )

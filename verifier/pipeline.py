@@ -47,12 +47,13 @@ from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, Tokenizer, after_image
 from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
+from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell, hushed
 from verifier.published import compare_published, published_samples
 from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
@@ -162,6 +163,25 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
+def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer."""
+    return Tokenizer(checkpoint.directory / "tokenizer.model")
+
+
+def tokenizers_asked(
+    to_ship: ToShip, checkpoint: Checkpoint, tokenizer: Tokenizer, golden: GoldenSet
+) -> TokenizerEvidence:
+    """What ExecuTorch makes of the tokenizer files that ship."""
+    questions = [image.question for image in golden.images] or [DEFAULT_QUESTION]
+    return ask_tokenizers(
+        to_ship,
+        checkpoint.directory,
+        before=[BEFORE_IMAGE],
+        behind=[after_image(question) if question else "ASSISTANT:" for question in questions],
+        front=[tokenizer.bos_id],
+    )
+
+
 def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
@@ -192,6 +212,11 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
         tracing = children.submit(_trace, opened, list(samples), folder)  # first: this process waits for it first
         probed = children.submit(_probe_cache, opened, samples[0].image)
+        shipped = (
+            children.submit(tokenizers_asked, opened.to_ship, checkpoint, tokenizer, golden)
+            if _wants(opened, "tokenizer.")
+            else None
+        )
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
@@ -258,6 +283,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         ),
         rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
         published=compare_published(samples, published, answers) if answers else (),
+        shipped=None if shipped is None else shipped.result(),
     )
 
 

@@ -41,7 +41,13 @@ def _request(asked: dict[str, Any]) -> Request:
     checks, images = split_globs(asked["checks"]), split_globs(asked["images"])
     reproduction = Path(asked["report"]) / "reproduction" if asked["report"] else None
     return Request(
-        Path(asked["pte"]), asked["model"], asked["target"], checks, reproduction=reproduction, images=images
+        Path(asked["pte"]),
+        asked["model"],
+        asked["target"],
+        checks,
+        reproduction=reproduction,
+        images=images,
+        tokenizer=Path(asked["tokenizer"]) if asked["tokenizer"] else None,
     )
 
 

@@ -26,6 +26,7 @@ FAMILIES = (
     "mapping",
     "preprocess",
     "splice",
+    "tokenizer",
     "weights",
     "layers",
     "kvcache",
@@ -52,6 +53,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where to run it: local (default), native, qemu[:CPU], ssh:[user@]host or adb[:serial]; several may be given",
     )
     group.addoption("--pte-checks", metavar="GLOB,...", help="only these checks")
+    group.addoption(
+        "--pte-tokenizer", type=Path, metavar="FILE", help="the tokenizer that ships (default: all beside the program)"
+    )
     group.addoption("--pte-images", metavar="GLOB,...", help="only these golden images")
     group.addoption(
         "--pte-report",
@@ -152,6 +156,8 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
     if report is None and config.getini("pte_report"):
         report = config.rootpath / str(config.getini("pte_report"))
     programs = [Path(given) for given in config.getoption("--pte")]
+    tokenizer = config.getoption("--pte-tokenizer")
+    shipped = str(tokenizer.absolute()) if tokenizer else None
     several = len(programs) * len(targets) > 1
     pairs: list[_Pair] = []
     questions: list[Question] = []
@@ -162,6 +168,7 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
             own = report and (report / full.replace("/", "_").replace(":", "_") if several else report)
             kept = str(own.absolute()) if own else None
             asked = {"model": model, "target": target, "checks": checks, "images": images, "report": kept}
+            asked["tokenizer"] = shipped
             questions.append({"pte": str(pte.absolute())} | asked)
     return pairs, questions
 

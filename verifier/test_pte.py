@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         help="only these golden images, for a slow target: comma-separated globs such as 'square_*'",
     )
     parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="the tokenizer.bin, .model or .json that ships (default: all that lie beside PTE)",
+    )
+    parser.add_argument(
         "--report",
         type=Path,
         metavar="DIR",
@@ -149,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.image,
             reproduction,
             images,
+            options.tokenizer,
         )
         run = verify(request, Progress(quiet=True) if options.quiet else Progress())
         data, status = report(run), run.judgement.exit_status

@@ -12,7 +12,7 @@ from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
 # Checks that may be skipped without leaving a hole: what they look at is optional.
-OPTIONAL = frozenset({"structure.manifest", "device.instructions"})
+OPTIONAL = frozenset({"structure.manifest", "tokenizer.loads", "device.instructions"})
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
 Overall = Literal["pass", "fail", "error"]
 
@@ -43,7 +43,7 @@ class Judgement:
         return EXIT_STATUS[self.verdict]
 
 
-STATIC = ("structure.", "mapping.", "preprocess.", "splice.", "weights.")
+STATIC = ("structure.", "mapping.", "preprocess.", "splice.", "tokenizer.", "weights.")
 """Families that look at the file, or at this machine's references, and not at what the program computed."""
 
 

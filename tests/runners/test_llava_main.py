@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.errors import RunnerError
 from verifier.golden import load_golden
 from verifier.model import prompt
 from verifier.runner.native import NativeRunner
 from verifier.runner.qemu import QemuRunner
-from verifier.runner.tokenizer import BinTokenizer
+from verifier.runner.tokenizer import open_tokenizer
 
 pytestmark = pytest.mark.xdist_group("runner")
 WORDS = "A chat between human large small red circle the a is it what's below ring  star éü 日本 🙂 \n\t <image> </s> 12 ASSISTANT: USER:"
@@ -153,7 +153,8 @@ def test_bad_inputs_are_refused(
 
 def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:
     """Ids of 300 odd texts, and the pieces back."""
-    ours, theirs = BinTokenizer(artifacts / "tokenizer.bin"), prompt.Tokenizer(EMBEDDED / "tokenizer.model")
+    ours = open_tokenizer(artifacts / "tokenizer.bin")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED / "tokenizer.model"))
     rng = random.Random(0)
     texts = ["", " two  blanks ", "ASSISTANT:"]
     for _ in range(300):
@@ -164,7 +165,7 @@ def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:
         ids = ours.encode(text)
         assert ids == theirs.encode(text)
         assert b"".join(ours.piece(i) for i in ids).decode() == (f" {text}" if text else "")
-    assert (ours.bos, ours.eos) == (theirs.bos_id, theirs.eos_id)
+    assert (ours.bos, ours.eos) == (theirs.bos_id(), (theirs.eos_id(),))
 
 
 def test_prompt_is_the_verifiers() -> None:
@@ -179,12 +180,31 @@ def test_prompt_is_the_verifiers() -> None:
     )
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"\xff" * 4096])
-def test_damaged_tokenizer_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Whatever the bytes say."""
-    (tmp_path / "t.bin").write_bytes(data)
-    with pytest.raises(RunnerError, match=r"not a tokenizer\.bin"):
-        BinTokenizer(tmp_path / "t.bin")
+@pytest.mark.parametrize("kind", ["native", "python"])
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_golden_caption_with_every_tokenizer_file(kind: str, name: str, artifacts: Path, native: NativeRunner) -> None:
+    """The checkpoint's own files do as well as tokenizer.bin."""
+    golden = load_golden(EMBEDDED, open_checkpoint().sha256)
+    wanted = next(one for one in golden.images if one.name == "odd_333x335")
+    flags = {"model_path": EMBEDDED_PTE, "image_path": artifacts / "odd_333x335.npy"}
+    done = _ask(_command(kind, native), **flags, tokenizer_path=EMBEDDED / name)
+    assert (done.returncode, done.stdout) == (0, f"ASSISTANT: {wanted.text}\n"), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_program_without_eos_ends_by_the_tokenizer(
+    kind: str, artifacts: Path, native: NativeRunner, tmp_path: Path
+) -> None:
+    """A program that names no EOS: the tokenizer's ends the answer."""
+    data, flags = EMBEDDED_PTE.read_bytes(), {"image_path": artifacts / "odd_333x335.npy"}
+    (tmp_path / "a.pte").write_bytes(data.replace(b"get_eos_ids\0", b"xet_eos_ids\0"))
+    expected = _ask(
+        _command(kind, native), **flags, model_path=EMBEDDED_PTE, tokenizer_path=EMBEDDED / "tokenizer.json"
+    )
+    done = _ask(
+        _command(kind, native), **flags, model_path=tmp_path / "a.pte", tokenizer_path=EMBEDDED / "tokenizer.json"
+    )
+    assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
 
 
 def test_workspaces_and_constants_as_asked(native: NativeRunner, artifacts: Path) -> None:

@@ -19,6 +19,7 @@ from verifier.checks import (
     splice,
     structure,
     threads,
+    tokenizer,
     vision,
     weights,
 )
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     *mapping.CHECKS,
     *preprocess.CHECKS,
     *splice.CHECKS,
+    *tokenizer.CHECKS,
     *weights.CHECKS,
     *device.CHECKS[:1],  # a machine that computes wrongly explains everything behind it
     *layers.CHECKS,
@@ -65,6 +67,7 @@ OF_GOLDEN_ANSWERS = frozenset(
         "greedy.images",
         "greedy.limit",
         "greedy.history",
+        "tokenizer.answers",
     }
 )
 """Checks of the whole program that look at golden conversations; those of every golden image do, too."""

@@ -518,6 +518,14 @@ _ROWS: tuple[Limit, ...] = (
         "physical",
         "`python -m runner`: elements that may be further off than runner.close: as layers.kernel.share_off",
     ),
+    Limit(
+        "tokenizer.different",
+        0,
+        "count",
+        "most",
+        "derived",
+        "ids are integers: a text has the checkpoint's, or those that the format of the file explains",
+    ),
 )
 
 LIMITS: dict[str, Limit] = {row.id: row for row in _ROWS}

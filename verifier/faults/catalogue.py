@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifier.faults import in_constants, in_program, in_recipe, in_runtime, in_use
+from verifier.faults import in_constants, in_program, in_recipe, in_runtime, in_tokenizer, in_use
 from verifier.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -10,6 +10,7 @@ FAULTS: tuple[Fault, ...] = (
     *in_program.FAULTS,
     *in_recipe.FAULTS,
     *in_use.FAULTS,
+    *in_tokenizer.FAULTS,
     *in_runtime.FAULTS,
 )
 EXCEPTIONS: dict[str, str] = {}

@@ -49,5 +49,6 @@ ROWS: dict[int, tuple[str, str]] = {
     60: ("file truncated, or a bit flipped", "ET#3848"),
     63: ("the rotation tag of a photo ignored", "LC#20870"),
     66: ("the processor's file says another resize, rescale, crop or patch", "HF#35052, HF#34447"),
+    77: ("the tokenizer file that ships gives other ids than the checkpoint's", "tokenizers#153, tokenizers#198"),
 }
 """Number -> (what happened, evidence)."""

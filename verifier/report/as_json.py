@@ -78,7 +78,11 @@ def report(run: Run) -> Report:
             "recipe": {"name": run.recipe.name} | run.recipe.as_json(),
         },
         "checkpoint": {"id": run.checkpoint.name, "sha256": run.checkpoint.sha256},
-        "request": {"model": run.request.model, "target": run.request.target},
+        "request": {
+            "model": run.request.model,
+            "target": run.request.target,
+            "tokenizer": None if run.request.tokenizer is None else str(run.request.tokenizer),
+        },
         "target": run.target,
         "rungs": [asdict(rung) for rung in judgement.rungs],
         "checks": [_check(result) for result in run.results],

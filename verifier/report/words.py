@@ -79,6 +79,7 @@ def next_command(data: Report) -> str:
     words = ["python", "-m", "verifier.test_pte", data["artifact"]["path"]]
     request = data.get("request") or {}
     words += ["--model", request["model"]] if request.get("model") else []
+    words += ["--tokenizer", request["tokenizer"]] if request.get("tokenizer") else []
     words += ["--target", request["target"]] if request.get("target", "local") != "local" else []
     words += ["--checks", blame["check"], "--report", "report"]
     return one_line(shlex.join(words))

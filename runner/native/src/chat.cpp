@@ -64,6 +64,7 @@ class Conversation {
     }
     try {
       limit_ = std::min(question.seq_len, to_number(program_.call("get_max_seq_len", {})));
+      read_ends();
     } catch (const CallError& error) {
       throw std::runtime_error(question.model.string() + ": not a program of this runtime, or no LLaVA: " + error.what);
     }
@@ -74,8 +75,8 @@ class Conversation {
     std::fflush(stdout);
     const Clock::time_point begun = Clock::now();
     std::vector<int64_t> before = tokenizer_.encode(kBeforeImage);
-    before.insert(before.begin(), tokenizer_.bos);
-    const std::vector<int64_t> after = tokenizer_.encode(prompt);
+    before.insert(before.begin(), tokenizer_.bos());
+    const std::vector<int64_t> after = tokenizer_.encode_behind(prompt);
     const Array seen = to_array(program_.call("vision_encoder", {image}).at(0));
     // now, and not behind minutes of prefill
     need(static_cast<int64_t>(before.size() + after.size()) + seen.shape.at(1));
@@ -86,7 +87,7 @@ class Conversation {
     const int64_t prefilled = position_;
     const Clock::time_point decoding = Clock::now();
     int64_t spoken = 0;
-    for (int64_t token = choose(logits); token != tokenizer_.eos; token = choose(logits)) {
+    for (int64_t token = choose(logits); !ends(token); token = choose(logits)) {
       const std::string piece = tokenizer_.piece(token);
       std::fwrite(piece.data(), 1, piece.size(), stdout);
       std::fflush(stdout);
@@ -117,6 +118,22 @@ class Conversation {
     }
     return values[0].toInt();
   }
+
+  // Ids that end an answer, as the program says; the tokenizer's if it does not.
+  void read_ends() {
+    ends_ = tokenizer_.eos();
+    if (program_.has("get_eos_ids")) {
+      ends_.clear();
+      for (const auto& id : program_.call("get_eos_ids", {})) {
+        if (!id.isInt()) {
+          throw std::runtime_error("get_eos_ids does not give numbers");
+        }
+        ends_.push_back(id.toInt());
+      }
+    }
+  }
+
+  bool ends(int64_t token) const { return std::find(ends_.begin(), ends_.end(), token) != ends_.end(); }
 
   Array embed(const std::vector<int64_t>& ids) {
     return to_array(program_.call("token_embedding", {ids_array(ids)}).at(0));
@@ -154,6 +171,7 @@ class Conversation {
   Program program_;
   float temperature_;
   std::mt19937 random_;
+  std::vector<int64_t> ends_;
   int64_t limit_ = 0;
   int64_t position_ = 0;
 };

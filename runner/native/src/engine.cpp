@@ -77,6 +77,11 @@ Program::Program(const std::filesystem::path& pte, size_t debug_buffer_bytes, Lo
   loaded = module_->load();
 }
 
+bool Program::has(const std::string& method) const {
+  const auto names = module_->method_names();
+  return names.ok() && names->count(method) != 0;
+}
+
 std::vector<EValue> Program::call(const std::string& method, const std::vector<Array>& inputs) {
   std::vector<executorch::extension::TensorPtr> tensors;
   std::vector<EValue> values;

@@ -25,6 +25,7 @@ class Program {
   Program(const std::filesystem::path& pte, size_t debug_buffer_bytes, LoadMode mode = LoadMode::Mmap);
   // Outputs alias the program's memory until its next call. Throws CallError.
   std::vector<executorch::runtime::EValue> call(const std::string& method, const std::vector<Array>& inputs);
+  bool has(const std::string& method) const; // whether the program has a method of this name
   void write_trace(const std::filesystem::path& folder); // throws std::runtime_error
   executorch::runtime::Error loaded = executorch::runtime::Error::Ok;
 

@@ -15,6 +15,7 @@
 #include "engine.hpp"
 #include "kernels.hpp"
 #include "session.hpp"
+#include "tokenizer.hpp"
 
 namespace {
 
@@ -23,8 +24,11 @@ constexpr const char* kUsage =
     "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N] [--workspace_sharing=MODE]\n"
     "                  [--load_mode=mmap|file]\n"
     "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
+    "       llava_main --tokenize=TEXTS --tokenizer_path=tokenizer.bin\n"
     "       llava_main --about\n"
     "The image is uint8 [3, h, w] as python -m verifier.image_util writes it, .npy or .pt.\n"
+    "The tokenizer is a tokenizer.bin, .model (SentencePiece) or .json (Hugging Face), whatever its name. --tokenize prints the ids of\n"
+    "each text of a JSON list.\n"
     "XNNPACK's workspaces: MODE disabled is one for each delegate, per_model one for each file, global (default) one for all.\n"
     "Constants are mapped (mmap, default): only what is touched takes memory; or copied (file).\n"
     "A bundle is what runner/bundle.py writes. --about prints the machine and its kernels as JSON.\n";
@@ -68,7 +72,7 @@ int run(int count, char** words) {
       {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
       {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""},
-      {"--load_mode", "mmap"}};
+      {"--load_mode", "mmap"},       {"--tokenize", ""}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
@@ -83,6 +87,10 @@ int run(int count, char** words) {
       throw std::runtime_error("--result is " + flags.at("--result") + ", expected an existing folder");
     }
     return runner::carry_out(flags.at("--bundle"), flags.at("--result"), flags.at("--model_path"));
+  }
+  if (!flags.at("--tokenize").empty()) {
+    runner::print_ids(flags.at("--tokenizer_path"), flags.at("--tokenize"));
+    return 0;
   }
   runner::Question question;
   question.model = flags.at("--model_path").empty() ? "llava.pte" : flags.at("--model_path");

@@ -1,0 +1,292 @@
+#include "json.hpp"
+
+#include <stdexcept>
+
+#include "utf8.hpp"
+
+namespace runner {
+namespace {
+
+constexpr int kDepthLimit = 200;
+constexpr size_t kValueLimit = 8 << 20; // a million pieces, and as many merges of two pieces each, are five million values
+
+class Parser {
+ public:
+  explicit Parser(const std::string& text) : text_(text) {}
+
+  Json whole() {
+    Json made = value(0);
+    skip();
+    if (at_ != text_.size()) {
+      fail();
+    }
+    return made;
+  }
+
+ private:
+  [[noreturn]] static void fail() { throw std::runtime_error("JSON that cannot be parsed, cut off or damaged"); }
+
+  void skip() {
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' || text_[at_] == '\r')) {
+      ++at_;
+    }
+  }
+
+  char peek() {
+    skip();
+    if (at_ == text_.size()) {
+      fail();
+    }
+    return text_[at_];
+  }
+
+  void expect(char wanted) {
+    if (peek() != wanted) {
+      fail();
+    }
+    ++at_;
+  }
+
+  Json value(int depth) {
+    if (depth > kDepthLimit) {
+      fail();
+    }
+    if (++values_ > kValueLimit) {
+      throw std::runtime_error("JSON of more than " + std::to_string(kValueLimit) + " values");
+    }
+    Json made;
+    switch (peek()) {
+      case '{':
+        object(made, depth);
+        break;
+      case '[':
+        array(made, depth);
+        break;
+      case '"':
+        made.kind = Json::Kind::string;
+        made.text = string();
+        break;
+      case 't':
+      case 'f':
+        made.kind = Json::Kind::boolean;
+        made.truth = text_[at_] == 't';
+        word(made.truth ? "true" : "false");
+        break;
+      case 'n':
+        word("null");
+        break;
+      default:
+        number(made);
+    }
+    return made;
+  }
+
+  void word(const std::string& wanted) {
+    if (text_.compare(at_, wanted.size(), wanted) != 0) {
+      fail();
+    }
+    at_ += wanted.size();
+  }
+
+  void digits() {
+    const size_t begun = at_;
+    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') {
+      ++at_;
+    }
+    if (at_ == begun) {
+      fail();
+    }
+  }
+
+  bool taken(char one, char other) {
+    const bool here = at_ < text_.size() && (text_[at_] == one || text_[at_] == other);
+    at_ += here ? 1 : 0;
+    return here;
+  }
+
+  void number(Json& made) {
+    const size_t begun = at_;
+    taken('-', '-');
+    digits();
+    if (taken('.', '.')) {
+      digits();
+    }
+    if (taken('e', 'E')) {
+      taken('+', '-');
+      digits();
+    }
+    made.kind = Json::Kind::number;
+    made.text = text_.substr(begun, at_ - begun);
+  }
+
+  uint32_t hexadecimal() {
+    uint32_t code = 0;
+    for (int count = 0; count < 4; ++count, ++at_) {
+      const char c = at_ < text_.size() ? text_[at_] : ' ';
+      if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'))) {
+        fail();
+      }
+      code = code * 16 + static_cast<uint32_t>(c <= '9' ? c - '0' : (c | 32) - 'a' + 10);
+    }
+    return code;
+  }
+
+  // Behind `\u`; two of them make a character beyond U+FFFF.
+  uint32_t escaped() {
+    const uint32_t code = hexadecimal();
+    if (code < 0xD800 || code > 0xDFFF) {
+      return code;
+    }
+    if (code > 0xDBFF || text_.compare(at_, 2, "\\u") != 0) {
+      fail();
+    }
+    at_ += 2;
+    const uint32_t low = hexadecimal();
+    if (low < 0xDC00 || low > 0xDFFF) {
+      fail();
+    }
+    return 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+  }
+
+  std::string string() {
+    static const std::string kLetters = "\"\\/bfnrt";
+    static const std::string kMeant = "\"\\/\b\f\n\r\t";
+    std::string made;
+    for (++at_;; ++at_) {
+      if (at_ >= text_.size() || static_cast<unsigned char>(text_[at_]) < 0x20) {
+        fail();
+      }
+      if (text_[at_] == '"') {
+        ++at_;
+        return made;
+      }
+      if (text_[at_] != '\\') {
+        made += text_[at_];
+        continue;
+      }
+      if (++at_ >= text_.size()) {
+        fail();
+      }
+      if (text_[at_] == 'u') {
+        ++at_;
+        append_utf8(made, escaped());
+        --at_;
+        continue;
+      }
+      const size_t letter = kLetters.find(text_[at_]);
+      if (letter == std::string::npos) {
+        fail();
+      }
+      made += kMeant[letter];
+    }
+  }
+
+  void object(Json& made, int depth) {
+    made.kind = Json::Kind::object;
+    ++at_;
+    if (peek() == '}') {
+      ++at_;
+      return;
+    }
+    for (;;) {
+      if (peek() != '"') {
+        fail();
+      }
+      std::string key = string();
+      expect(':');
+      made.members.emplace_back(std::move(key), value(depth + 1));
+      if (peek() != ',') {
+        break;
+      }
+      ++at_;
+    }
+    expect('}');
+  }
+
+  void array(Json& made, int depth) {
+    made.kind = Json::Kind::array;
+    ++at_;
+    if (peek() == ']') {
+      ++at_;
+      return;
+    }
+    for (;;) {
+      made.items.push_back(value(depth + 1));
+      if (peek() != ',') {
+        break;
+      }
+      ++at_;
+    }
+    expect(']');
+  }
+
+  const std::string& text_;
+  size_t at_ = 0;
+  size_t values_ = 0;
+};
+
+} // namespace
+
+Json Json::parse(const std::string& text) {
+  if (!is_utf8(text)) {
+    throw std::runtime_error("JSON that cannot be parsed, cut off or damaged");
+  }
+  return Parser(text).whole();
+}
+
+const Json* Json::find(const std::string& key) const {
+  for (auto member = members.rbegin(); member != members.rend(); ++member) {
+    if (member->first == key) {
+      return &member->second;
+    }
+  }
+  return nullptr;
+}
+
+const Json& Json::at(const std::string& key) const {
+  const Json* found = find(key);
+  if (found == nullptr) {
+    throw std::runtime_error("a damaged tokenizer.json: no " + key);
+  }
+  return *found;
+}
+
+bool Json::truthy() const {
+  switch (kind) {
+    case Kind::boolean:
+      return truth;
+    case Kind::number:
+      return text.find_first_of("123456789") != std::string::npos;
+    case Kind::string:
+      return !text.empty();
+    case Kind::array:
+      return !items.empty();
+    case Kind::object:
+      return !members.empty();
+    default:
+      return false;
+  }
+}
+
+std::optional<int64_t> Json::integer() const {
+  if (kind != Kind::number || text.size() > 18 || text.find_first_of(".eE") != std::string::npos) {
+    return std::nullopt;
+  }
+  return std::stoll(text);
+}
+
+const std::string& Json::string() const {
+  if (kind != Kind::string) {
+    throw std::runtime_error("a damaged tokenizer.json: a string is missing");
+  }
+  return text;
+}
+
+const std::vector<Json>& Json::array() const {
+  if (kind != Kind::array) {
+    throw std::runtime_error("a damaged tokenizer.json: a list is missing");
+  }
+  return items;
+}
+
+} // namespace runner
