@@ -41,20 +41,22 @@ from verifier.evidence import (
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.facts import facts
 from verifier.figures import figures
-from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
+from verifier.golden import GoldenImage, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
+from verifier.model.agreement import compare_with_transformers
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.model.streaming import is_large
+from verifier.model.tokenizer import Tokenizer
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, Tell, hushed
-from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
+from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample, with_margins
 from verifier.runner.protocol import Bundle, Result
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
@@ -179,7 +181,10 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     """
     checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
     geometry = checkpoint.geometry
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    tokenizer = opened.tokenizer
+    if _wants(opened, *CONVERSING, "layers.", "device."):
+        with progress.stage("tokenizer against Hugging Face"):
+            compare_with_transformers(tokenizer)
     square = opened.recipe.static_image_shape
     samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
     samples = samples or [_probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
@@ -194,7 +199,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
             definition = build_definition(checkpoint, max_len=max_len)
             if opened.request.image is not None:
-                samples.append(_user_sample(opened, definition, tokenizer, golden))
+                samples.append(_user_sample(opened, definition))
             made = conversation_bundle(
                 artifact,
                 samples,
@@ -205,6 +210,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
             answers = (answer or answer_samples)(definition, samples) if _wants(opened, *CONVERSING) else []
+            if answers and not tokenizer.rule.same_prompt(golden.prompt_rule):
+                samples = [with_margins(s, a) for s, a in zip(samples, answers, strict=True)]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -306,8 +313,9 @@ def _probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample
     return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
 
 
-def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:
+def _user_sample(opened: Opened, definition: Definition) -> Sample:
     """The user's own image, with the fp32 model's answer as its golden one."""
+    tokenizer = opened.tokenizer
     path = opened.request.image
     assert path is not None
     side_px = opened.checkpoint.geometry.vision.image_px
