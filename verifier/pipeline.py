@@ -50,7 +50,7 @@ from verifier.model.agreement import compare_with_transformers
 from verifier.model.definition import Definition, build_definition, embedding_table
 from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.model.streaming import is_large
-from verifier.model.tokenizer import Tokenizer
+from verifier.model.tokenizer import Tokenizer, described
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
@@ -210,8 +210,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
             answers = (answer or answer_samples)(definition, samples) if _wants(opened, *CONVERSING) else []
-            if answers and not tokenizer.rule.same_prompt(golden.prompt_rule):
-                samples = [with_margins(s, a) for s, a in zip(samples, answers, strict=True)]
+            if answers and golden.images and not tokenizer.rule.same_prompt(golden.prompt_rule):
+                samples = [_to_this_prompt(opened, s, a) for s, a in zip(samples, answers, strict=True)]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -311,6 +311,23 @@ def _probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample
         GoldenImage(PROBE, picture, "", PROBE, DEFAULT_QUESTION, (), (), ""), tokenizer, side_px=side_px, square=square
     )
     return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
+
+
+def _to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample:
+    """A sample whose answer was recorded to a prompt of another tokenizer: with fp32's margins for this one's. Raises `GoldenError` if fp32
+    does not give that answer to this prompt."""
+    golden = sample.golden
+    if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
+        rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
+        raise GoldenError(
+            f"the golden answer to {golden.name} was made with another tokenizer, and fp32 does not give it with this one",
+            got="prompts with "
+            + (described(said) if said else "BOS in front, and nothing between the image and what follows"),
+            expected=f"prompts with {described(rule)}",
+            where=opened.golden.path,
+            fix='answer the images again: python -m verifier.golden update --model DIR --reason "another tokenizer"',
+        )
+    return with_margins(sample, answered)
 
 
 def _user_sample(opened: Opened, definition: Definition) -> Sample:

@@ -11,8 +11,10 @@ from verifier.core.limits import stated
 from verifier.driver import Script, splice
 from verifier.errors import CheckpointError, UsageError
 from verifier.evidence import Case, Evidence
+from verifier.model.chat_template import find_template, render
 from verifier.model.prompt import (
     BEFORE_IMAGE,
+    DEFAULT_QUESTION,
     SEED_CUE,
     Segment,
     Turn,
@@ -230,6 +232,26 @@ def _spliced(  # noqa: PLR0917
     return check.passed(case, f"{needed} positions, {count} images in their slots, ids as Hugging Face's", **fields)
 
 
+def template(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The prompt that the checkpoint's chat template spells, beside the one that is verified. They need not be the same; where they are not,
+    both are shown: whoever uses the template in an app uses another prompt than this verdict speaks of."""
+    tokenizer = evidence.tokenizer
+    verified = tokenizer.spelled(caption_parts(DEFAULT_QUESTION))
+    try:
+        found = find_template(evidence.checkpoint.directory)
+        if found is None:
+            said = "the checkpoint has no chat template"
+            return [CheckResult(check.id, check.step, "prompt", "skipped", said, {"verified": verified})]
+        spelled = render(found, tokenizer, DEFAULT_QUESTION).removeprefix(tokenizer.piece(tokenizer.bos_id))
+    except CheckpointError as error:
+        return [check.error("prompt", error.one_line)]
+    fields = {"measured": {"verified": verified, "template": spelled, "source": found.source}}
+    if spelled == verified:
+        return [check.passed("prompt", f"{found.source} spells the prompt that is verified", **fields)]
+    said = f"{found.source} spells another prompt than the one that is verified: {spelled!r}, verified is {verified!r}"
+    return [check.passed("prompt", f"{said}. Ask with the verified one, or verify the other in the app", **fields)]
+
+
 def positions(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Every chunk starts where the last one ended, from 0; the image takes exactly its 576 slots."""
     results, offset = [], 0
@@ -302,6 +324,7 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 CHECKS = (
     Check("splice.tokens", "mapping", per_image, tokens),
+    Check("splice.template", "mapping", fixed_cases("prompt"), template),
     Check("splice.positions", "mapping", per_image, positions),
     Check("splice.prompts", "mapping", fixed_cases(*PROMPTS), prompts),
     Check("splice.capacity", "mapping", one_case, capacity),

@@ -51,8 +51,11 @@ class PromptRule:
         return {name: list(said) if isinstance(said, tuple) else said for name, said in asdict(self).items()}
 
     def same_prompt(self, said: dict[str, Any] | None) -> bool:
-        """Whether a recorded rule makes the same prompts; nothing recorded contradicts nothing."""
-        return said is None or all(said.get(n) == v for n, v in self.as_json().items() if n != "source")
+        """Whether a recorded rule makes the same prompts. Where none is recorded, the prompts were those of releases that always put BOS in
+        front, and nothing between a special token and the text behind it."""
+        if said is None:
+            return self.bos and len(self.behind_image) == len(self.behind_end) == 1
+        return all(said.get(name) == value for name, value in self.as_json().items() if name != "source")
 
 
 def described(rule: dict[str, Any]) -> str:
