@@ -47,5 +47,6 @@ ROWS: dict[int, tuple[str, str]] = {
     56: ("temperature 0.8 by default", "ET#16517"),
     57: ("packing that disagrees with the kernel", "XN 767b70187d"),
     60: ("file truncated, or a bit flipped", "ET#3848"),
+    61: ("a blank, or none, behind `<image>` against the tokenizer", "HF#47700, LC#7094"),
 }
 """Number -> (what happened, evidence)."""
