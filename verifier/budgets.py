@@ -21,7 +21,6 @@ from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import BUDGET_SCHEMA
 from verifier.model.definition import embedding_table
-from verifier.model.prompt import Tokenizer
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import measure_speed
 from verifier.progress import hushed
@@ -35,9 +34,8 @@ MARGINS = {name: limit(f"budget.{name}").value for name in FIGURES}
 def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
     """The largest of several measurements of each figure of a run. Raises `RunnerError` if the program does not get through."""
     vision = opened.checkpoint.geometry.vision
-    tokenizer = Tokenizer(opened.checkpoint.directory / "tokenizer.model")
     sample = load_sample(
-        opened.golden.images[0], tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
+        opened.golden.images[0], opened.tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
     )
     table = embedding_table(opened.checkpoint)
     found = [measure_speed(opened, table, sample.image) for _ in range(runs)]

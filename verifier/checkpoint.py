@@ -172,7 +172,7 @@ def _hub_snapshot(model: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer.model"]
+        patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=model.count("/") != 1))
     except (OSError, ValueError, HFValidationError) as error:
         raise CheckpointError(

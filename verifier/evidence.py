@@ -16,8 +16,9 @@ from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.noise import RoundingNoise
 from verifier.model.definition import Definition
-from verifier.model.prompt import Prompt, Tokenizer
+from verifier.model.prompt import Prompt
 from verifier.model.streaming import is_large
+from verifier.model.tokenizer import Tokenizer
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence

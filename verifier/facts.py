@@ -39,6 +39,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "constants": {} if not isinstance(evidence.audit, Audit) else _digests(evidence, evidence.audit),
         "profile_db": {} if evidence.layers is None else worst_by_block(evidence.layers.profile),
         "speed": {name: value for name, value in measured.items() if value is not None},
+        "prompt_rule": evidence.tokenizer.rule.as_json(),
         "noise": {name: {"spread": band.spread, "margin": band.margin} for name, band in bands.items()},
     }
 

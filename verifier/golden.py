@@ -56,6 +56,8 @@ class GoldenSet:
     path: Path
     checkpoint_sha256: str
     images: tuple[GoldenImage, ...]
+    prompt_rule: dict[str, Any] | None = None
+    """How the tokenizer spelled the prompts that were answered; None in files from before this was recorded."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,9 @@ def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
             for item in text["images"]
         )
         belongs_to = str(text["checkpoint_sha256"])
+        rule = text.get("prompt_rule")
+        if rule is not None and not isinstance(rule, dict):
+            raise ValueError(f"prompt_rule is {rule!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise GoldenError("golden data cannot be read", got=f"{type(error).__name__}: {error}", where=path) from error
     if belongs_to != checkpoint_sha256:
@@ -184,7 +189,7 @@ def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
         raise GoldenError(
             "golden data is incomplete", got=f"{len(images)} images", expected="ids and margins for each", where=path
         )
-    return GoldenSet(path, belongs_to, images)
+    return GoldenSet(path, belongs_to, images, rule)
 
 
 def load_expectation(model: str | None) -> Expectation | None:

@@ -26,9 +26,11 @@ from verifier.evidence import golden_folder, logits_of, run_bundle
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
+from verifier.model.agreement import compare_with_transformers, open_tokenizer
 from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.model.image_file import read_image
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.model.tokenizer import described
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample
 from verifier.runner.local import LocalRunner
@@ -48,7 +50,7 @@ def answer(
 ) -> dict[str, Any]:
     """The golden entry of an image that is in `images/` beside the checkpoint, or will be: the fp32 model's greedy answer with its
     margins. A `program` proposes the answer, which saves passes and changes nothing."""
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    tokenizer = open_tokenizer(checkpoint)
     blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
     sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
     patches = checkpoint.geometry.vision.patches
@@ -100,6 +102,7 @@ def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, 
         "schema": GOLDEN_SCHEMA,
         "checkpoint_sha256": checkpoint.sha256,
         "made_with": package_versions(),
+        "prompt_rule": open_tokenizer(checkpoint).rule.as_json(),
         "history": [*history, {"date": datetime.date.today().isoformat(), "reason": reason}],
         "images": entries,
     }
@@ -115,10 +118,21 @@ def _text(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _owned(checkpoint: Checkpoint, folder: Path) -> list[dict[str, Any]]:
-    """The entries there are. Raises `GoldenError` for a set that cannot be read or belongs to another checkpoint."""
+def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The entries there are. Raises `GoldenError` for a set that cannot be read or belongs to another checkpoint, and for answers to another
+    spelling of the prompt unless the `whole` set is made anew."""
+    tokenizer = open_tokenizer(checkpoint)
+    compare_with_transformers(tokenizer)
     if (folder / "golden.json").is_file():
-        load_golden(folder, checkpoint.sha256)
+        said = load_golden(folder, checkpoint.sha256).prompt_rule
+        if said is not None and not whole and not tokenizer.rule.same_prompt(said):
+            raise GoldenError(
+                "the golden answers are to prompts of another tokenizer",
+                got=described(said),
+                expected=described(tokenizer.rule.as_json()),
+                where=folder / "golden.json",
+                fix='answer all of them again: python -m verifier.golden update --reason "why"',
+            )
     found: list[dict[str, Any]] = _text(folder).get("images", [])
     return found
 
@@ -162,7 +176,7 @@ def _add(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> P
 
 
 def _update(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> Path:
-    entries = _owned(checkpoint, folder)
+    entries = _owned(checkpoint, folder, whole=not options.names)
     names = [entry["name"] for entry in entries]
     unknown = sorted(set(options.names) - set(names))
     if unknown or not entries:

@@ -28,8 +28,10 @@ from verifier.golden import (
     load_golden,
 )
 from verifier.ladder.align import list_blocks
+from verifier.model.agreement import open_tokenizer
 from verifier.model.image_file import read_image
 from verifier.model.keymap import map_keys
+from verifier.model.tokenizer import Tokenizer
 from verifier.probes.tokenizer import ToShip, find_tokenizers
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
@@ -61,6 +63,7 @@ class Opened:
     artifact: Artifact
     manifest: Manifest | None
     checkpoint: Checkpoint
+    tokenizer: Tokenizer
     recipe: Recipe
     checks: tuple[Check, ...]
     golden: GoldenSet
@@ -127,6 +130,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     manifest = read_manifest(request.pte)
     checkpoint = open_checkpoint(request.model)
     _check_belonging(artifact, manifest, checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
     golden = _chosen(_golden_of(checkpoint), request.images)
     kind = request.target.partition(":")[0]
@@ -142,7 +146,9 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     )
     if not golden.images:
         _refuse_without_golden(golden, checks)
-    return Opened(request, artifact, manifest, checkpoint, recipe, checks, golden, expectation, budget, runner, to_ship)
+    return Opened(
+        request, artifact, manifest, checkpoint, tokenizer, recipe, checks, golden, expectation, budget, runner, to_ship
+    )
 
 
 def _golden_of(checkpoint: Checkpoint) -> GoldenSet:

@@ -46,9 +46,11 @@ from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compar
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
+from verifier.model.agreement import compare_with_transformers
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, Tokenizer, after_image
+from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image
 from verifier.model.streaming import is_large
+from verifier.model.tokenizer import Tokenizer, described
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
@@ -56,7 +58,7 @@ from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell, hushed
 from verifier.published import compare_published, published_samples
-from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample
+from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample, with_margins
 from verifier.runner.protocol import Bundle, Result
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
@@ -163,11 +165,6 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
-def own_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's tokenizer."""
-    return Tokenizer(checkpoint.directory / "tokenizer.model")
-
-
 def tokenizers_asked(
     to_ship: ToShip, checkpoint: Checkpoint, tokenizer: Tokenizer, golden: GoldenSet
 ) -> TokenizerEvidence:
@@ -178,7 +175,7 @@ def tokenizers_asked(
         checkpoint.directory,
         before=[BEFORE_IMAGE],
         behind=[after_image(question) if question else "ASSISTANT:" for question in questions],
-        front=[tokenizer.bos_id],
+        front=[tokenizer.bos_id] if tokenizer.adds_bos else [],
     )
 
 
@@ -202,7 +199,10 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     """
     checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
     geometry = checkpoint.geometry
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    tokenizer = opened.tokenizer
+    if _wants(opened, *CONVERSING, "layers.", "device."):
+        with progress.stage("tokenizer against Hugging Face"):
+            compare_with_transformers(tokenizer)
     square = opened.recipe.static_image_shape
     samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
     samples = samples or [_probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
@@ -222,7 +222,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
             definition = build_definition(checkpoint, max_len=max_len)
             if opened.request.image is not None:
-                samples.append(_user_sample(opened, definition, tokenizer, golden))
+                samples.append(_user_sample(opened, definition))
             made = conversation_bundle(
                 artifact,
                 samples,
@@ -236,6 +236,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             answers = (
                 (answer or answer_samples)(definition, [*samples, *published]) if _wants(opened, *CONVERSING) else []
             )
+            if answers and golden.images and not tokenizer.rule.same_prompt(golden.prompt_rule):
+                samples = [_to_this_prompt(opened, s, a) for s, a in zip(samples, answers, strict=True)]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -347,8 +349,26 @@ def _probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample
     return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
 
 
-def _user_sample(opened: Opened, definition: Definition, tokenizer: Tokenizer, golden: GoldenSet) -> Sample:
+def _to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample:
+    """A sample whose answer was recorded to a prompt of another tokenizer: with fp32's margins for this one's. Raises `GoldenError` if fp32
+    does not give that answer to this prompt."""
+    golden = sample.golden
+    if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
+        rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
+        raise GoldenError(
+            f"the golden answer to {golden.name} was made with another tokenizer, and fp32 does not give it with this one",
+            got="prompts with "
+            + (described(said) if said else "BOS in front, and nothing between the image and what follows"),
+            expected=f"prompts with {described(rule)}",
+            where=opened.golden.path,
+            fix='answer the images again: python -m verifier.golden update --model DIR --reason "another tokenizer"',
+        )
+    return with_margins(sample, answered)
+
+
+def _user_sample(opened: Opened, definition: Definition) -> Sample:
     """The user's own image, with the fp32 model's answer as its golden one."""
+    tokenizer = opened.tokenizer
     path = opened.request.image
     assert path is not None
     side_px = opened.checkpoint.geometry.vision.image_px

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from verifier.checkpoint import Checkpoint
 from verifier.core.compare import Array
 from verifier.errors import CheckpointError
 from verifier.golden import GoldenImage
+from verifier.metrics import top2_margin
 from verifier.model.definition import Definition
 from verifier.model.image_file import read_image
 from verifier.model.preprocess import prepare_image
-from verifier.model.prompt import Prompt, Tokenizer, caption_prompt
+from verifier.model.prompt import Prompt, caption_prompt
+from verifier.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ def answer_samples(definition: Definition, samples: Sequence[Sample]) -> list[An
             logits = definition.decoder.output(hidden)
         made.append(Answered(vision[0].numpy(), logits[0].numpy(), hidden[0].numpy()))
     return made
+
+
+def with_margins(sample: Sample, answered: Answered) -> Sample:
+    """A sample whose golden answer was recorded for another prompt, with fp32's margins for this one."""
+    margins = tuple(float(margin) for margin in top2_margin(answered.logits))
+    return replace(sample, golden=replace(sample.golden, margins=margins))
 
 
 def greedy_answer(

@@ -12,7 +12,7 @@ from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
 # Checks that may be skipped without leaving a hole: what they look at is optional.
-OPTIONAL = frozenset({"structure.manifest", "tokenizer.loads", "device.instructions"})
+OPTIONAL = frozenset({"structure.manifest", "splice.template", "tokenizer.loads", "device.instructions"})
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
 Overall = Literal["pass", "fail", "error"]
 

@@ -16,7 +16,7 @@ from verifier.evidence import run_bundle
 from verifier.faults.surgery import change_bytes, find_instruction
 from verifier.golden import load_golden
 from verifier.model.definition import build_definition
-from verifier.model.prompt import Tokenizer
+from verifier.model.tokenizer import Tokenizer
 from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed
@@ -29,7 +29,7 @@ def main() -> None:
     """Flip a nibble in `layers.2.feed_forward.w1`, then ask an fp32 comparison, the caption, and the gate."""
     checkpoint = open_checkpoint()
     golden = load_golden(checkpoint.directory, checkpoint.sha256)
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    tokenizer = Tokenizer(checkpoint.directory)
     wanted = next(image for image in golden.images if image.name == "square_0")
     with tempfile.TemporaryDirectory() as folder, hushed():
         broken = Path(shutil.copy(EMBEDDED_PTE, Path(folder) / "flipped.pte"))

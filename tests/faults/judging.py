@@ -15,7 +15,7 @@ from verifier.export.manifest import read_manifest
 from verifier.golden import load_golden
 from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
 from verifier.model.definition import build_definition
-from verifier.model.prompt import Tokenizer
+from verifier.model.tokenizer import Tokenizer
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Recipe
@@ -57,7 +57,7 @@ def recipe_of(micro_model: Path) -> Recipe:
 def trace_conversation(pte: Path, micro_model: Path, micro: Checkpoint, folder: Path) -> Traced:
     """A short conversation on the traced runtime."""
     golden = load_golden(micro_model, micro.sha256)
-    tokenizer = Tokenizer(micro_model / "tokenizer.model")
+    tokenizer = Tokenizer(micro_model)
     sample = load_sample(golden.images[0], tokenizer, side_px=56)
     folder.mkdir(exist_ok=True)
     made = run_traced(open_artifact(pte), [sample], LocalRunner(), folder, patches=16)

@@ -20,8 +20,9 @@ from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
 from verifier.errors import UsageError
 from verifier.golden import load_golden
+from verifier.model.agreement import open_tokenizer
 from verifier.opening import Request, open_request
-from verifier.pipeline import own_tokenizer, tokenizers_asked
+from verifier.pipeline import tokenizers_asked
 from verifier.probes.tokenizer import find_tokenizers
 from verifier.types import CheckResult
 
@@ -33,7 +34,7 @@ def judge(pte: Path, named: Path | None = None, model: Path = EMBEDDED) -> Resul
     """The results of all checks on the files beside a program, or on one; by check, and by case if there are several."""
     checkpoint, to_ship = open_checkpoint(str(model)), find_tokenizers(pte, named)
     golden = load_golden(checkpoint.directory, checkpoint.sha256)
-    tokenizer = own_tokenizer(checkpoint)
+    tokenizer = open_tokenizer(checkpoint)
     evidence: Any = SimpleNamespace(
         tokenizer=tokenizer,
         golden=golden,

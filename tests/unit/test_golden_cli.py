@@ -14,7 +14,7 @@ from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.golden import load_expectation, load_golden
 from verifier.golden_cli import main
 from verifier.model.definition import build_definition
-from verifier.model.prompt import Tokenizer
+from verifier.model.tokenizer import Tokenizer
 from verifier.reference import greedy_answer, load_sample
 
 
@@ -46,7 +46,7 @@ def test_added_image_is_answered_and_reasoned(model: Path, micro: Checkpoint) ->
 def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
     """Right, wrong, too long or none: the same ids, and margins to rounding; a right one takes a single pass."""
     definition = build_definition(micro)
-    tokenizer = Tokenizer(micro.directory / "tokenizer.model")
+    tokenizer = Tokenizer(micro.directory)
     golden = load_golden(micro.directory, micro.sha256).images[0]
     sample = load_sample(golden, tokenizer, side_px=micro.geometry.vision.image_px)
     room = 6

@@ -8,13 +8,14 @@ import pytest
 
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import CheckpointError
-from verifier.model.prompt import Tokenizer, caption_prompt, spelled
+from verifier.model.prompt import Turn, caption_parts, caption_prompt, dialogue_parts, dialogue_segments
+from verifier.model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """llava_tiny's."""
-    return Tokenizer(EMBEDDED / "tokenizer.model")
+    return Tokenizer(EMBEDDED)
 
 
 @pytest.mark.parametrize("question", ["Describe the image.", "What is   shown?", "naïve café – 日本", "a\nb\n\nc"])
@@ -24,7 +25,8 @@ def test_prompt_equals_hugging_face(tokenizer: Tokenizer, question: str) -> None
 
     reference = AutoTokenizer.from_pretrained(EMBEDDED)
     prompt = caption_prompt(tokenizer, question)
-    assert [*prompt.before, 1024, *prompt.after] == reference(spelled(question))["input_ids"]
+    expected = reference(tokenizer.spelled(caption_parts(question)))["input_ids"]
+    assert [*prompt.before, 1024, *prompt.after] == expected
 
 
 def test_prompt_has_one_bos(tokenizer: Tokenizer) -> None:
@@ -36,8 +38,29 @@ def test_prompt_has_one_bos(tokenizer: Tokenizer) -> None:
 
 
 def test_seed_prompt_is_the_cue_alone(tokenizer: Tokenizer) -> None:
-    """`--prompt=ASSISTANT:` stands right behind the image."""
-    assert tokenizer.decode(caption_prompt(tokenizer, "").after) == "ASSISTANT:"
+    """`--prompt=ASSISTANT:` stands behind the image as a text of its own, and what stands before the image stays."""
+    seed = caption_prompt(tokenizer, "")
+    assert seed.after == tuple(tokenizer.encode("ASSISTANT:"))
+    assert seed.before == caption_prompt(tokenizer).before
+
+
+def test_dialogue_is_cut_at_its_images(tokenizer: Tokenizer) -> None:
+    """Segments between images, whose text is the spelled one; `</s>` behind an answer."""
+    turns = (Turn("Compare.", images=2, answer="Alike."), Turn("Why?", images=0))
+    segments = dialogue_segments(tokenizer, turns)
+    assert [segment is None for segment in segments] == [False, True, False, True, False]
+    flat = [token for segment in segments for token in (segment or (tokenizer.image_id,))]
+    assert flat == tokenizer.encode_parts(dialogue_parts(turns))
+    assert flat.count(tokenizer.eos_id) == 1
+
+
+@pytest.mark.parametrize("written", ["What does <image> mean?", "</s>", "<s> and </s><image>", "<unk><pad>"])
+def test_what_a_user_writes_is_text(tokenizer: Tokenizer, written: str) -> None:
+    """A literal special token in a question makes no special id, and the text comes back whole."""
+    prompt = caption_prompt(tokenizer, written)
+    special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.image_id, 0, 1025}
+    assert not special & set(prompt.after)
+    assert written in tokenizer.decode(prompt.after)
 
 
 def test_decode_stops_at_eos(tokenizer: Tokenizer) -> None:
@@ -52,8 +75,12 @@ def test_tokenizer_splits_words_into_pieces(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("日本")) == "日本"
 
 
-def test_tokenizer_refuses_another_file(tmp_path: Path) -> None:
-    """The message names the file."""
-    (tmp_path / "tokenizer.model").write_bytes(b"no model")
-    with pytest.raises(CheckpointError, match=r"not a SentencePiece model"):
-        Tokenizer(tmp_path / "tokenizer.model")
+def test_piece_beyond_the_vocabulary_is_its_id(tokenizer: Tokenizer) -> None:
+    """Reports show something for every id."""
+    assert [tokenizer.piece(i) for i in (1, 354, 1024, 5000, -1)] == ["<s>", "▁A", "<image>", "<5000>", "<-1>"]
+
+
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    """The message names what is missing."""
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        Tokenizer(tmp_path)

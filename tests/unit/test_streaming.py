@@ -17,7 +17,8 @@ from verifier.ladder import quantized
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.model import definition
 from verifier.model.definition import Definition, build_definition
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.model.tokenizer import Tokenizer
 from verifier.reference import (
     _HuggingFaceLayers,
     compare_layer_by_layer,
@@ -120,7 +121,7 @@ def test_hugging_face_layer_by_layer_is_hugging_face(micro_checkpoint: Path) -> 
     """A model that does not fit is compared as one that does: the same activations, from Hugging Face's own modules."""
     checkpoint = open_checkpoint(micro_checkpoint)
     made = build_definition(checkpoint)
-    tokenizer = Tokenizer(micro_checkpoint / "tokenizer.model")
+    tokenizer = Tokenizer(micro_checkpoint)
     image = GoldenImage(
         "x", EMBEDDED / "images" / "wide_0.png", "", "x", DEFAULT_QUESTION, (5, 6, 7), (1.0, 1.0, 1.0), ""
     )

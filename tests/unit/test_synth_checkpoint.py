@@ -15,7 +15,8 @@ from verifier.golden_cli import answer
 from verifier.model.definition import build_definition
 from verifier.model.geometry import Geometry
 from verifier.model.keymap import map_keys
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer
+from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.model.tokenizer import Tokenizer
 from verifier.reference import load_hugging_face
 from verifier.synth import folder as synth_folder
 from verifier.synth.folder import chain, published_name, shapes_of
@@ -73,7 +74,7 @@ def test_checkpoint_is_hugging_faces(made: Path) -> None:
 def test_answers_end_and_are_confident(made: Path) -> None:
     """Greedy decoding in fp32 gives the eight tokens of the chain and EOS, each by a clear margin."""
     checkpoint = open_checkpoint(str(made))
-    tokenizer = Tokenizer(made / "tokenizer.model")
+    tokenizer = Tokenizer(made)
     image = Path(__file__).parents[2] / "golden" / "llava_tiny" / "images" / "blank.png"
     entry = answer(checkpoint, build_definition(checkpoint), image, kind="blank", question=DEFAULT_QUESTION)
     following = chain(tokenizer, length=8, pieces=1024, seed=3)

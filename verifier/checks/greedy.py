@@ -81,9 +81,11 @@ def _golden(check: Check, evidence: Evidence, case: Case, quantized: Callable[[]
         return check.failed(wanted.name, said, where=Where(method="text_decoder"))
     parted = np.flatnonzero(case.expected.logits.argmax(-1) != recomputed)
     if not all(TIE.admits(wanted.margins[at]) for at in parted):
+        command = 'python -m verifier.golden update --model DIR --reason "why"'
         return check.error(
             wanted.name,
-            "the fp32 reference no longer gives the golden answer: golden data and checkpoint have parted; make golden data again",
+            "the fp32 reference no longer gives the golden answer: golden data and checkpoint have parted; "
+            f"make golden data again: {command}",
         )
     actual = case.logits.argmax(-1)
     wrong = np.flatnonzero(actual != recomputed)

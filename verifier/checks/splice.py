@@ -9,9 +9,20 @@ import numpy as np
 from verifier.checks.common import Check, fixed_cases, one_case, per_image
 from verifier.core.limits import stated
 from verifier.driver import Script, splice
-from verifier.errors import UsageError
+from verifier.errors import CheckpointError, UsageError
 from verifier.evidence import Case, Evidence
-from verifier.model.prompt import Segment, Turn, dialogue_segments, spelled, spelled_dialogue
+from verifier.model.chat_template import find_template, render
+from verifier.model.prompt import (
+    BEFORE_IMAGE,
+    DEFAULT_QUESTION,
+    SEED_CUE,
+    Segment,
+    Turn,
+    caption_parts,
+    dialogue_parts,
+    dialogue_segments,
+)
+from verifier.model.tokenizer import Mark, Part, described
 from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.types import CheckResult, Where
 
@@ -43,54 +54,90 @@ def _lengths(evidence: Evidence, calls: tuple[Call, ...], offset: int) -> list[t
     return spans
 
 
-def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The ids around the image are Hugging Face's for the same conversation: one BOS, at the start, and 576 image slots."""
-    from transformers import AutoTokenizer
+def _expected(evidence: Evidence, parts: tuple[Part, ...]) -> tuple[list[int], list[int]]:
+    """Ids of a text by transformers, and by the second encoder, each with BOS as the tokenizer puts it. A text that spells a special token
+    is no text to transformers: then the second encoder speaks for both. Raises `CheckpointError` if transformers cannot load the files."""
+    tokenizer = evidence.tokenizer
+    front = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    second = [*front, *tokenizer.second_ids(parts)]
+    if not all(tokenizer.is_plain(part) for part in parts if isinstance(part, str)):
+        return second, second
+    return tokenizer.reference.encode(tokenizer.spelled(parts)), second
 
+
+def _against(
+    check: Check, evidence: Evidence, case: str, actual: list[int], parts: tuple[Part, ...]
+) -> CheckResult | None:
+    """What is wrong with ids, None if they are those of both references."""
     try:
-        reference = AutoTokenizer.from_pretrained(evidence.checkpoint.directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        return [
-            check.error(case.sample.golden.name, f"Hugging Face cannot load the tokenizer: {error}")
-            for case in evidence.cases
-        ]
-    return [_tokens(check, evidence, case, reference) for case in evidence.cases]
+        expected, second = _expected(evidence, parts)
+    except CheckpointError as error:
+        return check.error(case, error.one_line)
+    other = evidence.tokenizer.second.name
+    if expected != second:
+        at = _first_difference(expected, second)
+        said = f"token {at} is {expected[at : at + 1]} by transformers and {second[at : at + 1]} by {other}"
+        return check.error(case, f"the references make different ids of this prompt: {said}")
+    if actual == expected:
+        return None
+    at = _first_difference(actual, expected)
+    said = f"the prompt's token {at} is {actual[at : at + 1]}, Hugging Face has {expected[at : at + 1]}"
+    rule = described(evidence.tokenizer.rule.as_json())
+    hint = f"Check template spacing, BOS, and what stands behind a special token: this checkpoint has {rule}."
+    message = f"{said} ({len(actual)} tokens against {len(expected)}). {hint}"
+    return check.failed(case, message, where=Where(method="token_embedding", index=(at,)))
 
 
-def _tokens(check: Check, evidence: Evidence, case: Case, reference: Any) -> CheckResult:
-    name, prompt, image_id = case.sample.golden.name, case.sample.prompt, evidence.checkpoint.geometry.image_token_id
-    bos = evidence.tokenizer.bos_id
+def _first_difference(one: list[int], two: list[int]) -> int:
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(two)))
+
+
+def _bos(check: Check, evidence: Evidence, case: str, ids: list[int]) -> CheckResult | None:
+    """A failure if BOS stands anywhere but where the tokenizer puts it: once, at 0, or nowhere."""
+    at = [number for number, token in enumerate(ids) if token == evidence.tokenizer.bos_id]
+    wanted = [0] if evidence.tokenizer.adds_bos else []
+    if at == wanted:
+        return None
+    said = f"BOS stands at {at} of the prompt, expected {'once, at 0' if wanted else 'nowhere'}"
+    return check.failed(case, f"{said}. Encode only the first segment with BOS.", where=Where(method="token_embedding"))
+
+
+def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The ids around the image are Hugging Face's for the same conversation: BOS at the start if at all, and 576 image slots."""
+    return [_tokens(check, evidence, case) for case in evidence.cases]
+
+
+def _tokens(check: Check, evidence: Evidence, case: Case) -> CheckResult:
+    name, prompt, tokenizer = case.sample.golden.name, case.sample.prompt, evidence.tokenizer
     ids = fed_ids(case.calls)
     answer = list(case.sample.golden.ids[:-1])
     fed = ids[: len(ids) - len(answer)] if answer else ids
-    where = Where(method="token_embedding")
     once = [*prompt.before, *prompt.after]
     if fed == 2 * once:
         said = f"the whole prompt goes in twice, the second time as token {len(once)}: positions and cache are those of another conversation"
         return check.failed(name, f"{said}. Prefill once.", where=Where(method="token_embedding", index=(len(once),)))
-    if fed.count(bos) != 1 or fed[0] != bos:
-        at = [i for i, token in enumerate(fed) if token == bos]
-        return check.failed(
-            name,
-            f"BOS stands at {at} of the prompt, expected once, at 0. Encode only the first segment with BOS.",
-            where=where,
-        )
+    wrong = _bos(check, evidence, name, fed)
+    if wrong is not None:
+        return wrong
+    actual = [*prompt.before, tokenizer.image_id, *fed[len(prompt.before) :]]
     if not case.sample.golden.question:
-        return check.passed(name, "one BOS, at the start (the seed's prompt has no Hugging Face spelling)")
-    expected = [int(i) for i in reference(spelled(case.sample.golden.question))["input_ids"]]
-    actual = [*prompt.before, image_id, *fed[len(prompt.before) :]]
-    if actual != expected:
-        at_first = next(
-            (i for i, (a, e) in enumerate(zip(actual, expected, strict=False)) if a != e),
-            min(len(actual), len(expected)),
-        )
-        return check.failed(
-            name,
-            f"the prompt's token {at_first} is {actual[at_first : at_first + 1]}, Hugging Face has {expected[at_first : at_first + 1]} "
-            f"({len(actual)} tokens against {len(expected)}). Check template spacing and BOS.",
-            where=Where(method="token_embedding", index=(at_first,)),
-        )
-    return check.passed(name, f"{len(actual) - 1} text tokens as Hugging Face's, one BOS")
+        return _seed_tokens(check, evidence, name, actual)
+    wrong = _against(check, evidence, name, actual, caption_parts(case.sample.golden.question))
+    said = "one BOS" if tokenizer.adds_bos else "no BOS, as the tokenizer has it"
+    return wrong or check.passed(name, f"{len(actual) - 1} text tokens as Hugging Face's, {said}")
+
+
+def _seed_tokens(check: Check, evidence: Evidence, name: str, actual: list[int]) -> CheckResult:
+    """The seed's prompt has no Hugging Face spelling: its cue is a text of its own, behind the image."""
+    tokenizer = evidence.tokenizer
+    front = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    expected = [*front, *tokenizer.second_ids((BEFORE_IMAGE, Mark.IMAGE)), *tokenizer.second_ids((SEED_CUE,))]
+    if actual == expected:
+        return check.passed(name, f"BOS where it belongs; ids of the seed's prompt as by {tokenizer.second.name}")
+    at = _first_difference(actual, expected)
+    said = f"the prompt's token {at} is {actual[at : at + 1]}, {tokenizer.second.name} has {expected[at : at + 1]}"
+    return check.failed(name, f"{said}. Check template spacing.", where=Where(method="token_embedding", index=(at,)))
 
 
 PROMPTS: dict[str, tuple[Turn, ...]] = {
@@ -109,13 +156,7 @@ LONG = "What is it? "
 
 def prompts(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Unusual prompts: ids as Hugging Face's, one BOS, each image in its own slots, no gap; what is too long is refused."""
-    from transformers import AutoTokenizer
-
-    try:
-        reference = AutoTokenizer.from_pretrained(evidence.checkpoint.directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        return [check.error(case, f"Hugging Face cannot load the tokenizer: {error}") for case in PROMPTS]
-    return [_prompt(check, evidence, case, turns or _longest(evidence), reference) for case, turns in PROMPTS.items()]
+    return [_prompt(check, evidence, case, turns or _longest(evidence)) for case, turns in PROMPTS.items()]
 
 
 def _tokens_of(evidence: Evidence, segments: tuple[Segment, ...]) -> int:
@@ -136,35 +177,19 @@ def _longest(evidence: Evidence) -> tuple[Turn, ...]:
     return (Turn(text),)
 
 
-def _prompt(check: Check, evidence: Evidence, case: str, turns: tuple[Turn, ...], reference: Any) -> CheckResult:
-    image_id, bos = evidence.checkpoint.geometry.image_token_id, evidence.tokenizer.bos_id
-    segments = dialogue_segments(evidence.tokenizer, turns)
+def _prompt(check: Check, evidence: Evidence, case: str, turns: tuple[Turn, ...]) -> CheckResult:
+    tokenizer = evidence.tokenizer
+    segments = dialogue_segments(tokenizer, turns)
     count, limit = sum(turn.images for turn in turns), evidence.artifact.max_seq_len
-    actual = [token for segment in segments for token in ((image_id,) if segment is None else segment)]
-    where = Where(method="token_embedding")
+    actual = [token for segment in segments for token in ((tokenizer.image_id,) if segment is None else segment)]
     if case.startswith("literal"):
-        asked = evidence.tokenizer.decode(
-            [i for segment in segments if segment is not None for i in segment if i != bos]
-        )
-        if actual.count(image_id) != count or evidence.tokenizer.eos_id in actual or turns[0].question not in asked:
-            said = f"the user's text {turns[0].question!r} is fed as {asked[-80:]!r} with {actual.count(image_id)} image slots"
-            return check.failed(
-                case, f"{said}. Encode what a user writes as text, never as special tokens.", where=where
-            )
-    else:
-        expected = [int(i) for i in reference(spelled_dialogue(turns))["input_ids"]]
-        if actual != expected:
-            at = next(
-                (i for i, (a, e) in enumerate(zip(actual, expected, strict=False)) if a != e),
-                min(len(actual), len(expected)),
-            )
-            said = f"token {at} is {actual[at : at + 1]}, Hugging Face has {expected[at : at + 1]} ({len(actual)} tokens against {len(expected)})"
-            hint = "Check template spacing, BOS, and how text behind a special token is encoded."
-            return check.failed(case, f"{said}. {hint}", where=Where(method="token_embedding", index=(at,)))
-    if actual.count(bos) != 1 or actual[0] != bos:
-        said = f"BOS stands at {[i for i, token in enumerate(actual) if token == bos]}, expected once, at 0"
-        return check.failed(case, f"{said}. Encode only the first segment with BOS.", where=where)
-    return _spliced(check, evidence, case, segments, count, limit)
+        asked = tokenizer.decode([i for segment in segments if segment is not None for i in segment])
+        if actual.count(tokenizer.image_id) != count or tokenizer.eos_id in actual or turns[0].question not in asked:
+            said = f"the user's text {turns[0].question!r} is fed as {asked[-80:]!r} with {actual.count(tokenizer.image_id)} image slots"
+            hint = "Encode what a user writes as text, never as special tokens."
+            return check.failed(case, f"{said}. {hint}", where=Where(method="token_embedding"))
+    wrong = _against(check, evidence, case, actual, dialogue_parts(turns)) or _bos(check, evidence, case, actual)
+    return wrong or _spliced(check, evidence, case, segments, count, limit)
 
 
 def _spliced(  # noqa: PLR0917
@@ -205,6 +230,26 @@ def _spliced(  # noqa: PLR0917
             case, f"{said}. {hint}", where=Where(method="text_decoder", index=(spans[at][0],)), **fields
         )
     return check.passed(case, f"{needed} positions, {count} images in their slots, ids as Hugging Face's", **fields)
+
+
+def template(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The prompt that the checkpoint's chat template spells, beside the one that is verified. They need not be the same; where they are not,
+    both are shown: whoever uses the template in an app uses another prompt than this verdict speaks of."""
+    tokenizer = evidence.tokenizer
+    verified = tokenizer.spelled(caption_parts(DEFAULT_QUESTION))
+    try:
+        found = find_template(evidence.checkpoint.directory)
+        if found is None:
+            said = "the checkpoint has no chat template"
+            return [CheckResult(check.id, check.step, "prompt", "skipped", said, {"verified": verified})]
+        spelled = render(found, tokenizer, DEFAULT_QUESTION).removeprefix(tokenizer.piece(tokenizer.bos_id))
+    except CheckpointError as error:
+        return [check.error("prompt", error.one_line)]
+    fields = {"measured": {"verified": verified, "template": spelled, "source": found.source}}
+    if spelled == verified:
+        return [check.passed("prompt", f"{found.source} spells the prompt that is verified", **fields)]
+    said = f"{found.source} spells another prompt than the one that is verified: {spelled!r}, verified is {verified!r}"
+    return [check.passed("prompt", f"{said}. Ask with the verified one, or verify the other in the app", **fields)]
 
 
 def positions(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -279,6 +324,7 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 CHECKS = (
     Check("splice.tokens", "mapping", per_image, tokens),
+    Check("splice.template", "mapping", fixed_cases("prompt"), template),
     Check("splice.positions", "mapping", per_image, positions),
     Check("splice.prompts", "mapping", fixed_cases(*PROMPTS), prompts),
     Check("splice.capacity", "mapping", one_case, capacity),

@@ -9,6 +9,7 @@ from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError, GoldenError
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
+from verifier.model.tokenizer import described
 from verifier.types import CheckResult, Where
 
 # Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
@@ -274,7 +275,10 @@ def manifest(check: Check, evidence: Evidence) -> list[CheckResult]:
                 **fields,
             )
         ]
-    return [check.passed("program", "SHA-256 as in the manifest", **fields)]
+    said, rule = "SHA-256 as in the manifest", evidence.tokenizer.rule
+    if made.prompt_rule is not None and not rule.same_prompt(made.prompt_rule):
+        said += f"; exported beside another tokenizer: there {described(made.prompt_rule)}, here {described(rule.as_json())}"
+    return [check.passed("program", said, **fields)]
 
 
 CENSUS = Check("structure.census", "lowering", one_case, census)

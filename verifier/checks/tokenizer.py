@@ -284,7 +284,7 @@ def prompts(check: Check, evidence: Evidence) -> list[CheckResult]:
 def _prompts(evidence: Evidence, file: Shipped) -> Finding:
     assert evidence.shipped is not None
     shipped = evidence.shipped
-    behind = getattr(evidence.tokenizer, "encode_behind", None) or evidence.tokenizer.encode_continuation
+    behind = evidence.tokenizer.encode_behind
     finding = Finding()
     blanks = [text for text in shipped.behind if behind(text) != evidence.tokenizer.encode(text)]
     for text, ids in _answers(shipped.before, file.with_bos):

@@ -20,7 +20,8 @@ _LIMIT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Manifest:
-    """Identity of file and checkpoint, recipe, versions, CPU kind, calibration images (name -> SHA-256)."""
+    """Identity of file and checkpoint, recipe, versions, CPU kind, calibration images (name -> SHA-256), and what the checkpoint's tokenizer
+    does around special tokens (None in manifests from before that was recorded)."""
 
     pte_sha256: str
     pte_bytes: int
@@ -30,6 +31,7 @@ class Manifest:
     versions: dict[str, str]
     cpu: dict[str, str]
     calibration: dict[str, str]
+    prompt_rule: dict[str, Any] | None = None
 
 
 def manifest_path(pte: Path) -> Path:
@@ -76,6 +78,7 @@ def write_manifest(manifest: Manifest, pte: Path) -> Path:
         "cpu": manifest.cpu,
         "calibration": manifest.calibration,
     }
+    text |= {} if manifest.prompt_rule is None else {"prompt_rule": manifest.prompt_rule}
     path = manifest_path(pte)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(text, indent=2) + "\n")
@@ -102,6 +105,7 @@ def read_manifest(pte: Path) -> Manifest | None:
             versions={str(k): str(v) for k, v in text["versions"].items()},
             cpu={str(k): str(v) for k, v in text["cpu"].items()},
             calibration={str(k): str(v) for k, v in text["calibration"].items()},
+            prompt_rule=_prompt_rule(text.get("prompt_rule")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise ManifestError(
@@ -110,6 +114,12 @@ def read_manifest(pte: Path) -> Manifest | None:
             where=path,
             fix="export again, or remove the manifest to verify without one",
         ) from error
+
+
+def _prompt_rule(said: Any) -> dict[str, Any] | None:
+    if said is not None and not isinstance(said, dict):
+        raise ValueError(f"prompt_rule is {said!r}")
+    return said
 
 
 def _recipe(text: dict[str, Any]) -> Recipe:

@@ -16,9 +16,11 @@ from verifier.export.manifest import Manifest, cpu_kind, package_versions, write
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.files import replacing
 from verifier.image_util import save_image_tensor
+from verifier.model.agreement import open_tokenizer
 from verifier.model.image_file import READABLE, list_images, read_image
 from verifier.model.preprocess import prepare_image
-from verifier.model.prompt import Tokenizer
+from verifier.model.tokenizer import Tokenizer
+from verifier.model.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
 from verifier.progress import Progress, hushed
 from verifier.types import Recipe
 
@@ -107,7 +109,7 @@ def _traces(checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path]) -> d
 
 
 def _metadata(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, int]:
-    tokenizer = Tokenizer(checkpoint.directory / "tokenizer.model")
+    tokenizer = Tokenizer(checkpoint.directory)
     vocabulary = checkpoint.geometry.text.vocabulary
     return metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
@@ -126,6 +128,13 @@ def export_llava(
     """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin`, `image.pt` and `image.npy` beside it,
     `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
     progress = progress or Progress(quiet=True)
+    tokenizer = open_tokenizer(checkpoint)
+    if with_artifacts and tokenizer.files.model is None:
+        raise UsageError(
+            "tokenizer.bin can be made of tokenizer.model alone",
+            got=f"a checkpoint with {TOKENIZER_JSON}",
+            fix=f"leave out --with-artifacts, and ship {TOKENIZER_JSON}",
+        )
     with replacing(pte) as temporary:  # an unwritable folder is refused before the work, not after it
         program = lower_checkpoint(checkpoint, recipe, images, progress)
         with progress.stage("write"):
@@ -140,6 +149,7 @@ def export_llava(
                 versions=package_versions(),
                 cpu=cpu_kind(),
                 calibration={path.name: sha256_of_file(path) for path in images},
+                prompt_rule=tokenizer.rule.as_json(),
             )
     written = write_manifest(manifest, pte)
     artifacts: list[Path] = []
@@ -155,7 +165,7 @@ def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[
 
     tokenizer, images = folder / "tokenizer.bin", [folder / "image.pt", folder / "image.npy"]
     with replacing(tokenizer) as temporary, hushed():
-        Llama2cTokenizer(str(checkpoint.directory / "tokenizer.model")).export(str(temporary))
+        Llama2cTokenizer(str(checkpoint.directory / TOKENIZER_MODEL)).export(str(temporary))
     side_px = checkpoint.geometry.vision.image_px
     with hushed():
         for path in images:

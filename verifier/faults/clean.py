@@ -14,7 +14,9 @@ from PIL import Image, ImageDraw
 
 from verifier.checkpoint import EMBEDDED
 from verifier.faults.fault import Fault, Inject, Work
+from verifier.faults.in_use import in_stretches
 from verifier.faults.subjects import answer_images, calibration_draw, link_images, make_micro_model
+from verifier.faults.tokenizer_forms import as_transformers_4
 
 VERIFIED = 0
 CONVERSATIONS = "preprocess.*,splice.*,vision.*,embedding.*,logits.*,greedy.*"
@@ -202,8 +204,33 @@ def _phones(count: int) -> Iterator[Fault]:
         yield _sound(name, "an emulated phone", "layers.*,device.*", _arguments(*words))
 
 
+def _in_published_form(*words: str, stretches: bool = False) -> Inject:
+    def inject(work: Work) -> None:
+        """The tokenizer as the 7B was published, alike and with each stretch of text encoded by itself."""
+        as_transformers_4(work.own_model())
+        work.arguments.extend(words)
+        if stretches:
+            in_stretches(blank=True)
+
+    return inject
+
+
+def _without_blank(work: Work) -> None:
+    """Each stretch of text encoded by itself, without a blank, as this tokenizer has it."""
+    in_stretches(blank=False)
+
+
+def _tokenizers() -> Iterator[Fault]:
+    """What is wrong for one form of a tokenizer is right for the other: rows 22 and 61."""
+    checks = f"{CONVERSATIONS},{LAYERS}"
+    yield _sound("published-form", "a blank behind the image", checks, _in_published_form("--images", "s*"))
+    inject = _in_published_form("--images", "s*", stretches=True)
+    yield _sound("published-form-leading-blank", "a blank put where the tokenizer has one", CONVERSATIONS, inject)
+    yield _sound("own-form-no-blank", "no blank where the tokenizer has none", CONVERSATIONS, _without_blank)
+
+
 def sound_artifacts(scale: float = 1.0, *, phones: bool = True) -> list[Fault]:
-    """All of them: 210 by default."""
+    """All of them: 213 by default."""
 
     def some(count: int) -> int:
         return max(1, round(count * scale))
@@ -215,6 +242,7 @@ def sound_artifacts(scale: float = 1.0, *, phones: bool = True) -> list[Fault]:
         lambda: _unseen_images(some(58)),
         lambda: _questions(some(24)),
         _cores,
+        _tokenizers,
     ]
     if phones:
         made.append(lambda: _phones(some(3)))

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
     parser.add_argument(
-        "--clean", action="store_true", help="sound artifacts instead: the gate must pass all 210; an hour"
+        "--clean", action="store_true", help="sound artifacts instead: the gate must pass all 213; an hour"
     )
     parser.add_argument("--no-phones", action="store_true", help="leave out the emulated phones of --clean")
     parser.add_argument(

@@ -47,6 +47,7 @@ ROWS: dict[int, tuple[str, str]] = {
     56: ("temperature 0.8 by default", "ET#16517"),
     57: ("packing that disagrees with the kernel", "XN 767b70187d"),
     60: ("file truncated, or a bit flipped", "ET#3848"),
+    61: ("a blank, or none, behind `<image>` against the tokenizer", "HF#47700, LC#7094"),
     63: ("the rotation tag of a photo ignored", "LC#20870"),
     66: ("the processor's file says another resize, rescale, crop or patch", "HF#35052, HF#34447"),
     77: ("the tokenizer file that ships gives other ids than the checkpoint's", "tokenizers#153, tokenizers#198"),

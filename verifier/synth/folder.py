@@ -16,7 +16,8 @@ from verifier.checkpoint import EMBEDDED
 from verifier.errors import UsageError
 from verifier.files import replacing
 from verifier.model.geometry import Geometry
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer, caption_prompt
+from verifier.model.prompt import DEFAULT_QUESTION, caption_prompt
+from verifier.model.tokenizer import Tokenizer
 from verifier.progress import Progress
 from verifier.synth.weights import Maker
 
@@ -137,7 +138,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], *, seed: int, progres
     geometry = Geometry.from_config(config)
     with progress.stage("tokenizer"):
         write_tokenizer(folder, pieces=geometry.image_token_id)
-        tokenizer = Tokenizer(folder / "tokenizer.model")
+        tokenizer = Tokenizer(folder)
         following = chain(tokenizer, length=8, pieces=1024, seed=seed)
     shutil.copyfile(EMBEDDED / "generation_config.json", folder / "generation_config.json")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -21,7 +21,8 @@ from verifier.golden import GoldenImage
 from verifier.metrics import agreement_interval
 from verifier.model.definition import build_definition
 from verifier.model.preprocess import prepare_image
-from verifier.model.prompt import DEFAULT_QUESTION, Tokenizer, caption_prompt
+from verifier.model.prompt import DEFAULT_QUESTION, caption_prompt
+from verifier.model.tokenizer import Tokenizer
 from verifier.progress import hushed
 from verifier.reference import Sample, answer_samples
 from verifier.runner.local import LocalRunner
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--pte", type=Path)
     parser.add_argument("--scenes", type=int, default=256)
     arguments = parser.parse_args()
-    tokenizer = Tokenizer(arguments.model / "tokenizer.model")
+    tokenizer = Tokenizer(arguments.model)
     samples = unseen_samples(arguments.scenes, tokenizer)
     with hushed():
         rows = [("fp32", exact_in_fp32(arguments.model, samples))]

@@ -12,7 +12,7 @@ from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.golden import load_golden
 from verifier.model.preprocess import frame_size
-from verifier.model.prompt import Tokenizer
+from verifier.model.tokenizer import Tokenizer
 from verifier.progress import hushed
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
@@ -25,7 +25,7 @@ CELL_PX, TEXT_PX = 240, 64
 def main() -> None:
     """Caption eight images on the runtime and write `docs/golden.png`."""
     golden = {image.name: image for image in load_golden(EMBEDDED, open_checkpoint().sha256).images}
-    tokenizer = Tokenizer(EMBEDDED / "tokenizer.model")
+    tokenizer = Tokenizer(EMBEDDED)
     samples = [load_sample(golden[name], tokenizer, side_px=336) for name in SHOWN]
     script = Script()
     talks = [

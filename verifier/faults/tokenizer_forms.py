@@ -1,0 +1,44 @@
+"""Forms in which the same tokenizer is published: what stands behind `<image>` differs, and nothing else tells it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BLANK = "\u2581"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file in place."""
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+
+
+def as_transformers_4(folder: Path) -> None:
+    """Rewrite tokenizer.json as transformers 4 wrote it, and as LLaVA-1.5-7B was published: the blank in front of a text is made by a
+    normalizer, so that text behind a special token has one too."""
+    blanks = [
+        {"type": "Prepend", "prepend": BLANK},
+        {"type": "Replace", "pattern": {"String": " "}, "content": BLANK},
+    ]
+    normalizer = {"type": "Sequence", "normalizers": blanks}
+    rewrite(folder / "tokenizer.json", lambda data: data.update(normalizer=normalizer, pre_tokenizer=None))
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(token["id"]): {key: token[key] for key in keys} for token in added},
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "legacy": False,
+        "padding_side": "left",
+        "processor_class": "LlavaProcessor",
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
