@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.core.start import ROOT, child_environment
+from verifier.core.python import ROOT, child_environment
 from verifier.errors import RunnerError, VerifierError
 from verifier.runner.arm_stubs import make_stubs
 from verifier.runner.native import BINARY

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from verifier.core.start import die_with_parent
+from verifier.core.python import die_with_parent
 from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle
 from verifier.runner.protocol import (

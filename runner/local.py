@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.core.start import child_command, child_environment
+from verifier.core.python import child_command, child_environment
 from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 

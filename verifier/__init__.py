@@ -3,7 +3,7 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m MODULE`: nothing of it has run yet
-    from verifier.core.start import command, own_process
+    from verifier.core.python import own_process, started_module
 
-    if command().partition(".")[0] == "verifier":
+    if started_module().partition(".")[0] == "verifier":
         own_process()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verifier.core.start import die_with_parent
+from verifier.core.python import die_with_parent
 from verifier.errors import VerifierError
 from verifier.opening import Request, open_request, planned_cases, split_globs
 from verifier.pipeline import verify

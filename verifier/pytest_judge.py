@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from verifier.core.start import child_command, child_environment
+from verifier.core.python import child_command, child_environment
 
 Question = dict[str, Any]
 _TAIL = 2000

@@ -246,7 +246,7 @@ def test_endings_of_a_child_have_names(
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{body}\n")
     script.chmod(0o755)
-    monkeypatch.setattr("verifier.runner.local.sys.executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
     result = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
     assert result.outcome == outcome
     assert said in result.message

@@ -36,7 +36,7 @@ def child_environment() -> dict[str, str]:
     return unset | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join([*own, *given])}
 
 
-def command() -> str:
+def started_module() -> str:
     """The module of `python -m MODULE`, as long as Python is looking for it; options may stand in front of it in one word."""
     word = sys.orig_argv[-len(sys.argv)]
     return word.partition("m")[2] if word.startswith("-") else word
@@ -49,7 +49,7 @@ def own_process() -> None:
     """
     sys.path[:] = [entry for entry in sys.path if not _is_shadow(entry)]
     if sys.flags.optimize or any(option.startswith("e") for option in sys.warnoptions):
-        words = [*child_command(command()), *sys.argv[1:]]
+        words = [*child_command(started_module()), *sys.argv[1:]]
         console = {
             name: value for name, value in os.environ.items() if name == "PYTHONIOENCODING"
         }  # stays the caller's

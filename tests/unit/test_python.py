@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import EMBEDDED_PTE
 from verifier.checks.reference import reference
-from verifier.core import start
+from verifier.core import python
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 
@@ -30,12 +30,12 @@ def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python process of ours, found by `PYTHONPATH` alone."""
-    given = os.environ | {"PYTHONPATH": start.ROOT} | environment
+    given = os.environ | {"PYTHONPATH": python.ROOT} | environment
     return subprocess.run([sys.executable, *words], env=given, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("options", [["-m"], ["-OO", "-W", "error", "-m"], ["-OOm"], ["-Bm"]])
-@pytest.mark.parametrize("path", [start.ROOT, f"{start.ROOT}:", f"{start.ROOT}:."])
+@pytest.mark.parametrize("path", [python.ROOT, f"{python.ROOT}:", f"{python.ROOT}:."])
 def test_command_imports_nothing_of_the_working_folder(shadowed: Path, options: list[str], path: str) -> None:
     """Whatever Python's options, and with the folder on `PYTHONPATH` too."""
     joined = (
@@ -57,7 +57,7 @@ def test_command_has_docstrings_and_asserts(shadowed: Path) -> None:
 def test_commands_of_a_clone_run_the_package(command: str) -> None:
     """By the names of the folders at the top level; no module of theirs is there twice."""
     words = [sys.executable, "-X", "importtime", "-m", command, "--help"]
-    done = subprocess.run(words, cwd=start.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=python.ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"usage: python -m verifier.{command} "), done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {name for name in imported if name.partition(".")[0] == "runner"} <= {"runner", "runner.native"}
@@ -74,14 +74,14 @@ def test_other_programs_keep_their_path(tmp_path: Path, options: list[str]) -> N
     )
     (tmp_path / "other.py").write_text("")
     words = [sys.executable, *options, "mine", "-m"]
-    given = os.environ | {"PYTHONPATH": start.ROOT}
+    given = os.environ | {"PYTHONPATH": python.ROOT}
     done = subprocess.run(words, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
     assert done.stdout == "True -m\n", done.stderr
 
 
 def test_child_runs_without_the_callers_settings(shadowed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that loads a program: the folder's modules, `-OO` and warnings as errors do not reach it."""
-    for name, value in {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONPATH": f".:{start.ROOT}:"}.items():
+    for name, value in {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONPATH": f".:{python.ROOT}:"}.items():
         monkeypatch.setenv(name, value)
     result = LocalRunner().run(Bundle(EMBEDDED_PTE, ()), timeout_s=300)
     assert (result.outcome, result.message) == ("ok", "")
@@ -92,11 +92,11 @@ def test_environment_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", str(tmp_path), "/else/where"]))
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    given = start.child_environment()
-    assert given["PYTHONPATH"] == f"{start.ROOT}{os.pathsep}/else/where"
+    given = python.child_environment()
+    assert given["PYTHONPATH"] == f"{python.ROOT}{os.pathsep}/else/where"
     assert (given["PYTHONIOENCODING"], given["PYTHONSAFEPATH"]) == ("", "1")
-    monkeypatch.setattr(start, "_installed", lambda: (start.ROOT,))
-    assert start.child_environment()["PYTHONPATH"] == "/else/where"
-    monkeypatch.chdir(start.ROOT)  # in a clone the working folder is where `verifier` comes from
+    monkeypatch.setattr(python, "_installed", lambda: (python.ROOT,))
+    assert python.child_environment()["PYTHONPATH"] == "/else/where"
+    monkeypatch.chdir(python.ROOT)  # in a clone the working folder is where `verifier` comes from
     monkeypatch.setenv("PYTHONPATH", ".")
-    assert start.child_environment()["PYTHONPATH"] == "."
+    assert python.child_environment()["PYTHONPATH"] == "."
