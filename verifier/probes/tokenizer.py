@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import verifier
+from verifier.core.python import child_command, child_environment
 from verifier.errors import UsageError
 from verifier.model.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
 from verifier.model.texts import texts
 from verifier.runner.process import run_process
 from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES
 
-_ROOT = Path(verifier.__file__).resolve().parents[1]
 _TIMEOUT_S, _MEMORY_BYTES, _ANSWER_BYTES = 300.0, 8 << 30, 256 << 20
 _CHECKPOINT_LIMIT = 4096
 """Entries of a folder that are looked at."""
@@ -128,16 +126,8 @@ def ask_tokenizer(path: Path, texts: Sequence[str], with_bos: Sequence[str], voc
         request, answer = Path(name) / "request.json", Path(name) / "answer.jsonl"
         request.write_text(json.dumps({"texts": list(texts), "with_bos": list(with_bos), "vocabulary": vocabulary}))
         answer.touch()
-        paths = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
-        words = [
-            sys.executable,
-            "-m",
-            "verifier.runner.shipped_tokenizer",
-            str(path.resolve()),
-            str(request),
-            str(answer),
-        ]
-        ending = run_process(words, timeout_s=_TIMEOUT_S, env={"PYTHONPATH": paths}, memory_bytes=_MEMORY_BYTES)
+        words = [*child_command("verifier.runner.shipped_tokenizer"), str(path.resolve()), str(request), str(answer)]
+        ending = run_process(words, timeout_s=_TIMEOUT_S, env=child_environment(), memory_bytes=_MEMORY_BYTES)
         with answer.open(encoding="utf-8") as file:
             lines = file.read(_ANSWER_BYTES).split("\n")
     if ending.status == 2 or (ending.status == 1 and "Traceback" in ending.errors):
