@@ -113,7 +113,7 @@ def _is_bin(data: bytes) -> bool:
     if len(data) < 16:
         return False
     count, bos, eos, longest = struct.unpack_from("<IIII", data)
-    return 0 < count <= VOCABULARY_LIMIT and max(bos, eos) < count and 0 < longest <= PIECE_LIMIT_BYTES
+    return bool(0 < count <= VOCABULARY_LIMIT and max(bos, eos) < count and 0 < longest <= PIECE_LIMIT_BYTES)
 
 
 def parse_bin(data: bytes) -> Vocabulary:

@@ -15,10 +15,13 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
+from tests.gate.cases import copy_of_llava_tiny, edit
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import RunnerError
+from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image, caption_prompt
 from verifier.model.texts import texts
+from verifier.model.tokenizer import Tokenizer as OwnTokenizer
 from verifier.runner.native import NativeRunner
 from verifier.runner.tokenizer import Tokenizer, open_tokenizer
 
@@ -168,6 +171,21 @@ def test_prepend_puts_a_blank_behind_the_image(tmp_path: Path) -> None:
     prepend = open_tokenizer(_json(tmp_path, _prepend))
     assert prepend.encode_behind("\nWhy?") == prepend.encode("\nWhy?")
     assert prepend.piece(prepend.encode_behind("\n")[0]) == b" "
+
+
+@pytest.mark.parametrize("form", ["as llava_tiny has it", "Prepend and Replace"])
+def test_prompt_is_the_one_that_the_gate_feeds(form: str, tmp_path: Path) -> None:
+    """Of either kind of checkpoint: the same ids before and behind the image."""
+    model = copy_of_llava_tiny(tmp_path / "model")
+    edit(model / "tokenizer.json", JSON_FORMS[form])
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "LlamaTokenizer"})
+    )
+    ours = open_tokenizer(model / "tokenizer.json")
+    for question in (DEFAULT_QUESTION, "Was ist das? 日本 🙂", "What does <image> or </s> mean?", " two  blanks "):
+        fed = caption_prompt(OwnTokenizer(model), question)
+        assert fed.before == (ours.bos, *ours.encode(BEFORE_IMAGE))
+        assert fed.after == tuple(ours.encode_behind(after_image(question)))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])

@@ -109,7 +109,7 @@ def _of_json(path: Path) -> Pieces:
     data = json.loads(_bounded(path))
     added = {token["content"]: int(token["id"]) for token in data.get("added_tokens") or ()}
     whole = tokenizers.Tokenizer.from_str(json.dumps(data | {"truncation": None, "padding": None}))
-    bare = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    bare: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
     alone = tokenizers.Tokenizer.from_str(json.dumps(data | bare | {"truncation": None, "padding": None}))
     names = {number: piece for piece, number in data["model"]["vocab"].items()} if _has_pieces(data) else {}
     return Pieces(
