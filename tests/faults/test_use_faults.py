@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
 from verifier import driver, evidence
+from verifier.checks import splice
 from verifier.evidence import Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.faults.in_use import encoded_in_stretches
+from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation
 from verifier.model import prompt
-from verifier.model.prompt import Prompt, Segment, Tokenizer
+from verifier.model.prompt import Prompt, Segment
+from verifier.model.second_encoder import SecondEncoder
+from verifier.model.tokenizer import Mark, Part, Tokenizer
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf
@@ -133,35 +141,83 @@ def test_21_prompt_prefilled_twice(monkeypatch: pytest.MonkeyPatch, gathered: Ev
     assert "from position 0" in failed.message
 
 
-def test_22_stray_blank_in_the_template(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+def test_22_stray_blank_in_the_template(gathered: Evidence) -> None:
     """Two blanks before ASSISTANT: in the ids that are fed, one in Hugging Face's."""
     tokenizer = gathered.tokenizer
-    stray = tuple(tokenizer.encode_continuation("\nDescribe the image.  ASSISTANT:"))
+    stray = tuple(tokenizer.encode_behind("\nDescribe the image.  ASSISTANT:"))
     failed = _first_failure("splice.tokens", _scripted(gathered, lambda p: replace(p, after=stray)))
     assert "Check template spacing" in failed.message
     assert failed.where is not None and failed.where.index is not None
     assert failed.where.index[0] > len(gathered.cases[0].sample.prompt.before)
 
 
-def test_stray_blank_in_the_template_of_dialogues(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
-    """What follows a special token must be encoded without a blank in front."""
-    monkeypatch.setattr(Tokenizer, "encode_continuation", lambda self, text: self.encode(text))
-    failed = {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"}
-    assert {"empty", "two turns", "unicode", "to the limit"} <= failed
-    assert "text only" not in failed
+def _published(clean: Evidence, folder: Path, change: Callable[[Prompt], Prompt] = lambda given: given) -> Evidence:
+    """The conversations with the tokenizer in the form that the 7B was published in, scripted and not run."""
+    for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer.model"):
+        shutil.copy(clean.checkpoint.directory / name, folder / name)
+    as_transformers_4(folder)
+    tokenizer = Tokenizer(folder)
+    prompts = iter([prompt.caption_prompt(tokenizer, c.sample.golden.question) for c in clean.cases[:COUNT]])
+    return _scripted(replace(clean, tokenizer=tokenizer), lambda _given: change(next(prompts)))
+
+
+@pytest.mark.parametrize("form", ["own", "published"])
+def test_22_and_61_blank_behind_the_image(form: str, gathered: Evidence, tmp_path: Path) -> None:
+    """A blank more fails for llava_tiny's own tokenizer, a blank less for the published form; each form's own prompt passes."""
+    blank = gathered.tokenizer.encode("\n")[0]
+
+    def changed(given: Prompt) -> Prompt:
+        return replace(given, after=(blank, *given.after) if form == "own" else given.after[1:])
+
+    made = partial(_published, gathered, tmp_path) if form == "published" else partial(_scripted, gathered)
+    assert {r.verdict for r in results_of("splice.tokens", made())} == {"pass"}
+    failed = _first_failure("splice.tokens", made(changed))
+    expected = 936 if form == "published" else 13
+    assert f"Hugging Face has [{expected}]" in failed.message
+    assert "what stands behind a special token" in failed.message
+    assert failed.where is not None
+    assert failed.where.index == (len(gathered.cases[0].sample.prompt.before) + 1,)
+
+
+@pytest.mark.parametrize("blank", [True, False], ids=["blank", "no blank"])
+def test_61_blank_in_dialogues(
+    blank: bool, monkeypatch: pytest.MonkeyPatch, gathered: Evidence, tmp_path: Path
+) -> None:
+    """Each stretch of text encoded by itself: with a blank in front it is wrong for the own form and right for the published one; without
+    one it is the other way round."""
+    monkeypatch.setattr(splice, "dialogue_segments", encoded_in_stretches(prompt.dialogue_segments, blank=blank))
+    failed = {}
+    for form, evidence_ in (("own", gathered), ("published", _published(gathered, tmp_path))):
+        failed[form] = {r.case for r in results_of("splice.prompts", evidence_) if r.verdict != "pass"}
+    wrong, right = ("own", "published") if blank else ("published", "own")
+    assert {"empty", "two turns", "unicode", "two images"} <= failed[wrong]
+    assert "text only" not in failed[wrong]
+    assert failed[right] == set()
 
 
 def test_users_text_is_no_image_slot(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
     """A tokenizer that reads `<image>` in the user's text as the image token."""
-    right = Tokenizer.encode_continuation
-    image = gathered.checkpoint.geometry.image_token_id
+    right = Tokenizer.encode_parts
 
-    def special(self: Tokenizer, text: str) -> list[int]:
-        parts = [right(self, part) for part in text.split("<image>")]
-        return [token for part in parts for token in (image, *part)][1:]
+    def special(self: Tokenizer, parts: Iterable[Part], *, bos: bool = True) -> list[int]:
+        made: list[Part] = []
+        for part in parts:
+            pieces = part.split("<image>") if isinstance(part, str) else [part]
+            made += [each for piece in pieces for each in (Mark.IMAGE, piece)][1:]
+        return right(self, made, bos=bos)
 
-    monkeypatch.setattr(Tokenizer, "encode_continuation", special)
+    monkeypatch.setattr(Tokenizer, "encode_parts", special)
     assert {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"} == {"literal <image>"}
+
+
+def test_references_that_part_are_no_failure(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
+    """transformers and the second encoder disagree about a prompt: nobody is to blame, and nothing is verified."""
+    right = SecondEncoder.encode
+    monkeypatch.setattr(SecondEncoder, "encode", lambda self, parts: [*right(self, parts), 5])
+    results = [r for r in results_of("splice.tokens", gathered) if "seed" not in r.message]
+    verdicts = {r.verdict for r in results}
+    assert "error" in verdicts
+    assert "the references make different ids of this prompt" in results[0].message
 
 
 def test_prompt_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
@@ -286,4 +342,5 @@ def test_dialogue_is_spelled_as_hugging_face_spells_it(gathered: Evidence) -> No
     assert segments[0] is not None and segments[2] is not None
     assert segments[0][0] == gathered.tokenizer.bos_id
     assert segments[2].count(gathered.tokenizer.eos_id) == 1
-    assert prompt.spelled_dialogue(turns).endswith("ASSISTANT: A cat.</s>USER: Why? ASSISTANT:")
+    spelled = gathered.tokenizer.spelled(prompt.dialogue_parts(turns))
+    assert spelled.endswith("ASSISTANT: A cat.</s>USER: Why? ASSISTANT:")

@@ -10,6 +10,7 @@ import pytest
 from verifier.checkpoint import EMBEDDED, open_checkpoint, sha256_of_file
 from verifier.errors import GoldenError
 from verifier.golden import Band, load_golden, load_tolerances
+from verifier.model.tokenizer import Tokenizer
 
 
 def test_band_allows_a_margin_on_the_bad_side() -> None:
@@ -72,3 +73,17 @@ def test_golden_images_stay_in_their_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(GoldenError, match="outside its folder"):
         load_golden(tmp_path, "x")
+
+
+def test_golden_data_says_what_prompts_it_answers(tmp_path: Path) -> None:
+    """The rule is read; files from before it was recorded have none; anything but an object is refused."""
+    assert load_golden(EMBEDDED, open_checkpoint().sha256).prompt_rule == Tokenizer(EMBEDDED).rule.as_json()
+    saved = json.loads((EMBEDDED / "golden.json").read_text())
+    for rule, expected in ((None, None), ("none", GoldenError)):
+        saved["prompt_rule"] = rule
+        (tmp_path / "golden.json").write_text(json.dumps(saved))
+        if expected is None:
+            assert load_golden(tmp_path, saved["checkpoint_sha256"]).prompt_rule is None
+        else:
+            with pytest.raises(expected, match="prompt_rule"):
+                load_golden(tmp_path, saved["checkpoint_sha256"])

@@ -193,19 +193,21 @@ class _InStretches(Tokenizer):
         return ids
 
 
+def encoded_in_stretches(right: Callable[..., Any], *, blank: bool) -> Callable[..., Any]:
+    """A function of a tokenizer, given one that encodes so."""
+
+    def encoded(tokenizer: Tokenizer, *given: Any) -> Any:
+        other = copy.copy(tokenizer)
+        other.__class__ = type("_Other", (_InStretches,), {"blank": blank})
+        return right(other, *given)
+
+    return encoded
+
+
 def in_stretches(*, blank: bool) -> None:
     """Let all prompts be encoded so. The tokenizer itself stays right: it is looked at when the checkpoint is opened."""
-
-    def changed(right: Callable[..., Any]) -> Callable[..., Any]:
-        def encoded(tokenizer: Tokenizer, *given: Any) -> Any:
-            other = copy.copy(tokenizer)
-            other.__class__ = type("_Other", (_InStretches,), {"blank": blank})
-            return right(other, *given)
-
-        return encoded
-
     for name in ("caption_prompt", "dialogue_segments"):
-        _everywhere(prompt, name, changed(getattr(prompt, name)))
+        _everywhere(prompt, name, encoded_in_stretches(getattr(prompt, name), blank=blank))
 
 
 @fault(

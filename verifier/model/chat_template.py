@@ -21,7 +21,7 @@ _LIMIT_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 _CHILD = Path(__file__).with_name("template_child.py")
 _FILES = ("processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json")
-"""In this order, as `AutoProcessor` of transformers 5 takes it."""
+"""In this order, as `AutoProcessor` of transformers 5 takes it; the last one is its tokenizer's."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ class Tokenizer:
         return front
 
     def _added_token(self, number: int) -> AddedToken:
-        spelled = self._read.id_to_token(number)
+        spelled = str(self._read.id_to_token(number))
         flags = self._read.get_added_tokens_decoder().get(number)
         token = AddedToken(spelled, number)
         if flags is None:  # transformers adds it then, and so it is cut at all the same
@@ -198,8 +198,9 @@ class Tokenizer:
         for mark, token in self._added.items():
             flags = _flags(token) | {"content": self._spelled[mark], "special": False}
             self._marked.add_tokens([tokenizers.AddedToken(**flags)])
+        real = {Mark.IMAGE: self.image_id, Mark.END: self.eos_id}
         ids = {mark: self._marked.token_to_id(spelled) for mark, spelled in self._spelled.items()}
-        return {ids[Mark.IMAGE]: self.image_id, ids[Mark.END]: self.eos_id}
+        return {found: real[mark] for mark, found in ids.items() if found is not None}
 
     @property
     def adds_bos(self) -> bool:
