@@ -116,7 +116,7 @@ def _asked(asked: Asked | None, f: Any) -> Asked | None:
     """Every second output, so that two that are compared are not poisoned alike."""
     if asked is None:
         return None
-    odd = {pair.actual for pair in asked.pairs} | {asked.marks.get("last one", -1)}
+    odd = {pair.actual for pair in asked.pairs} - {pair.expected for pair in asked.pairs}
     outputs = {call: x for call, x in asked.result.outputs.items() if call not in odd}
     outputs |= _mapped({call: x for call, x in asked.result.outputs.items() if call in odd}, f)
     result = replace(asked.result, outputs=outputs, further=_mapped(asked.result.further, f))
@@ -131,6 +131,18 @@ def _cache(*names: str) -> ArrayChange:
         )
 
     return change
+
+
+def _last_position(e: Evidence, f: Any) -> Evidence:
+    """What a refused call leaves, and the logits at the last position."""
+    made = _cache("capacity")(e, f)
+    assert made.runtime.cache is not None
+    chunks = made.runtime.cache.chunks
+    last = chunks.marks["last one"]
+    outputs = {call: x for call, x in chunks.result.outputs.items() if call != last}
+    outputs |= _mapped({last: chunks.result.outputs[last]}, f)
+    chunks = replace(chunks, result=replace(chunks.result, outputs=outputs))
+    return _runtime(made, cache=replace(made.runtime.cache, chunks=chunks))
 
 
 def _threads(e: Evidence, f: Any) -> Evidence:
@@ -249,7 +261,7 @@ def _metadata(outputs: tuple[Any, ...]) -> Callable[[Evidence], Evidence]:
 
 
 def _silent(e: Evidence) -> Evidence:
-    kept = {name: m for name, m in e.artifact.methods.items() if m.constant is None or name == "get_max_seq_len"}
+    kept = {name: m for name, m in e.artifact.methods.items() if m.constant is None}
     return replace(e, artifact=replace(e.artifact, methods=kept))
 
 
@@ -451,7 +463,10 @@ POISONS: dict[str, Poisons] = {
     "preprocess.pixels": Poisons(
         _image(math.nan),
         _image(math.inf),
-        lambda e: _cases(e, lambda c: replace(c, sample=replace(c.sample, image=c.sample.image[:, :-4, :-4]))),
+        lambda e: _cases(
+            e,
+            lambda c: replace(c, sample=replace(c.sample, image=c.sample.image[:, :, : c.sample.image.shape[2] // 2])),
+        ),
         lambda e: replace(e, cases=()),
     ),
     "preprocess.sizes": Poisons(
@@ -469,7 +484,7 @@ POISONS: dict[str, Poisons] = {
     "splice.positions": Poisons(
         "positions are integers that the driver made",
         "positions are integers that the driver made",
-        lambda e: _calls(e, lambda calls: calls[:-1]),
+        lambda e: _calls(e, lambda calls: (*calls[:-1], calls[-3])),
         lambda e: _calls(e, lambda _calls: ()),
     ),
     "splice.prompts": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
@@ -516,9 +531,7 @@ POISONS: dict[str, Poisons] = {
         lambda e: _runtime(e, cache=None),
     ),
     "kvcache.chunks": arrays(_cache("chunks")),
-    "kvcache.capacity": arrays(
-        _cache("capacity", "chunks"), only=lambda case: case in ("last position", "cache after an error")
-    ),
+    "kvcache.capacity": arrays(_last_position, only=lambda case: case in ("last position", "cache after an error")),
     "kvcache.history": arrays(_cache("use")),
     "kvcache.poison": arrays(_cache("poison")),
     "threads.repeats": replace(arrays(_threads), shape=_one_shorter),

@@ -377,7 +377,7 @@ def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
     for error in errors:
         name = f"{error.block} on {error.sample}"
         known = worst.get(name, math.inf)
-        worst[name] = math.nan if math.isnan(known + error.sqnr_db) else min(known, error.sqnr_db)
+        worst[name] = min(known, error.sqnr_db) if math.isfinite(error.sqnr_db) and not math.isnan(known) else math.nan
     return worst
 
 

@@ -69,6 +69,11 @@ def has_nan(x: Any) -> bool:
     return _is_float(x) and not all_finite(x) and bool(x.isnan().any())
 
 
+def is_finite(x: Any) -> bool:
+    """Whether a value is anything but a tensor with NaN or infinity in it."""
+    return not _is_float(x) or all_finite(x)
+
+
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
