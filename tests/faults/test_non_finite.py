@@ -99,6 +99,16 @@ def test_infinite_norm_weight_is_named(victim: Path, micro_model: Path, micro: C
     assert later == []
 
 
+def test_nan_in_a_norm_of_the_vision_tower_is_named(victim: Path, micro_model: Path, micro: Checkpoint) -> None:
+    """int8 behind it hides the NaN from everything that comes later: only where it arises can it be seen."""
+    norm = "vision_encoder.tower.layers.0.norm2"
+    constant = find_constants(victim, micro)[f"{norm}.weight"]
+    _set(victim, constant.value.constant, 3, np.nan)
+    check, module, index, message = _blame(judged(victim, micro_model, "layers.*"))
+    assert (check, module, index[-1]) == ("layers.finite", norm, 3), message
+    assert "gives nan at row 0" in message
+
+
 def test_nan_in_one_embedding_row_is_named_in_the_embedded_program(tmp_path: Path) -> None:
     """The scale of one group of one token that a golden prompt uses."""
     pte = Path(shutil.copy(EMBEDDED_PTE, tmp_path / "llava.pte"))
