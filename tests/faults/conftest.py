@@ -27,6 +27,7 @@ def gathered() -> Evidence:
     families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")
     with hushed():
         checks = tuple(
-            f"{family}.*" for family in (*families, "structure", "mapping", "kvcache", "threads", "weights", "layers")
+            f"{family}.*"
+            for family in (*families, "structure", "mapping", "kvcache", "threads", "weights", "layers", "tokenizer")
         )
         return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))

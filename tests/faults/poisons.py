@@ -65,6 +65,8 @@ def arrays(change: ArrayChange, *, only: Callable[[str], bool] = lambda _case: T
 
 INTEGERS = "the file stores integers here"
 NAMES = "names are compared, no numbers"
+DRAWN = "the pictures are drawn by the check itself, as 8-bit integers"
+IDS = "ids of tokens are integers"
 COUNTS = "instructions are counted, no numbers are compared"
 
 
@@ -336,6 +338,26 @@ def _image(value: float) -> Callable[[Evidence], Evidence]:
     return lambda e: _cases(e, pixels)
 
 
+def _half(e: Evidence) -> Evidence:
+    """The left half of each picture."""
+
+    def half(case: Case) -> Case:
+        image = case.sample.image
+        return replace(case, sample=replace(case.sample, image=image[:, :, : image.shape[2] // 2]))
+
+    return _cases(e, half)
+
+
+def _tokenizer(**fields: Any) -> Poisons:
+    """Each file gives less than was asked; or none was read."""
+
+    def made(e: Evidence) -> Evidence:
+        assert e.shipped is not None
+        return replace(e, shipped=replace(e.shipped, files=tuple(replace(f, **fields) for f in e.shipped.files)))
+
+    return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=None))
+
+
 def _normalize(change: Callable[[Any], Any]) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
         real = e.definition.vision
@@ -460,21 +482,32 @@ POISONS: dict[str, Poisons] = {
         _processor('{"image_mean": [0.5]}'),
         _processor(None),
     ),
-    "preprocess.pixels": Poisons(
-        _image(math.nan),
-        _image(math.inf),
-        lambda e: _cases(
-            e,
-            lambda c: replace(c, sample=replace(c.sample, image=c.sample.image[:, :, : c.sample.image.shape[2] // 2])),
-        ),
-        lambda e: replace(e, cases=()),
-    ),
+    "preprocess.pixels": Poisons(_image(math.nan), _image(math.inf), _half, lambda e: replace(e, cases=())),
     "preprocess.sizes": Poisons(
         _normalize(lambda x: x * math.nan),
         _normalize(lambda x: x + math.inf),
-        "the pictures are drawn by the check itself",
-        "the pictures are drawn by the check itself",
+        DRAWN,
+        DRAWN,
     ),
+    "preprocess.processor": Poisons(
+        _processor('{"rescale_factor": NaN}'),
+        _processor('{"rescale_factor": Infinity}'),
+        _processor('{"rescale_factor": [0.5, 0.5]}'),
+        _processor(None),
+        only=lambda case: case == "rescale_factor",
+    ),
+    "preprocess.files": Poisons(DRAWN, DRAWN, DRAWN, DRAWN),
+    "preprocess.image": Poisons(
+        lambda e: replace(e, user_case=_image(math.nan)(e).cases[0]),
+        lambda e: replace(e, user_case=_image(math.inf)(e).cases[0]),
+        lambda e: replace(e, user_case=_half(e).cases[0]),
+        lambda e: replace(e, user_case=None),
+    ),
+    "tokenizer.loads": _tokenizer(reader="", reasons={}),
+    "tokenizer.texts": _tokenizer(ids=()),
+    "tokenizer.pieces": _tokenizer(ids=(), printed=()),
+    "tokenizer.prompts": _tokenizer(ids=(), with_bos=()),
+    "tokenizer.answers": _tokenizer(printed=()),
     "splice.tokens": Poisons(
         "ids are integers that the driver made",
         "ids are integers that the driver made",
