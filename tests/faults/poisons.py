@@ -358,6 +358,20 @@ def _tokenizer(**fields: Any) -> Poisons:
     return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=None))
 
 
+class _Mute:
+    """A tokenizer whose reference gives no ids."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.reference = tokenizer, SimpleNamespace(encode=lambda _text: [])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def _mute(e: Evidence) -> Evidence:
+    return replace(e, tokenizer=_Mute(e.tokenizer))  # type: ignore[arg-type]
+
+
 def _normalize(change: Callable[[Any], Any]) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
         real = e.definition.vision
@@ -520,7 +534,8 @@ POISONS: dict[str, Poisons] = {
         lambda e: _calls(e, lambda calls: (*calls[:-1], calls[-3])),
         lambda e: _calls(e, lambda _calls: ()),
     ),
-    "splice.prompts": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
+    "splice.template": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
+    "splice.prompts": Poisons(NAMES, NAMES, "texts have no shape", _mute),
     "splice.capacity": Poisons(_length(math.nan), _length(math.inf), _length(4), lambda e: replace(e, cases=())),
     "weights.tensors": Poisons(
         _audited(worst_steps=math.nan),
