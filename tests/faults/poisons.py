@@ -535,7 +535,9 @@ POISONS: dict[str, Poisons] = {
         lambda e: _calls(e, lambda _calls: ()),
     ),
     "splice.template": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
-    "splice.prompts": Poisons(NAMES, NAMES, "texts have no shape", _mute),
+    "splice.prompts": Poisons(
+        NAMES, NAMES, "texts have no shape", _mute, only=lambda case: not case.startswith("literal")
+    ),
     "splice.capacity": Poisons(_length(math.nan), _length(math.inf), _length(4), lambda e: replace(e, cases=())),
     "weights.tensors": Poisons(
         _audited(worst_steps=math.nan),
