@@ -24,8 +24,9 @@ lint: $(READY)  ## style, types, layers
 docs: $(READY)  ## the documentation as a site, strictly, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-checks-reference: $(READY)  ## docs/checks.md from the docstrings of the checks
+checks-reference: $(READY)  ## docs/checks.md from the docstrings of the checks, the tables of docs/tolerances.md from the limits
 	$(BIN)/python -m verifier.checks.reference docs/checks.md
+	$(BIN)/python -m verifier.checks.tolerances docs/tolerances.md
 
 setup: $(READY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 from verifier.artifact.program import METHODS
@@ -37,11 +38,16 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in METHODS},
         "census": artifact.census(),
         "constants": {} if not isinstance(evidence.audit, Audit) else _digests(evidence, evidence.audit),
-        "profile_db": {} if evidence.layers is None else worst_by_block(evidence.layers.profile),
+        "profile_db": {} if evidence.layers is None else _finite(worst_by_block(evidence.layers.profile)),
         "speed": {name: value for name, value in measured.items() if value is not None},
         "prompt_rule": evidence.tokenizer.rule.as_json(),
         "noise": {name: {"spread": band.spread, "margin": band.margin} for name, band in bands.items()},
     }
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    """Without what could not be compared: `layers.profile` says why."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _digests(evidence: Evidence, audit: Audit) -> dict[str, dict[str, Any]]:

@@ -136,7 +136,7 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LIMIT_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
-        text: dict[str, Any] = json.loads(path.read_bytes())
+        text: dict[str, Any] = json.loads(path.read_bytes(), parse_constant=_no_number)
         if text["schema"] != schema:
             raise ValueError(f"schema {text['schema']!r}, not {schema!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -144,6 +144,10 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
             "golden data cannot be read", got=error, where=path, fix="restore the file from version control"
         ) from error
     return text
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number: no limit can be made of it")
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -19,12 +19,15 @@ def victim(micro_model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def gathered() -> Evidence:
-    """The evidence of the embedded program but for its layers, to be broken in memory."""
+    """The evidence of the embedded program, to be broken in memory."""
     from verifier.opening import Request, open_request
     from verifier.pipeline import gather
     from verifier.progress import Progress, hushed
 
     families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")
     with hushed():
-        checks = tuple(f"{family}.*" for family in (*families, "structure", "mapping", "kvcache", "threads"))
+        checks = tuple(
+            f"{family}.*"
+            for family in (*families, "structure", "mapping", "kvcache", "threads", "weights", "layers", "tokenizer")
+        )
         return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))

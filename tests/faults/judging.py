@@ -20,7 +20,7 @@ from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Recipe
 
-UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+UNBANDED = "weights.*,layers.coverage,layers.finite,layers.kernel,layers.constants,layers.graph"
 
 
 def results_of(check_id: str, evidence: Any) -> list[CheckResult]:

@@ -20,7 +20,7 @@ from verifier.synth_checkpoint import main as synthesize
 
 pytestmark = pytest.mark.xdist_group("full size")
 CHECKS = (
-    "structure.limits,mapping.*,splice.*,weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph,"
+    "structure.limits,mapping.*,splice.*,weights.*,layers.coverage,layers.finite,layers.kernel,layers.constants,layers.graph,"
     "threads.*,kvcache.*,greedy.free,greedy.history,greedy.limit"
 )
 LAST_LINEAR = "text_decoder.layers.1.feed_forward.w2.weight"

@@ -11,7 +11,7 @@ from tests.support import verify
 from verifier.faults.clean import RECIPES, SHAPES
 from verifier.faults.subjects import make_micro_model
 
-UNBANDED = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+UNBANDED = "weights.*,layers.coverage,layers.finite,layers.kernel,layers.constants,layers.graph"
 CACHE = "kvcache.*,threads.*,splice.prompts,structure.lifetimes,structure.metadata"
 MADE = RECIPES | {"shortest": ("--max-seq-len", "128", "--max-context-len", "128")}
 QUICK = [("one key head", ("plain attention", "hqq", "4-bit embedding", "shortest"))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ import torch
 from tests.support import sqnr_db
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import PerTensor
+from verifier.artifact.xnnpack import GraphValue, PerTensor
 from verifier.audit import compare, recipe
 from verifier.audit.compare import Audited
+from verifier.audit.expected import Expected
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import quantized_linear
 from verifier.types import Recipe
@@ -81,3 +84,23 @@ def test_what_is_not_a_number_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.index == (2, 5)
     assert found.worst_steps is not None
     assert np.isnan(found.worst_steps)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 0.0])
+def test_scale_that_is_no_number_is_wrong(scale: float) -> None:
+    """Of a static int8 weight, and of QuickGELU's factor: a relative difference of NaN is within no limit."""
+    expected = Expected(torch.zeros(2, 2, dtype=torch.int8), "the recipe's integers", torch.tensor(SCALE))
+    source: Any = SimpleNamespace(geometry=SimpleNamespace(vision=SimpleNamespace(norm_eps=1e-5)))
+    storage, record = Storage(Path(), (), {}, (), 0), Audited("x", None, "vision_encoder", 0, "linear", 4)
+
+    def judged(value: float) -> tuple[str, str]:
+        graph = GraphValue(0, "qint8", (2, 2), PerTensor(value, 0), None, None)
+        linear = Constant("vision_encoder", 0, None, "linear", graph, None)
+        factor = Constant("vision_encoder", 0, None, "factor", graph, PerTensor(value, 0))
+        return (
+            compare._check_scales(record, linear, expected, storage, None, source).reason,
+            compare._check_factor(record, factor, torch.tensor(1.702 / SCALE)).reason,
+        )
+
+    assert judged(SCALE) == ("", "")
+    assert all(judged(scale))

@@ -21,8 +21,10 @@ def test_margin_is_three_upper_spreads() -> None:
     """Many deviations: the upper end of the interval counts. Larger is better for dB, so the limit lies below."""
     cases = {f"image {i}": 30.0 for i in range(20)}
     rng = np.random.default_rng(2)
-    variants = [Measured({"x.sqnr_db": {c: v + rng.normal(scale=0.8) for c, v in cases.items()}}) for _ in range(2)]
-    band = bands(Measured({"x.sqnr_db": cases}), variants)["x.sqnr_db"]
+    variants = [
+        Measured({"logits.sqnr_db": {c: v + rng.normal(scale=0.8) for c, v in cases.items()}}) for _ in range(2)
+    ]
+    band = bands(Measured({"logits.sqnr_db": cases}), variants)["logits.sqnr_db"]
     assert band["margin"] == pytest.approx(max(3 * band["spread_ci95"][1], 0.05 * 30))
     assert (band["direction"], band["deviations"]) == (1, 40)
 
@@ -30,9 +32,10 @@ def test_margin_is_three_upper_spreads() -> None:
 def test_few_deviations_keep_four_spreads() -> None:
     """Two files and one number each: nothing to bootstrap."""
     made = bands(
-        Measured({"kl": {"program": 0.1}}), [Measured({"kl": {"program": 0.13}}), Measured({"kl": {"program": 0.1}})]
+        Measured({"logits.kl_p90": {"program": 0.1}}),
+        [Measured({"logits.kl_p90": {"program": 0.13}}), Measured({"logits.kl_p90": {"program": 0.1}})],
     )
-    assert made["kl"]["margin"] == pytest.approx(4 * np.sqrt(0.03**2 / 2))
+    assert made["logits.kl_p90"]["margin"] == pytest.approx(4 * np.sqrt(0.03**2 / 2))
 
 
 def test_case_that_moves_more_gets_more() -> None:
@@ -40,16 +43,20 @@ def test_case_that_moves_more_gets_more() -> None:
     before widens nothing."""
     cases = {f"image {i}": 25.0 for i in range(20)}
     rng = np.random.default_rng(3)
-    variants = [Measured({"x.sqnr_db": {c: v + rng.normal(scale=0.3) for c, v in cases.items()}}) for _ in range(2)]
-    variants[0].values["x.sqnr_db"]["image 7"] = 19.0
-    variants[1].values["x.sqnr_db"]["image 8"] = 31.0
-    made = bands(Measured({"x.sqnr_db": cases}), variants)["x.sqnr_db"]
+    variants = [
+        Measured({"logits.sqnr_db": {c: v + rng.normal(scale=0.3) for c, v in cases.items()}}) for _ in range(2)
+    ]
+    variants[0].values["logits.sqnr_db"]["image 7"] = 19.0
+    variants[1].values["logits.sqnr_db"]["image 8"] = 31.0
+    made = bands(Measured({"logits.sqnr_db": cases}), variants)["logits.sqnr_db"]
     assert made["wider"] == {"image 7": pytest.approx(9.0)}
-    band = Band("x.sqnr_db", made["direction"], made["measured"], made["margin"], made["wider"])
+    band = Band("logits.sqnr_db", made["direction"], made["measured"], made["margin"], made["wider"])
     assert band.allowed("image 7") == pytest.approx(16.0)
     assert band.allowed("image 6") == pytest.approx(25.0 - made["margin"])
-    larger_is_worse = bands(Measured({"x.kl": {"a": 0.1}}), [Measured({"x.kl": {"a": v}}) for v in (0.1, 0.5)])
-    assert larger_is_worse["x.kl"]["wider"] == {}  # four spreads of two numbers are more already
+    larger_is_worse = bands(
+        Measured({"logits.kl_p90": {"a": 0.1}}), [Measured({"logits.kl_p90": {"a": v}}) for v in (0.1, 0.5)]
+    )
+    assert larger_is_worse["logits.kl_p90"]["wider"] == {}  # four spreads of two numbers are more already
 
 
 def test_repeats_out_of_range_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

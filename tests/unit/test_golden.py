@@ -47,7 +47,15 @@ def test_uncalibrated_recipe_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"schema": "other/9"}', '{"schema": "verifier.golden/1", "checkpoint_sha256": "x"}']
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"schema": "verifier.golden/1", "checkpoint_sha256": NaN}',
+        '{"schema": "other/9"}',
+        '{"schema": "verifier.golden/1", "checkpoint_sha256": "x"}',
+    ],
 )
 def test_damaged_golden_data_is_refused(tmp_path: Path, text: str) -> None:
     """Not JSON, not an object, another schema, fields missing."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from verifier.types import CheckResult, Verdict
-from verifier.verdict import judge_run
+from verifier.verdict import judge_run, share_of_tolerance
 
 
 def _result(verdict: Verdict, check: str = "logits.channels") -> CheckResult:
@@ -46,3 +48,26 @@ def test_blame_is_the_first_failure() -> None:
     blame = judge_run(results, expected=3).blame
     assert blame is not None
     assert blame.id == "vision.embedding"
+
+
+@pytest.mark.parametrize(
+    ("check", "measured", "allowed", "share"),
+    [
+        ("mapping.activations", {"sqnr_db": 125.0}, {"sqnr_db": 100.0}, 0.8),
+        ("embedding.tokens", {"worst_steps": 0.5}, {"worst_steps": 0.51}, 0.5 / 0.51),
+        ("budget.memory", {"planned_bytes": 10}, {"planned_bytes": 20}, 0.5),
+        ("structure.memory", {"planned_bytes": 20}, {"planned_bytes": 10}, None),  # a lower bound
+        ("splice.prompts", {"tokens": 768}, {"tokens": 768}, None),  # a length that is meant to be reached
+        ("kvcache.history", {"sqnr_db": 400.0}, {"sqnr_db": 400.0}, None),  # equality
+        ("logits.distribution", {"logits.top1_agreement": 0.9}, {"logits.top1_agreement": 0.8}, None),
+        ("weights.tensors", {"wrong": 1}, {"wrong": 2}, None),
+        ("layers.graph", {"sqnr_db": float("nan")}, {"sqnr_db": 40.0}, None),
+        ("layers.graph", {"sqnr_db": None}, {"sqnr_db": None}, None),
+    ],
+)
+def test_share_of_tolerance(
+    check: str, measured: dict[str, float], allowed: dict[str, float], share: float | None
+) -> None:
+    """How close to its limit a result came: upper bounds and dB; what is met or not, and lower bounds, have no share."""
+    found = share_of_tolerance(replace(_result("pass", check), measured=measured, allowed=allowed))
+    assert (found and found[0]) == (share and pytest.approx(share))

@@ -5,6 +5,7 @@ A file can say otherwise (ET#21773 read zero points as another type), and no del
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def handovers(artifact: Artifact) -> Handovers:
                 if value in written:
                     compared += 1
                     writer, quantization = written[value]
-                    if quantization != read:
+                    if quantization != read or not math.isfinite(read.scale):
                         misread.append(Misread(plan.name, value, writer, step.index, quantization, read))
             for value, made in _given(artifact, plan, step):
                 written[value] = step.index, made

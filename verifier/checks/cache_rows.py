@@ -73,7 +73,10 @@ def _refused(
     if not tables:
         return [check.error(case, "the program has no caches: nothing was compared") for case in cases]
     for cache, table in zip(caches, tables, strict=True):
+        wanted = [size for axis, size in enumerate(cache.sizes) if axis not in (0, cache.axis)]
         reason = refusal(table)
+        if reason is None and list(table.shape[1:]) != wanted:
+            reason = Mismatch(f"rows of {list(table.shape[1:])}, expected {wanted}")
         if reason is not None:
             said = f"the {cache.kind.upper()} cache of layer {cache.layer} ({name}) cannot be compared: {reason.reason}"
             where = _where(cache, reason.index[0] if reason.index else 0)

@@ -48,10 +48,14 @@ def _no_answer(check: Check, evidence: Evidence, case: str, logits: Array | None
     if logits is None:
         return _silent(check, evidence, case)
     reason = refusal(logits)
-    if reason is None:
-        return None
-    said = f"the logits are not finite, so there is no answer: {reason.reason}"
-    return check.failed(case, said, where=Where(method="text_decoder", index=reason.index))
+    if reason is not None:
+        said = f"the logits are not finite, so there is no answer: {reason.reason}"
+        return check.failed(case, said, where=Where(method="text_decoder", index=reason.index))
+    vocabulary = evidence.checkpoint.geometry.text.vocabulary
+    if logits.ndim != 2 or logits.shape[1] != vocabulary:
+        said = f"the logits have shape {list(logits.shape)}, expected [tokens, {vocabulary}]"
+        return check.failed(case, said, where=Where(method="text_decoder"))
+    return None
 
 
 def golden(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -256,10 +260,9 @@ def limit(check: Check, evidence: Evidence) -> list[CheckResult]:
     if made.position > last or len(made.logits) != made.room:
         said = f"{len(made.logits)} tokens were answered up to position {made.position - 1}, the program has room for {made.room}"
         return [check.failed("program", f"{said}. The loop must stop at max_seq_len.", where=where, **fields)]
-    reason = refusal(made.logits)
-    if reason is not None:
-        said = f"logits before position {last} are not finite: {reason.reason}"
-        return [check.failed("program", said, where=where, **fields)]
+    silent = _no_answer(check, evidence, "program", made.logits)
+    if silent is not None:
+        return [silent]
     return [
         check.passed(
             "program",

@@ -136,19 +136,22 @@ def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
     intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=_equal, what=hint)
     return [
-        _last(check, cache.chunks, limit),
+        _last(check, cache.chunks, limit, evidence.checkpoint.geometry.text.vocabulary),
         _beyond(check, asked, "one token beyond", one),
         _beyond(check, asked, "chunks beyond", longer),
         intact,
     ]
 
 
-def _last(check: Check, asked: Asked, limit: int) -> CheckResult:
+def _last(check: Check, asked: Asked, limit: int, vocabulary: int) -> CheckResult:
     where = Where(method="text_decoder", index=(limit - 1,))
     if asked.marks["last one"] not in asked.result.outputs:
         said = f"position {limit - 1} of {limit} cannot be used: {asked.result.message}. Check mask and cache length."
         return check.failed("last position", said, where=where)
-    reason = refusal(asked.result.outputs[asked.marks["last one"]])
+    logits = asked.result.outputs[asked.marks["last one"]]
+    reason = refusal(logits)
+    if reason is None and logits.shape[-1] != vocabulary:
+        reason = Mismatch(f"{logits.shape[-1]} numbers, expected {vocabulary}")
     if reason is not None:
         return check.failed(
             "last position", f"position {limit - 1} of {limit} gives no logits: {reason.reason}", where=where

@@ -333,7 +333,8 @@ def _banded(
     worst = worst_by_block(errors)
     band = band_of(evidence, metric)
     limits = {name: band.allowed(name) for name in worst} if isinstance(band, Band) else {}
-    shown = min(worst, key=lambda name: worst[name] - (limits.get(name) or math.inf))
+    odd = [name for name, value in worst.items() if math.isnan(value)]
+    shown = odd[0] if odd else min(worst, key=lambda name: worst[name] - (limits.get(name) or math.inf))
     measure = Measure(metric, worst[shown], "dB", case=shown)
     image = shown.removeprefix(f"{case} on ")
     return judge(check, evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
@@ -376,7 +377,7 @@ def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
     for error in errors:
         name = f"{error.block} on {error.sample}"
         known = worst.get(name, math.inf)
-        worst[name] = math.nan if math.isnan(known + error.sqnr_db) else min(known, error.sqnr_db)
+        worst[name] = min(known, error.sqnr_db) if math.isfinite(error.sqnr_db) and not math.isnan(known) else math.nan
     return worst
 
 

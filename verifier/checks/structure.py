@@ -106,6 +106,8 @@ def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
     said = {name: evidence.artifact.metadata(name) for name in expected}
     said = {name: value for name, value in said.items() if value is not None}
     wrong = [f"{name} is {value}, expected {expected[name]}" for name, value in said.items() if value != expected[name]]
+    if not said:
+        return [check.error("program", "the file has none of the metadata methods that runners ask for")]
     if wrong:
         message = (
             f"the file tells runners what is not so: {'; '.join(wrong)}. A runner that asks it starts, stops or counts "
@@ -121,6 +123,8 @@ def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
         found = handovers(evidence.artifact)
     except ArtifactError as error:
         return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
+    if not found.compared:
+        return [check.error("program", "no int8 tensor goes from one delegate to another: nothing was compared")]
     if not found.misread:
         return [
             check.passed("program", f"{found.compared} int8 tensors between delegates, each read as it was written")
@@ -147,6 +151,8 @@ def scalars(check: Check, evidence: Evidence) -> list[CheckResult]:
         if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
     ]
     wrong = [(at, x) for at, x in found if not (isinstance(x, float) and SCALAR.admits(abs(x / expected - 1)))]
+    if not found:
+        return [check.error("program", "the vision tower multiplies by no scalar: nothing was compared")]
     if wrong:
         at, value = wrong[0]
         message = (
@@ -191,6 +197,8 @@ def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
                 )
             ]
     delegates = sum(sum(facts.delegates.values()) for facts in evidence.artifact.methods.values())
+    if not delegates:
+        return [check.error("program", "the program calls no delegate: nothing was looked at")]
     return [
         check.passed("program", f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
     ]

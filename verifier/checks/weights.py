@@ -125,6 +125,8 @@ def placement(check: Check, evidence: Evidence) -> list[CheckResult]:
         )
         return [check.failed("program", message, where=where)]
     held = sum(parameter is not None for parameter in audit.parameters)
+    if not held:
+        return [check.error("program", "the program holds no tensor of the checkpoint: nothing was compared")]
     message = f"{held} tensors in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
     return [check.passed("program", message)]
 

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from verifier.core.limits import limit
+
 Array = NDArray[np.floating]
 
-EQUAL_DB = 400.0
+EQUAL_DB = limit("equal").value
 """SQNR of equal arrays, and the largest there is."""
 AT_ONCE = 1 << 22
 """Elements that become fp64 at a time: an embedding table of 7B has 131 million."""

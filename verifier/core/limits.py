@@ -44,7 +44,9 @@ class Limit:
     seen: str = ""
 
     def admits(self, value: float) -> bool:
-        """Whether a measure is inside. This is the only comparison of a measure with a bound; NaN is never inside."""
+        """Whether a measure is inside. This is the only comparison of a measure with a bound; what is not finite is never inside."""
+        if not math.isfinite(value):
+            return False
         if self.at == "least":
             return value >= self.value
         if self.at == "most":

@@ -20,7 +20,7 @@ from verifier.faults.tokenizer_forms import as_transformers_4
 
 VERIFIED = 0
 CONVERSATIONS = "preprocess.*,splice.*,vision.*,embedding.*,logits.*,greedy.*"
-LAYERS = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph"
+LAYERS = "weights.*,layers.coverage,layers.finite,layers.kernel,layers.constants,layers.graph"
 CACHE = "kvcache.*,threads.*,structure.lifetimes"
 FIRST_SEED = 100
 """Of the exports. `golden.llava_tiny.make.variants` draws with 0 and 1: what the gate must pass is not what its tolerances come from."""

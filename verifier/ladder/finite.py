@@ -69,6 +69,11 @@ def has_nan(x: Any) -> bool:
     return _is_float(x) and not all_finite(x) and bool(x.isnan().any())
 
 
+def is_finite(x: Any) -> bool:
+    """Whether a value is anything but a tensor with NaN or infinity in it."""
+    return not _is_float(x) or all_finite(x)
+
+
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
@@ -85,9 +90,9 @@ def _is_mask(x: Any) -> bool:
 
 def constants_of(state: MethodState, instruction: Instruction, operands: dict[int, Any]) -> list[Any]:
     """The constants and numbers that an instruction uses; of a delegate, those of its graph, scales included."""
+    found = [x for index, x in operands.items() if not is_computed(state, index)]
     if instruction.kind != "delegate":
-        return [x for index, x in operands.items() if not is_computed(state, index)]
-    found: list[Any] = []
+        return found
     for value in state.graph(instruction).values.values():
         if value.constant is not None:
             found += [constant_weights(value, state.storage)] if value.dtype == "fp32" else []

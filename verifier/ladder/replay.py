@@ -23,7 +23,7 @@ from verifier.interpret.arithmetic import OFFSETS, QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
 from verifier.ladder.compared import Compared, compare_tensors, is_linear
-from verifier.ladder.finite import constants_of, has_nan, is_computed, non_finite
+from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import LINEAR, excess, over
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
@@ -130,6 +130,7 @@ class Replayer:
         self.handovers: list[Handover] = []
         self.ranges: list[RangeUse] = []
         self.covered: dict[tuple[str, int], set[int]] = {}
+        self.overflowed = False  # whether some instruction so far made NaN or infinity of numbers
         self.calls = 0
 
     def call(self, method: str, inputs: list[Tensor], trace: CallTrace) -> None:
@@ -317,17 +318,23 @@ class _Follower:
             self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
 
     def _judged(self, record: Compared, operands: dict[int, Any]) -> Compared:
-        """Nothing follows from a result of operands that hold NaN: kernels may make anything of it."""
-        if not over(record) or not any(has_nan(x) for index, x in operands.items() if is_computed(self.state, index)):
+        """Nothing follows from a result of operands that hold NaN, or infinity that is no mask's: kernels may make anything of it."""
+        if not over(record):
             return record
-        return replace(record, undefined=True, reason=record.reason or "an operand holds NaN")
+        computed = [x for index, x in operands.items() if is_computed(self.state, index)]
+        if not any(has_nan(x) or (self.replayer.overflowed and not is_finite(x)) for x in computed):
+            return record
+        return replace(record, undefined=True, reason=record.reason or "an operand is not finite")
 
     def _with_non_finite(
         self, record: Compared, instruction: Instruction, actual: Tensor, operands: dict[int, Any]
     ) -> Compared:
         computed = [x for index, x in operands.items() if is_computed(self.state, index)]
         found = non_finite(actual, computed, lambda: constants_of(self.state, instruction, operands))
-        return record if found is None else replace(record, non_finite=found, sizes=tuple(actual.shape))
+        if found is None:
+            return record
+        self.replayer.overflowed |= found.arises
+        return replace(record, non_finite=found, sizes=tuple(actual.shape))
 
     def _compare(  # noqa: PLR0917
         self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, bound: Tensor | None

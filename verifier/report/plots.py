@@ -28,7 +28,7 @@ SERIES = {
     "graph": ("#009e73", "^", "-", "lowering, block against the quantized model"),
     "profile": ("#d55e00", "D", "-", "quantization, stream against fp32"),
 }
-FLOOR_DB, EQUAL_DB = 150.0, 400.0
+FLOOR_DB = 150.0
 """Errors below the floor are drawn on it."""
 _STYLE: Any = {
     "svg.fonttype": "none",

@@ -1,0 +1,607 @@
+"""What poisons the evidence of each check: NaN, infinity, a wrong shape, and nothing, in the very field that it looks at.
+
+A new check adds a row to `POISONS`: for one that looks at arrays, `arrays(change)`, where `change` applies a function to them; for others, a function
+of the evidence for each kind, or a sentence that says why the kind cannot occur.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from verifier.artifact.xnnpack import PerTensor
+from verifier.errors import GoldenError, VerifierError
+from verifier.evidence import Case, Evidence
+from verifier.golden import Budget, Expectation
+from verifier.ladder.abroad import Counterpart
+from verifier.ladder.finite import NonFinite
+from verifier.probes.kvcache import Asked
+from verifier.probes.speed import Speed
+from verifier.runner.protocol import Result
+
+Array = Any
+Poison = Callable[[Evidence], Evidence] | str
+"""What breaks the evidence, or why it cannot be broken so."""
+ArrayChange = Callable[[Evidence, Callable[[Array], Array | None]], Evidence]
+KINDS = ("nan", "inf", "shape", "nothing")
+
+
+@dataclass(frozen=True)
+class Poisons:
+    """The four kinds. `only` chooses the cases that look at what was poisoned."""
+
+    nan: Poison
+    inf: Poison
+    shape: Poison
+    nothing: Poison
+    only: Callable[[str], bool] = lambda _case: True
+
+
+def arrays(change: ArrayChange, *, only: Callable[[str], bool] = lambda _case: True) -> Poisons:
+    """One element, the last axis one shorter, and no array at all."""
+
+    def first(value: float) -> Callable[[Array], Array]:
+        def put(array: Array) -> Array:
+            made = np.array(array)
+            made.reshape(-1)[made.size // 2] = value
+            return made
+
+        return put
+
+    return Poisons(
+        lambda e: change(e, first(math.nan)),
+        lambda e: change(e, first(math.inf)),
+        lambda e: change(e, lambda array: array[..., :-1]),
+        lambda e: change(e, lambda _array: None),
+        only,
+    )
+
+
+INTEGERS = "the file stores integers here"
+NAMES = "names are compared, no numbers"
+DRAWN = "the pictures are drawn by the check itself, as 8-bit integers"
+IDS = "ids of tokens are integers"
+COUNTS = "instructions are counted, no numbers are compared"
+
+
+def _cases(e: Evidence, change: Callable[[Case], Case]) -> Evidence:
+    """Two golden images are enough."""
+    cases = tuple(change(case) for case in e.cases[:2])
+    return replace(e, cases=cases, subjects=replace(e.subjects, images=e.subjects.images[:2]))
+
+
+def _logits(e: Evidence, f: Any) -> Evidence:
+    return _cases(e, lambda case: replace(case, logits=f(case.logits)))
+
+
+def _vision(e: Evidence, f: Any) -> Evidence:
+    return _cases(e, lambda case: replace(case, vision=f(case.vision)))
+
+
+def _runtime(e: Evidence, **fields: Any) -> Evidence:
+    return replace(e, runtime=replace(e.runtime, **fields))
+
+
+def _free(e: Evidence, f: Any) -> Evidence:
+    return _runtime(e, free={name: f(logits) for name, logits in e.runtime.free.items()})
+
+
+def _full(e: Evidence, f: Any) -> Evidence:
+    return _runtime(e, full=replace(e.runtime.full, logits=f(e.runtime.full.logits)))
+
+
+def _user(e: Evidence, f: Any) -> Evidence:
+    case = e.cases[0]
+    wanted = Expectation("m", "p", 768, "an image", case.sample.golden.text[:3], "made up")
+    return replace(e, expectation=wanted, user_case=replace(case, logits=f(case.logits)))
+
+
+def _mapping(e: Evidence, f: Any) -> Evidence:
+    return replace(
+        e,
+        mapping={image: [replace(pair, actual=f(pair.actual)) for pair in pairs] for image, pairs in e.mapping.items()},
+    )
+
+
+def _mapped(outputs: dict[Any, Array], f: Any) -> dict[Any, Array]:
+    made = {key: f(array) for key, array in outputs.items()}
+    return {key: array for key, array in made.items() if array is not None}
+
+
+def _asked(asked: Asked | None, f: Any) -> Asked | None:
+    """Every second output, so that two that are compared are not poisoned alike."""
+    if asked is None:
+        return None
+    odd = {pair.actual for pair in asked.pairs} - {pair.expected for pair in asked.pairs}
+    outputs = {call: x for call, x in asked.result.outputs.items() if call not in odd}
+    outputs |= _mapped({call: x for call, x in asked.result.outputs.items() if call in odd}, f)
+    result = replace(asked.result, outputs=outputs, further=_mapped(asked.result.further, f))
+    return replace(asked, result=result)
+
+
+def _cache(*names: str) -> ArrayChange:
+    def change(e: Evidence, f: Any) -> Evidence:
+        assert e.runtime.cache is not None
+        return _runtime(
+            e, cache=replace(e.runtime.cache, **{name: _asked(getattr(e.runtime.cache, name), f) for name in names})
+        )
+
+    return change
+
+
+def _last_position(e: Evidence, f: Any) -> Evidence:
+    """What a refused call leaves, and the logits at the last position."""
+    made = _cache("capacity")(e, f)
+    assert made.runtime.cache is not None
+    chunks = made.runtime.cache.chunks
+    last = chunks.marks["last one"]
+    outputs = {call: x for call, x in chunks.result.outputs.items() if call != last}
+    outputs |= _mapped({last: chunks.result.outputs[last]}, f)
+    chunks = replace(chunks, result=replace(chunks.result, outputs=outputs))
+    return _runtime(made, cache=replace(made.runtime.cache, chunks=chunks))
+
+
+def _threads(e: Evidence, f: Any) -> Evidence:
+    assert e.runtime.threads is not None
+    made = {
+        name: replace(one, result=replace(one.result, outputs=_mapped(one.result.outputs, f)))
+        for name, one in e.runtime.threads.items()
+    }
+    return _runtime(e, threads=made)
+
+
+def _thread_counts(e: Evidence, f: Any) -> Evidence:
+    """All configurations but the one that the others are held against."""
+    assert e.runtime.threads is not None
+    return _runtime(e, threads={**(_threads(e, f).runtime.threads or {}), "1 thread": e.runtime.threads["1 thread"]})
+
+
+def _counterparts(e: Evidence, f: Any) -> Evidence:
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    made = tuple(Counterpart(method, at, f(x), x) for at, method in enumerate(("vision_encoder", "text_decoder")))
+    return _layers(e, counterparts=made)
+
+
+def _layers(e: Evidence, **fields: Any) -> Evidence:
+    assert e.layers is not None
+    return replace(e, layers=replace(e.layers, **fields))
+
+
+def _replay(e: Evidence, **fields: Any) -> Evidence:
+    assert e.layers is not None and e.layers.replay is not None
+    return _layers(e, replay=replace(e.layers.replay, **fields))
+
+
+def _records(name: str) -> Poisons:
+    """`Compared` records: what is wrong in one of a block is wrong in all of them."""
+
+    def change(**fields: Any) -> Callable[[Evidence], Evidence]:
+        def made(e: Evidence) -> Evidence:
+            assert e.layers is not None and e.layers.replay is not None
+            return _replay(e, **{name: tuple(replace(r, **fields) for r in getattr(e.layers.replay, name))})
+
+        return made
+
+    return Poisons(
+        change(worst=math.nan, sqnr_db=math.nan),
+        change(worst=math.inf, sqnr_db=-math.inf),
+        change(reason="float32 [1], the program's bytes give float32 [2]", sqnr_db=math.nan),
+        lambda e: _replay(e, **{name: ()}),
+    )
+
+
+def _blocks(name: str) -> Poisons:
+    """`BlockError` records; in the second of each block, so that the first is sound."""
+
+    def change(**fields: Any) -> Callable[[Evidence], Evidence]:
+        def made(e: Evidence) -> Evidence:
+            found = []
+            seen: set[str] = set()
+            for error in getattr(e.layers, name):
+                found.append(replace(error, **fields) if error.block in seen else error)
+                seen.add(error.block)
+            return _layers(e, **{name: tuple(found)})
+
+        return made
+
+    return Poisons(
+        change(sqnr_db=math.nan),
+        change(sqnr_db=math.inf),
+        change(sqnr_db=math.nan, reason="shape [1], expected [2]"),
+        lambda e: _layers(e, **{name: ()}),
+    )
+
+
+def _held(value: float) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        assert e.layers is not None and e.layers.replay is not None
+        odd = NonFinite(value, (0,), 1)
+        return _replay(e, compared=tuple(replace(r, non_finite=odd) for r in e.layers.replay.compared))
+
+    return made
+
+
+def _clipped(value: float) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        assert e.layers is not None and e.layers.replay is not None
+        first, *others = e.layers.replay.ranges
+        return _replay(e, ranges=(*others, replace(first, clipped=value)))
+
+    return made
+
+
+def _methods(e: Evidence, name: str, **fields: Any) -> Evidence:
+    methods = e.artifact.methods
+    return replace(e, artifact=replace(e.artifact, methods=methods | {name: replace(methods[name], **fields)}))
+
+
+def _decoder_input(**fields: Any) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        first, *others = e.artifact.methods["text_decoder"].inputs
+        return _methods(e, "text_decoder", inputs=(replace(first, **fields), *others))  # type: ignore[type-var]
+
+    return made
+
+
+def _length(value: Any) -> Callable[[Evidence], Evidence]:
+    return lambda e: _methods(e, "get_max_seq_len", outputs=() if value is None else (value,))
+
+
+def _metadata(outputs: tuple[Any, ...]) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        methods = e.artifact.methods
+        odd = {name: replace(m, outputs=outputs) for name, m in methods.items() if m.constant is not None}
+        return replace(e, artifact=replace(e.artifact, methods=methods | odd))
+
+    return made
+
+
+def _silent(e: Evidence) -> Evidence:
+    kept = {name: m for name, m in e.artifact.methods.items() if m.constant is None}
+    return replace(e, artifact=replace(e.artifact, methods=kept))
+
+
+def _scales(value: float) -> Callable[[Evidence], Evidence]:
+    """Every int8 value of every delegate is given another scale each time."""
+
+    def made(e: Evidence) -> Evidence:
+        graphs = {}
+        for payload, graph in e.artifact._graphs.items():
+            values = {
+                id: replace(v, quantization=PerTensor(value + 0.0, 0)) if isinstance(v.quantization, PerTensor) else v
+                for id, v in graph.values.items()
+            }
+            graphs[payload] = replace(graph, values=values)
+        return replace(e, artifact=replace(e.artifact, _graphs=graphs))
+
+    return made
+
+
+def _plans(e: Evidence, **fields: Any) -> Evidence:
+    plans = {name: replace(plan, **fields) for name, plan in e.artifact.plans.items()}
+    return replace(e, artifact=replace(e.artifact, plans=plans))
+
+
+def _vision_scalars(value: Any) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        plan = e.artifact.plans["vision_encoder"]
+        values = tuple(value if isinstance(v, float) else v for v in plan.values)
+        plans = e.artifact.plans | {"vision_encoder": replace(plan, values=values)}
+        return replace(e, artifact=replace(e.artifact, plans=plans))
+
+    return made
+
+
+def _operators(operators: tuple[str, ...]) -> Callable[[Evidence], Evidence]:
+    return lambda e: _runtime(e, conversations=replace(e.runtime.conversations, operators=operators))
+
+
+def _census(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        assert not isinstance(e.tolerances, GoldenError)
+        census = {method: change(found) for method, found in e.tolerances.census.items()}
+        return replace(e, tolerances=replace(e.tolerances, census=census))
+
+    return made
+
+
+def _manifest(sha256: Any) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        assert e.manifest is not None
+        return replace(e, manifest=replace(e.manifest, pte_sha256=sha256))
+
+    return made
+
+
+def _audited(**fields: Any) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        assert not isinstance(e.audit, VerifierError)
+        return replace(e, audit=replace(e.audit, constants=tuple(replace(c, **fields) for c in e.audit.constants)))
+
+    return made
+
+
+def _audit(**fields: Any) -> Callable[[Evidence], Evidence]:
+    return lambda e: replace(e, audit=replace(e.audit, **fields))  # type: ignore[type-var]
+
+
+def _image(value: float) -> Callable[[Evidence], Evidence]:
+    def pixels(case: Case) -> Case:
+        return replace(case, sample=replace(case.sample, image=torch.full(case.sample.image.shape, value)))
+
+    return lambda e: _cases(e, pixels)
+
+
+def _half(e: Evidence) -> Evidence:
+    """The left half of each picture."""
+
+    def half(case: Case) -> Case:
+        image = case.sample.image
+        return replace(case, sample=replace(case.sample, image=image[:, :, : image.shape[2] // 2]))
+
+    return _cases(e, half)
+
+
+def _tokenizer(**fields: Any) -> Poisons:
+    """Each file gives less than was asked; or none was read."""
+
+    def made(e: Evidence) -> Evidence:
+        assert e.shipped is not None
+        return replace(e, shipped=replace(e.shipped, files=tuple(replace(f, **fields) for f in e.shipped.files)))
+
+    return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=None))
+
+
+class _Mute:
+    """A tokenizer whose reference gives no ids."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.reference = tokenizer, SimpleNamespace(encode=lambda _text: [])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def _mute(e: Evidence) -> Evidence:
+    return replace(e, tokenizer=_Mute(e.tokenizer))  # type: ignore[arg-type]
+
+
+def _normalize(change: Callable[[Any], Any]) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        real = e.definition.vision
+        vision = SimpleNamespace(
+            normalize=lambda x: change(real.normalize(x)), tower=lambda x: x, projector=lambda x: x
+        )
+        return replace(e, definition=SimpleNamespace(vision=vision))  # type: ignore[arg-type]
+
+    return made
+
+
+def _processor(text: str | None) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        import tempfile
+        from pathlib import Path
+
+        folder = Path(tempfile.mkdtemp(prefix="poisoned-processor-"))
+        if text is not None:
+            (folder / "preprocessor_config.json").write_text(text)
+        return replace(e, checkpoint=replace(e.checkpoint, directory=folder))
+
+    return made
+
+
+def _calls(e: Evidence, change: Callable[[Any], Any]) -> Evidence:
+    return _cases(e, lambda case: replace(case, calls=change(case.calls)))
+
+
+def _speed(name: str, value: Any) -> Callable[[Evidence], Evidence]:
+    return lambda e: _runtime(
+        replace(e, budget={name: Budget(1.0, 2.0)}), speed=Speed(Result("ok", ""), **{name: value})
+    )
+
+
+def _spent(name: str) -> Poisons:
+    """A figure of a run."""
+    return Poisons(_speed(name, math.nan), _speed(name, math.inf), "a single number", _speed(name, None))
+
+
+def _bytes(change: Callable[[Evidence, Any], Evidence], name: str) -> Poisons:
+    budget = {name: Budget(1e12, 1e12)}
+    return Poisons(
+        lambda e: change(replace(e, budget=budget), math.nan),
+        lambda e: change(replace(e, budget=budget), math.inf),
+        "a single number",
+        lambda e: replace(e, budget=None),
+    )
+
+
+def _header(e: Evidence, value: Any) -> Evidence:
+    return replace(e, artifact=replace(e.artifact, header=replace(e.artifact.header, file_bytes=value)))
+
+
+def _is_linear(case: str) -> bool:
+    return case.startswith("text_decoder.layers") and case.rpartition(".")[0].endswith(
+        ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+    )
+
+
+def _gone(reason: str) -> Callable[[Evidence], Evidence]:
+    return lambda e: replace(e, audit=VerifierError(reason))
+
+
+def _one_shorter(e: Evidence) -> Evidence:
+    """The same calls give another shape in the second repetition, and in the other process."""
+    assert e.runtime.threads is not None
+    made = {}
+    for name, one in e.runtime.threads.items():
+        calls = {call for repetition in one.calls[1:] or one.calls for call in repetition}
+        outputs = {call: x[..., :-1] if call in calls else x for call, x in one.result.outputs.items()}
+        made[name] = replace(one, result=replace(one.result, outputs=outputs))
+    return _runtime(e, threads=made)
+
+
+POISONS: dict[str, Poisons] = {
+    "structure.signatures": Poisons(
+        _decoder_input(sizes=(1, math.nan, 256)),
+        _decoder_input(sizes=(1, math.inf, 256)),
+        _decoder_input(sizes=(1, 768)),
+        lambda e: _methods(e, "text_decoder", inputs=(), outputs=()),
+    ),
+    "structure.limits": Poisons(_length(math.nan), _length(math.inf), _decoder_input(sizes=(1, 768)), _length(None)),
+    "structure.metadata": Poisons(_metadata((math.nan,)), _metadata((math.inf,)), _metadata((1, 2)), _silent),
+    "structure.quantization": Poisons(
+        _scales(math.nan), _scales(math.inf), "a scale is a single number", lambda e: _plans(e, instructions=())
+    ),
+    "structure.scalars": Poisons(
+        _vision_scalars(math.nan),
+        _vision_scalars(math.inf),
+        _vision_scalars((1.0, 2.0)),
+        lambda e: _plans(e, instructions=()),
+    ),
+    "structure.operators": Poisons(NAMES, NAMES, _operators(("aten::add.out",)), _operators(())),
+    "structure.delegation": Poisons(
+        COUNTS,
+        COUNTS,
+        lambda e: _methods(e, "text_decoder", operators={"aten::bmm.out": 1}),
+        lambda e: replace(e, artifact=replace(e.artifact, methods={})),
+    ),
+    "structure.memory": Poisons(
+        lambda e: _methods(e, "text_decoder", planned_bytes=math.nan),
+        lambda e: _methods(e, "text_decoder", planned_bytes=math.inf),
+        lambda e: _methods(e, "text_decoder", planned_bytes=1),
+        lambda e: _methods(e, "text_decoder", planned_bytes=0),
+    ),
+    "structure.lifetimes": Poisons(
+        INTEGERS, INTEGERS, lambda e: _plans(e, arenas_bytes=(0, 1)), lambda e: _plans(e, instructions=())
+    ),
+    "structure.census": Poisons(
+        _census(lambda found: dict.fromkeys(found, math.nan)),
+        _census(lambda found: dict.fromkeys(found, math.inf)),
+        _census(lambda found: found | {"my::operator": 1}),
+        _census(lambda _found: {}),
+    ),
+    "structure.manifest": Poisons(
+        _manifest(math.nan), _manifest(math.inf), _manifest("12"), lambda e: replace(e, manifest=None)
+    ),
+    "mapping.activations": arrays(_mapping),
+    "preprocess.constants": Poisons(
+        _processor('{"image_mean": [NaN, NaN, NaN]}'),
+        _processor('{"image_mean": [Infinity, 0, 0]}'),
+        _processor('{"image_mean": [0.5]}'),
+        _processor(None),
+    ),
+    "preprocess.pixels": Poisons(_image(math.nan), _image(math.inf), _half, lambda e: replace(e, cases=())),
+    "preprocess.sizes": Poisons(
+        _normalize(lambda x: x * math.nan),
+        _normalize(lambda x: x + math.inf),
+        DRAWN,
+        DRAWN,
+    ),
+    "preprocess.processor": Poisons(
+        _processor('{"rescale_factor": NaN}'),
+        _processor('{"rescale_factor": Infinity}'),
+        _processor('{"rescale_factor": [0.5, 0.5]}'),
+        _processor(None),
+        only=lambda case: case == "rescale_factor",
+    ),
+    "preprocess.files": Poisons(DRAWN, DRAWN, DRAWN, DRAWN),
+    "preprocess.image": Poisons(
+        lambda e: replace(e, user_case=_image(math.nan)(e).cases[0]),
+        lambda e: replace(e, user_case=_image(math.inf)(e).cases[0]),
+        lambda e: replace(e, user_case=_half(e).cases[0]),
+        lambda e: replace(e, user_case=None),
+    ),
+    "tokenizer.loads": _tokenizer(reader="", reasons={}),
+    "tokenizer.texts": _tokenizer(ids=()),
+    "tokenizer.pieces": _tokenizer(ids=(), printed=()),
+    "tokenizer.prompts": _tokenizer(ids=(), with_bos=()),
+    "tokenizer.answers": _tokenizer(printed=()),
+    "splice.tokens": Poisons(
+        "ids are integers that the driver made",
+        "ids are integers that the driver made",
+        lambda e: _calls(e, lambda calls: calls + calls),
+        lambda e: _calls(e, lambda _calls: ()),
+    ),
+    "splice.positions": Poisons(
+        "positions are integers that the driver made",
+        "positions are integers that the driver made",
+        lambda e: _calls(e, lambda calls: (*calls[:-1], calls[-3])),
+        lambda e: _calls(e, lambda _calls: ()),
+    ),
+    "splice.template": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
+    "splice.prompts": Poisons(
+        NAMES, NAMES, "texts have no shape", _mute, only=lambda case: not case.startswith("literal")
+    ),
+    "splice.capacity": Poisons(_length(math.nan), _length(math.inf), _length(4), lambda e: replace(e, cases=())),
+    "weights.tensors": Poisons(
+        _audited(worst_steps=math.nan),
+        _audited(worst_steps=math.inf),
+        _audited(reason="its shape is [1], that of the recipe's [2]"),
+        _audit(constants=()),
+        only=_is_linear,
+    ),
+    "weights.derived": Poisons(
+        "tests/unit/test_audit.py feeds the comparison itself",
+        "tests/unit/test_audit.py feeds the comparison itself",
+        _audited(reason="its shape is [1], that of the recipe's [2]"),
+        _audit(constants=()),
+    ),
+    "weights.placement": Poisons(COUNTS, COUNTS, _gone("the audit failed"), _audit(parameters=())),
+    "device.instructions": Poisons(
+        NAMES, NAMES, "instructions have no shape", lambda e: _runtime(e, conversations=Result("ok", ""))
+    ),
+    "layers.coverage": Poisons(
+        COUNTS, COUNTS, lambda e: _replay(e, covered={}), lambda e: _replay(e, computing={}, covered={})
+    ),
+    "layers.finite": Poisons(
+        _held(math.nan), _held(math.inf), "numbers are looked at one by one", lambda e: _replay(e, compared=())
+    ),
+    "layers.kernel": _records("compared"),
+    "layers.constants": _records("constants"),
+    "layers.graph": _blocks("blocks"),
+    "layers.ranges": Poisons(
+        _clipped(math.nan), _clipped(math.inf), "a share is a single number", lambda e: _replay(e, ranges=())
+    ),
+    "layers.vision": _blocks("blocks"),
+    "layers.profile": _blocks("profile"),
+    "device.lengths": Poisons(COUNTS, COUNTS, lambda e: _replay(e, covered_in={}), lambda e: replace(e, layers=None)),
+    "device.host": replace(arrays(_counterparts), nothing=lambda e: _layers(e, counterparts=())),
+    "kvcache.mask": arrays(_cache("rows")),
+    "kvcache.rows": arrays(_cache("rows")),
+    "kvcache.memory": Poisons(
+        INTEGERS,
+        INTEGERS,
+        lambda e: _runtime(e, cache=replace(e.runtime.cache, caches=e.runtime.cache.caches[:1])),  # type: ignore[union-attr,index,type-var]
+        lambda e: _runtime(e, cache=None),
+    ),
+    "kvcache.chunks": arrays(_cache("chunks")),
+    "kvcache.capacity": arrays(_last_position, only=lambda case: case in ("last position", "cache after an error")),
+    "kvcache.history": arrays(_cache("use")),
+    "kvcache.poison": arrays(_cache("poison")),
+    "threads.repeats": replace(arrays(_threads), shape=_one_shorter),
+    "threads.counts": arrays(_thread_counts),
+    "embedding.tokens": arrays(lambda e, f: _runtime(e, vocabulary=f(e.runtime.vocabulary))),
+    "vision.embedding": arrays(_vision),
+    "vision.channels": arrays(_vision),
+    "logits.channels": arrays(_logits),
+    "logits.teacher_forced": arrays(_logits),
+    "logits.distribution": arrays(_logits),
+    "greedy.golden": arrays(_logits),
+    "greedy.free": arrays(_free),
+    "greedy.images": arrays(_free),
+    "greedy.limit": arrays(_full),
+    "greedy.history": arrays(lambda e, f: _runtime(e, again=f(e.runtime.again))),
+    "greedy.image": arrays(_user),
+    "greedy.expected": arrays(_user),
+    "budget.file": _bytes(_header, "file_bytes"),
+    "budget.memory": _bytes(lambda e, value: _plans(e, arenas_bytes=(0, value)), "planned_bytes"),
+    "budget.peak": _spent("peak_rss_bytes"),
+    "budget.prefill": _spent("prefill_loops"),
+    "budget.decode": _spent("decode_loops"),
+}

@@ -1,0 +1,37 @@
+"""Every check is fed NaN, infinity, a wrong shape and nothing: none passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.poisons import KINDS, POISONS
+from verifier.checks.common import Check
+from verifier.checks.registry import CHECKS
+from verifier.errors import VerifierError
+from verifier.evidence import Evidence
+
+pytestmark = pytest.mark.xdist_group("faults")
+
+
+def test_every_check_has_a_row() -> None:
+    """A new check says what poisons it: add a row to POISONS in tests/faults/poisons.py (docs/contributing.md)."""
+    assert [check.id for check in CHECKS if check.id not in POISONS] == []
+    assert sorted(POISONS.keys() - {check.id for check in CHECKS}) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("check", CHECKS, ids=[check.id for check in CHECKS])
+def test_poison_never_passes(check: Check, kind: str, gathered: Evidence) -> None:
+    """A failure or an error, in words, or no result at all, which is a hole."""
+    row = POISONS[check.id]
+    poison = getattr(row, kind)
+    if isinstance(poison, str):
+        assert len(poison.split()) > 2
+        return
+    try:
+        results = check.run(check, poison(gathered))
+    except VerifierError:
+        return  # not verified
+    passed = [result for result in results if result.verdict == "pass" and row.only(result.case)]
+    assert passed == []
+    assert all(result.message for result in results)
