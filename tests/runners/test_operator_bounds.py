@@ -58,6 +58,18 @@ def _layer(layer: nn.Module, seed: int = 5) -> nn.Module:
     return layer.eval()
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    made: Tensor = torch.ops.llama.custom_sdpa(q, k, v, k.shape[1] - q.shape[1], None, 0.0, True)
+    return made
+
+
+def _sink(rows: int, score: float) -> Tensor:
+    """Keys of which the first takes nearly all of the weight of queries of ones; the others' parts are swallowed one by one."""
+    keys = torch.zeros(1, rows, 2, 64)
+    keys[:, 0] = score / 8
+    return keys
+
+
 Program = tuple[nn.Module, tuple[Tensor, ...]]
 _PRODUCT = (_drawn(2, 9, 300), _drawn(2, 300, 7, seed=1))
 _SWALLOWED = (_one_sided(4, 768), torch.ones(1, 768, 8))
@@ -98,6 +110,16 @@ PORTABLE: dict[str, Program] = {
     "mul_number": (_Function(lambda a: a * 0.3), (_drawn(16, 99),)),
     "div": (_Function(torch.div), (_drawn(16, 99), _drawn(16, 99, seed=1))),
 }
+ATTENDING: dict[str, Program] = {
+    "attention": (
+        _Function(lambda q, k, v: _attention(q, k, v)),
+        (_drawn(1, 9, 4, 64), _drawn(1, 768, 2, 64, seed=1), _drawn(1, 768, 2, 64, seed=2)),
+    ),
+    "attention_with_a_sink": (
+        _Function(lambda q, k, v: _attention(q, k, v)),
+        (torch.ones(1, 9, 4, 64), _sink(768, 17.7), torch.ones(1, 768, 2, 64)),
+    ),
+}
 UNKNOWN: dict[str, Program] = {"tanh": (_Function(torch.tanh), (_drawn(2, 3),))}
 
 
@@ -105,6 +127,7 @@ def _exporting(programs: dict[str, Program], delegated: bool) -> Callable[[Path]
     def export(folder: Path) -> None:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 
         exported = {name: torch.export.export(module, given) for name, (module, given) in programs.items()}
         partitioner: Any = {name: [XnnpackPartitioner()] for name in programs} if delegated else None
@@ -176,7 +199,18 @@ def outside(once: Once) -> Traced:
     return Traced(_artifact(folder), PORTABLE, read_trace(folder))
 
 
-CASES = [*(("inside", name) for name in DELEGATED), *(("outside", name) for name in PORTABLE)]
+@pytest.fixture(scope="module")
+def attending(once: Once) -> Traced:
+    """The wheel's attention."""
+    folder = once("bounds-attention", _exporting(ATTENDING, False))
+    return Traced(_artifact(folder), ATTENDING, read_trace(folder))
+
+
+CASES = [
+    *(("inside", name) for name in DELEGATED),
+    *(("outside", name) for name in PORTABLE),
+    *(("attending", name) for name in ATTENDING),
+]
 
 
 @pytest.fixture
