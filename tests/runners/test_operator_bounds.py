@@ -112,11 +112,11 @@ PORTABLE: dict[str, Program] = {
 }
 ATTENDING: dict[str, Program] = {
     "attention": (
-        _Function(lambda q, k, v: _attention(q, k, v)),
+        _Function(_attention),
         (_drawn(1, 9, 4, 64), _drawn(1, 768, 2, 64, seed=1), _drawn(1, 768, 2, 64, seed=2)),
     ),
     "attention_with_a_sink": (
-        _Function(lambda q, k, v: _attention(q, k, v)),
+        _Function(_attention),
         (torch.ones(1, 9, 4, 64), _sink(768, 17.7), torch.ones(1, 768, 2, 64)),
     ),
 }
