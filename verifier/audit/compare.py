@@ -17,8 +17,8 @@ from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
 from verifier.core.compare import decibels
 from verifier.core.limits import limit
+from verifier.interpret.context import channel_scales, constant_weights
 from verifier.interpret.machine import constant_tensor
-from verifier.interpret.nodes import channel_scales, constant_weights
 from verifier.model.vision import QUICK_GELU
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")

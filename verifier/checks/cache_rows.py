@@ -10,7 +10,7 @@ from verifier.core.compare import EQUAL_DB, Array, Mismatch, compare, refusal
 from verifier.core.limits import limit
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
-from verifier.interpret.bounds import UNIT
+from verifier.interpret.rounding import UNIT
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import CheckResult, Where
 

@@ -86,6 +86,12 @@ def _linears(records: list[Compared]) -> dict[str, float]:
     return {"linears": len(distinct), "linear_db": min(record.sqnr_db for record in found)}
 
 
+UNEXPLAINED = (
+    "This is more than independent roundings leave, and less than an unlucky order of summation may: none of the known orders gives it, so "
+    "neither a fault nor rounding is shown. Add this kernel's order to verifier/interpret/order.py, or compare on another CPU."
+)
+
+
 def _judge_block(
     check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str
 ) -> tuple[tuple[int, int], CheckResult]:
@@ -119,6 +125,15 @@ def _judge_block(
         )
     if not any(record.elements for record in records):
         return NEVER, check.error(case, "all results of this block are empty: nothing was compared", where=where)
+    unexplained = [record for record in records if record.unexplained]
+    if unexplained:
+        first = min(unexplained, key=lambda r: (r.call, r.instruction))
+        module = layers.alignment[first.method, first.instruction].module
+        where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index or None)
+        message = f"{module}: instruction {first.instruction} ({first.operator}) in call {first.call}: {_difference(first)}. {UNEXPLAINED}"
+        return (first.call, first.instruction), replace(
+            check.error(case, message), measured=measured, allowed=allowed, where=where
+        )
     message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
     return NEVER, check.passed(case, message, measured=measured, allowed=allowed, where=where)
 

@@ -10,9 +10,11 @@ from torch import Tensor
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
 from verifier.interpret.arithmetic import QMAX, QMIN, QuantizedRows
-from verifier.interpret.bounds import node_bound
+from verifier.interpret.context import Context, Operand
 from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.nodes import NODES, Context, Operand
+from verifier.interpret.nodes import NODES
+from verifier.interpret.order import Order
+from verifier.interpret.rounding import Sums, likely
 
 NodeObserver = Callable[[int, Operand, Tensor | None], None]
 
@@ -24,18 +26,19 @@ def run_graph(
     *,
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
-    offset: int | None = None,
+    order: Order | None = None,
+    sums: Sums = likely,
 ) -> tuple[Tensor, ...]:
     """Outputs for the inputs of one call, both in the order of its arguments. `observe` sees the result of every node, and its
     error bound if there is one.
 
-    `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.bounds`). `offset` is that of
-    `Context`.
+    `bounds`, if given, is filled with the running error bound of every fp32 value by id (see `verifier.interpret.node_bounds`). `order` and
+    `sums` are those of `Context`.
 
     Values are dropped after their last use, so that memory follows the widest node. Raises `UnknownOperationError`.
     """
     contents: dict[int, Operand] = dict(zip(graph.inputs, inputs, strict=True))
-    context = Context(graph, storage, contents, offset)
+    context = Context(graph, storage, contents, order, sums)
     last_use = {id: node.index for node in graph.nodes for id in node.inputs if id is not None}
     for node in graph.nodes:
         if node.kind not in NODES:
@@ -45,11 +48,10 @@ def run_graph(
                 expected=", ".join(sorted(NODES)),
                 fix="add it to verifier/interpret/nodes.py",
             )
-        result = NODES[node.kind](node, context)
-        if bounds is not None and isinstance(result, Tensor):
-            bound = node_bound(node, context, bounds, result)
-            if bound is not None:
-                bounds[node.output] = bound
+        operator = NODES[node.kind]
+        result = operator.evaluate(node, context)
+        if bounds is not None and not isinstance(graph.values[node.output].quantization, PerTensor):
+            bounds[node.output] = operator.bound(node, context, bounds, result)
         limits = node.clamp if node.clamps else None
         contents[node.output] = _clamped(result, limits, graph.values[node.output].quantization)
         if observe is not None:

@@ -14,10 +14,11 @@ from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.artifact.xnnpack import Graph
-from verifier.interpret.bounds import kernel_bounds
 from verifier.interpret.delegate import NodeObserver, run_graph
 from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
-from verifier.interpret.kernels import DTYPES, KERNELS
+from verifier.interpret.kernels import KERNELS, dtype_of
+from verifier.interpret.order import Order
+from verifier.interpret.rounding import Sums, likely
 from verifier.memory import untouched_zeros
 
 _NUMPY = {"FLOAT": np.float32, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64, "INT": np.int32, "BOOL": np.bool_}
@@ -123,7 +124,7 @@ class Machine:
         if value.place is None:
             raise ProgramFaultError(f"EValue {index} is read but nothing provides it")
         # read before anything wrote it: a mutable buffer. The runtime's arenas begin as zeros.
-        state.state[index] = values[index] = untouched_zeros(value.sizes, DTYPES[value.dtype])
+        state.state[index] = values[index] = untouched_zeros(value.sizes, dtype_of(value.dtype))
         return values[index]
 
 
@@ -134,12 +135,14 @@ def evaluate(
     *,
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
-    offset: int | None = None,
+    order: Order | None = None,
+    sums: Sums = likely,
 ) -> dict[int, Any]:
     """The results of one instruction for given contents of its operands. A cache among them is written in place.
 
     `bounds`, if given, is filled with the error bound of every fp32 result by number of EValue: zero where a kernel only
-    moves values, absent where the result is of integers. `offset` has a delegate's 4-bit linears summed as a kernel sums them (`Context`).
+    moves values, absent where the result is of integers. `order` has products summed as a kernel sums them, and
+    `sums` is the rule for what a sum may be off by (`Context`).
     """
     plan = state.plan
     results = state.results(step)
@@ -147,7 +150,7 @@ def evaluate(
         graph = state.graph(step)
         inputs = [operands[index] for index in step.args[: len(graph.inputs)]]
         inner: dict[int, Tensor] | None = None if bounds is None else {}
-        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner, offset=offset)
+        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner, order=order, sums=sums)
         if bounds is not None and inner is not None:
             bounds |= {result: inner[id] for result, id in zip(results, graph.outputs, strict=True) if id in inner}
         return dict(zip(results, outputs, strict=True))
@@ -164,9 +167,12 @@ def evaluate(
         )
     facts = [fact if isinstance(fact := plan.values[index], TensorValue) else None for index in results]
     args = [_unboxed(plan, index, operands) for index in step.args]
-    made = KERNELS[step.name](args, facts)
+    operator = KERNELS[step.name]
+    made = (
+        operator.evaluate(args, facts) if order is None or operator.in_order is None else operator.in_order(args, order)
+    )
     if bounds is not None:
-        pairs = zip(results, kernel_bounds(step.name, args, made), strict=True)
+        pairs = zip(results, operator.bound(args, made, sums), strict=True)
         bounds |= {result: bound for result, bound in pairs if bound is not None}
     return {index: content for index, content in zip(results, made, strict=True) if content is not None}
 

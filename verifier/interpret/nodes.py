@@ -1,4 +1,4 @@
-"""XNNPACK nodes in plain PyTorch: one function per node type, and the registry of them.
+"""XNNPACK nodes in plain PyTorch: semantics and bound of each node type, and the registry of them.
 
 A value is an fp32 tensor, an int8 tensor whose scale and zero point stand in its `GraphValue`, or `QuantizedRows`. Layout
 follows XNNPACK: activations NHWC, filters of a convolution [O, H, W, I], of a fully connected layer [N, K].
@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.artifact.nibbles import unpack_nibbles
-from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import (
-    Graph,
-    GraphValue,
-    Node,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    bfloat16_to_float32,
-)
+from verifier.artifact.xnnpack import GraphValue, Node, PerTensor, PerToken
+from verifier.interpret import node_bounds
 from verifier.interpret.arithmetic import (
     QuantizedRows,
     add_quantized,
     centred_rows,
-    dequantize,
     dequantize_rows,
     multiply_groups,
     multiply_in_order,
@@ -40,123 +26,35 @@ from verifier.interpret.arithmetic import (
     quantize_rows,
     requantize,
 )
+from verifier.interpret.context import (
+    Bounds,
+    Context,
+    Operand,
+    channel_scales,
+    constant_weights,
+    dequantized_filter,
+    grouped_weights,
+    has_groups,
+    static_range,
+)
 from verifier.interpret.errors import UnknownOperationError
-
-Operand = Tensor | QuantizedRows
-_NUMPY = {"fp32": np.float32, "qint8": np.int8, "qcint8": np.int8, "qint32": np.int32, "qcint32": np.int32}
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a node sees of its graph: facts of its values, and their contents so far by id. `offset` has 4-bit linears summed in their
-    kernels' own order (`multiply_in_order`); without it sums are exact."""
-
-    graph: Graph
-    storage: Storage
-    contents: dict[int, Operand]
-    offset: int | None = None
-
-    def fact(self, id: int | None) -> GraphValue:
-        """The declared value."""
-        if id is None:
-            raise UnknownOperationError("an XNNPACK node lacks an operand that it needs")
-        return self.graph.values[id]
-
-    def tensor(self, id: int | None) -> Tensor:
-        """Contents of a value that is not dynamically quantized; constants are read from the file."""
-        value = self.fact(id)
-        if value.constant is not None:
-            return constant_weights(value, self.storage)
-        content = self.contents[value.id]
-        if isinstance(content, QuantizedRows):
-            raise UnknownOperationError("a dynamically quantized operand where none is expected", got=value)
-        return content
-
-    def real(self, id: int | None) -> Tensor:
-        """Contents as fp32, dequantized if need be."""
-        quantization = self.fact(id).quantization
-        if quantization is None:
-            return self.tensor(id)
-        return dequantize(
-            self.tensor(id), scale=_static(quantization).scale, zero_point=_static(quantization).zero_point
-        )
-
-
-def _static(quantization: object) -> PerTensor:
-    if not isinstance(quantization, PerTensor):
-        raise UnknownOperationError(
-            "an operand that is not quantized per tensor", got=quantization, expected="PerTensor"
-        )
-    return quantization
-
-
-def constant_weights(value: GraphValue, storage: Storage) -> Tensor:
-    """A constant as stored: fp32, int8, int32, or 4-bit weights unpacked to int8 in [-8, 7]."""
-    assert value.constant is not None
-    raw = storage.read(value.constant)[: value.size_bytes]
-    if value.dtype in ("qbint4", "qcint4"):
-        return torch.from_numpy(
-            unpack_nibbles(raw, low_first=True).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
-        )
-    if value.dtype not in _NUMPY:
-        raise UnknownOperationError("a constant of this dtype", got=value.dtype, expected=", ".join(_NUMPY))
-    return torch.from_numpy(
-        np.array(raw.view(_NUMPY[value.dtype])).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
-    )
-
-
-def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
-    """Scales of a weight as fp32: [1] per tensor, [N] per channel, [N, G] per group."""
-    quantization = value.quantization
-    if isinstance(quantization, PerTensor):
-        return torch.tensor([quantization.scale], dtype=torch.float32)
-    if isinstance(quantization, PerGroup):
-        scales = bfloat16_to_float32(storage.read(quantization.scales))
-        return torch.from_numpy(scales.reshape(value.dims[0], -1))
-    if isinstance(quantization, PerChannel):
-        if isinstance(quantization.scales, tuple):
-            return torch.tensor(quantization.scales, dtype=torch.float32)
-        return torch.from_numpy(np.array(storage.read(quantization.scales).view(np.float32)))
-    raise UnknownOperationError("a weight without scales", got=value)
-
-
-def has_groups(value: GraphValue) -> bool:
-    """Whether a weight is of 4-bit groups along its input channels."""
-    return value.dtype == "qbint4" and isinstance(value.quantization, PerGroup) and value.quantization.axis == 0
-
-
-@lru_cache(maxsize=1)
-def grouped_weights(value: GraphValue, storage: Storage) -> tuple[Tensor, Tensor]:
-    """Integers of a weight with 4-bit groups in fp32 [N, K], and scales [N, G]. The last one is kept: it is asked for several times in
-    a row."""
-    return constant_weights(value, storage).to(torch.float32), channel_scales(value, storage)
-
-
-def dequantized_filter(value: GraphValue, storage: Storage) -> Tensor:
-    """Weights of a fully connected layer as real numbers, fp64 [N, K]."""
-    weights = constant_weights(value, storage).to(torch.float64)
-    if value.quantization is None:
-        return weights
-    scales = channel_scales(value, storage).to(torch.float64)
-    if isinstance(value.quantization, PerGroup):
-        return (weights.view(value.dims[0], -1, value.quantization.group_size) * scales[..., None]).view(value.dims)
-    zero_point = value.quantization.zero_point if isinstance(value.quantization, PerTensor) else 0
-    return (weights - zero_point) * scales[:, None]
-
+from verifier.interpret.node_bounds import bound_of
+from verifier.interpret.operator import NodeBound, NodeOperator
+from verifier.interpret.order import dot, softmax
 
 NodeFunction = Callable[[Node, Context], Operand]
-NODES: dict[str, NodeFunction] = {}
+NODES: dict[str, NodeOperator] = {}
 
 
-def _node(kind: str) -> Callable[[NodeFunction], NodeFunction]:
+def _node(kind: str, *, bound: NodeBound) -> Callable[[NodeFunction], NodeFunction]:
     def register(function: NodeFunction) -> NodeFunction:
-        NODES[kind] = function
+        NODES[kind] = NodeOperator(kind, function, bound)
         return function
 
     return register
 
 
-@_node("XNNConvert")
+@_node("XNNConvert", bound=node_bounds.of_convert)
 def _convert(node: Node, context: Context) -> Operand:
     """Between fp32 and int8: static (`quantize`, `dequantize`) or per row while running (`quantize_rows`)."""
     target = context.fact(node.output).quantization
@@ -170,10 +68,12 @@ def _convert(node: Node, context: Context) -> Operand:
         return context.real(node.inputs[0])
     if context.fact(node.inputs[0]).quantization is not None:
         raise UnknownOperationError("a conversion between two int8 ranges", got=context.fact(node.inputs[0]))
-    return quantize(context.tensor(node.inputs[0]), scale=_static(target).scale, zero_point=_static(target).zero_point)
+    return quantize(
+        context.tensor(node.inputs[0]), scale=static_range(target).scale, zero_point=static_range(target).zero_point
+    )
 
 
-@_node("XNNFullyConnected")
+@_node("XNNFullyConnected", bound=node_bounds.of_linear)
 def _fully_connected(node: Node, context: Context) -> Operand:
     """y = x W^T + b. Three kinds: per-row int8 times 4- or 8-bit weights to fp32 (qd8-f32-qb4w, qd8-f32-qc8w), static
     int8 throughout with int32 bias (qs8), and fp32. Sums in fp64."""
@@ -184,9 +84,9 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
         assert isinstance(rows, QuantizedRows)
-        if has_groups(w_fact) and context.offset is not None:
+        if has_groups(w_fact) and context.order is not None:
             weights, scales = grouped_weights(w_fact, context.storage)
-            result = multiply_in_order(rows, weights, scales, offset=context.offset).double()
+            result = multiply_in_order(rows, weights, scales, offset=context.order.offset).double()
         elif has_groups(w_fact):
             weights, scales = grouped_weights(w_fact, context.storage)
             result = multiply_groups(centred_rows(rows), weights, scales) * rows.scale.double()
@@ -194,9 +94,13 @@ def _fully_connected(node: Node, context: Context) -> Operand:
             result = dequantize_rows(rows) @ dequantized_filter(w_fact, context.storage).T
         return (result if b_id is None else result + context.tensor(b_id).double()).to(torch.float32)
     if x_fact.quantization is None:
-        result = context.tensor(x_id).double() @ dequantized_filter(w_fact, context.storage).T
+        weights = dequantized_filter(w_fact, context.storage).T
+        if context.order is None:
+            result = context.tensor(x_id).double() @ weights
+        else:
+            result = dot(context.tensor(x_id), weights.to(torch.float32), context.order).double()
         return (result if b_id is None else result + context.tensor(b_id).double()).to(torch.float32)
-    x_range, out_range = _static(x_fact.quantization), _static(out.quantization)
+    x_range, out_range = static_range(x_fact.quantization), static_range(out.quantization)
     weights = constant_weights(w_fact, context.storage).double()
     if isinstance(w_fact.quantization, PerTensor):
         weights = weights - w_fact.quantization.zero_point
@@ -211,7 +115,7 @@ def _ratio(x_range: PerTensor, weight: GraphValue, out_range: PerTensor, context
     return scale / torch.tensor(out_range.scale, dtype=torch.float32)
 
 
-@_node("XNNConv2d")
+@_node("XNNConv2d", bound=node_bounds.of_convolution)
 def _conv2d(node: Node, context: Context) -> Operand:
     """Convolution in NHWC, static int8 with int32 bias or fp32, one group. Padding adds real zeros."""
     a = node.attributes
@@ -219,10 +123,14 @@ def _conv2d(node: Node, context: Context) -> Operand:
         raise UnknownOperationError("a grouped or dilated convolution", got=a)
     x_id, w_id, b_id = node.inputs
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
+    if x_fact.quantization is None and context.order is not None:
+        filters = context.tensor(w_id)
+        sums = dot(node_bounds.windows(context.tensor(x_id), filters, node), filters.flatten(1).T, context.order)
+        return sums if b_id is None else sums + context.tensor(b_id)
     weights = constant_weights(w_fact, context.storage).double().permute(0, 3, 1, 2)
     x = context.tensor(x_id).double().permute(0, 3, 1, 2)
     if x_fact.quantization is not None:
-        x = x - _static(x_fact.quantization).zero_point
+        x = x - static_range(x_fact.quantization).zero_point
         weights = weights - (w_fact.quantization.zero_point if isinstance(w_fact.quantization, PerTensor) else 0)
     x = functional.pad(x, (a["padding_left"], a["padding_right"], a["padding_top"], a["padding_bottom"]))
     sums = functional.conv2d(x, weights, stride=(a["subsampling_height"], a["subsampling_width"])).permute(0, 2, 3, 1)
@@ -230,17 +138,17 @@ def _conv2d(node: Node, context: Context) -> Operand:
         sums = sums + context.tensor(b_id).double()
     if x_fact.quantization is None:
         return sums.to(torch.float32)
-    out_range = _static(out.quantization)
-    scale = _ratio(_static(x_fact.quantization), w_fact, out_range, context)
+    out_range = static_range(out.quantization)
+    scale = _ratio(static_range(x_fact.quantization), w_fact, out_range, context)
     return requantize(sums, scale=scale, zero_point=out_range.zero_point)
 
 
-@_node("XNNAdd")
+@_node("XNNAdd", bound=node_bounds.of_sum)
 def _add(node: Node, context: Context) -> Operand:
     """a + b with broadcasting; in int8 by fixed point (`add_quantized`)."""
     if context.fact(node.output).quantization is None:
         return context.tensor(node.inputs[0]) + context.tensor(node.inputs[1])
-    a, b, out = (_static(context.fact(id).quantization) for id in (*node.inputs, node.output))
+    a, b, out = (static_range(context.fact(id).quantization) for id in (*node.inputs, node.output))
     return add_quantized(
         context.tensor(node.inputs[0]),
         context.tensor(node.inputs[1]),
@@ -250,12 +158,12 @@ def _add(node: Node, context: Context) -> Operand:
     )
 
 
-@_node("XNNMultiply")
+@_node("XNNMultiply", bound=node_bounds.of_product)
 def _multiply(node: Node, context: Context) -> Operand:
     """a * b with broadcasting; in int8 the product of both minus their zero points, requantized in fp32."""
     if context.fact(node.output).quantization is None:
         return context.tensor(node.inputs[0]) * context.tensor(node.inputs[1])
-    a, b, out = (_static(context.fact(id).quantization) for id in (*node.inputs, node.output))
+    a, b, out = (static_range(context.fact(id).quantization) for id in (*node.inputs, node.output))
     product = (context.tensor(node.inputs[0]).double() - a.zero_point) * (
         context.tensor(node.inputs[1]).double() - b.zero_point
     )
@@ -268,103 +176,121 @@ def _only_real(node: Node, context: Context) -> None:
         raise UnknownOperationError(f"{node.kind} on quantized values", got=[context.fact(id) for id in node.inputs])
 
 
-@_node("XNNSubtract")
+@_node("XNNSubtract", bound=node_bounds.of_sum)
 def _subtract(node: Node, context: Context) -> Operand:
     """a - b in fp32, with broadcasting."""
     _only_real(node, context)
     return context.tensor(node.inputs[0]) - context.tensor(node.inputs[1])
 
 
-@_node("XNNDiv")
+@_node("XNNDiv", bound=node_bounds.of_quotient)
 def _divide(node: Node, context: Context) -> Operand:
     """a / b in fp32, with broadcasting."""
     _only_real(node, context)
     return context.tensor(node.inputs[0]) / context.tensor(node.inputs[1])
 
 
-@_node("XNNNegate")
-def _negate(node: Node, context: Context) -> Operand:
-    """-x in fp32."""
-    _only_real(node, context)
-    return -context.tensor(node.inputs[0])
-
-
-def _through_fp64(function: Callable[[Tensor], Tensor], kind: str, what: str) -> None:
+def _through_fp64(function: Callable[[Tensor], Tensor], kind: str, what: str, bound: NodeBound) -> None:
     def apply(node: Node, context: Context) -> Operand:
         _only_real(node, context)
         return function(context.tensor(node.inputs[0]).double()).to(torch.float32)
 
     apply.__doc__ = f"{what}, computed in fp64 and rounded once; XNNPACK's polynomial is a few ulps away."
-    NODES[kind] = apply
+    NODES[kind] = NodeOperator(kind, apply, bound)
 
 
-_through_fp64(torch.rsqrt, "XNNReciprocalSquareRoot", "1 / sqrt(x)")
-_through_fp64(torch.sqrt, "XNNSquareRoot", "sqrt(x)")
-_through_fp64(torch.sigmoid, "XNNSigmoid", "1 / (1 + exp(-x))")
-_through_fp64(functional.gelu, "XNNGelu", "x * Phi(x), the exact GELU")
-_through_fp64(torch.tanh, "XNNTanh", "tanh(x)")
-_through_fp64(torch.exp, "XNNExp", "exp(x)")
-_through_fp64(torch.square, "XNNSquare", "x^2")
-_through_fp64(lambda x: torch.softmax(x, -1), "XNNSoftmax", "softmax over the last dimension")
+_through_fp64(torch.rsqrt, "XNNReciprocalSquareRoot", "1 / sqrt(x)", node_bounds.of_reciprocal_root)
+_through_fp64(torch.sqrt, "XNNSquareRoot", "sqrt(x)", node_bounds.of_root)
+_through_fp64(torch.sigmoid, "XNNSigmoid", "1 / (1 + exp(-x))", node_bounds.of_sigmoid)
+_through_fp64(functional.gelu, "XNNGelu", "x * Phi(x), the exact GELU", node_bounds.of_gelu)
+_through_fp64(torch.tanh, "XNNTanh", "tanh(x)", node_bounds.of_tanh)
+_through_fp64(torch.exp, "XNNExp", "exp(x)", node_bounds.of_exponential)
+_through_fp64(torch.square, "XNNSquare", "x^2", node_bounds.of_square)
 
 
-@_node("XNNBatchMatrixMultiply")
+@_node("XNNSoftmax", bound=node_bounds.of_softmax)
+def _softmax(node: Node, context: Context) -> Operand:
+    """softmax over the last dimension, computed in fp64 and rounded once."""
+    _only_real(node, context)
+    x = context.tensor(node.inputs[0])
+    return torch.softmax(x.double(), -1).to(torch.float32) if context.order is None else softmax(x, context.order)
+
+
+@_node("XNNBatchMatrixMultiply", bound=node_bounds.of_matrix_product)
 def _batch_matrix_multiply(node: Node, context: Context) -> Operand:
-    """[..., M, K] @ [..., K, N] in fp32; sums in fp64."""
+    """[..., M, K] @ [..., K, N] in fp32; sums in fp64, or in an order."""
     _only_real(node, context)
     if node.attributes["flags"]:
         raise UnknownOperationError("flags of XNNBatchMatrixMultiply", got=node.attributes["flags"], expected=0)
-    return (context.tensor(node.inputs[0]).double() @ context.tensor(node.inputs[1]).double()).to(torch.float32)
+    return dot(context.tensor(node.inputs[0]), context.tensor(node.inputs[1]), context.order)
 
 
-def _moved(node: Node, context: Context) -> Tensor:
-    """The input of a node that only moves values: its range must be the output's."""
-    before, after = context.fact(node.inputs[0]).quantization, context.fact(node.output).quantization
-    if before != after:
-        raise UnknownOperationError(f"{node.kind} that changes the quantization", got=before, expected=after)
-    return context.tensor(node.inputs[0])
+Move = Callable[[Node, list[Tensor]], Tensor]
 
 
-@_node("XNNStaticTranspose")
-def _transpose(node: Node, context: Context) -> Operand:
+def _mover(*kinds: str) -> Callable[[Move], Move]:
+    """Register nodes that only move values, whose ranges must be the output's: their bounds move with them."""
+
+    def register(move: Move) -> Move:
+        def evaluate(node: Node, context: Context) -> Operand:
+            out = context.fact(node.output).quantization
+            odd = [context.fact(id) for id in node.inputs if context.fact(id).quantization != out]
+            if odd:
+                raise UnknownOperationError(f"{node.kind} that changes the quantization", got=odd, expected=out)
+            return move(node, [context.tensor(id) for id in node.inputs])
+
+        def bound(node: Node, context: Context, bounds: Bounds, _result: Operand) -> Tensor:
+            return move(node, [bound_of(context, bounds, id) for id in node.inputs]).abs()
+
+        evaluate.__doc__ = move.__doc__
+        for kind in kinds:
+            NODES[kind] = NodeOperator(kind, evaluate, bound)
+        return move
+
+    return register
+
+
+@_mover("XNNNegate")
+def _negate(_node: Node, given: list[Tensor]) -> Tensor:
+    """-x in fp32."""
+    if not given[0].is_floating_point():
+        raise UnknownOperationError("XNNNegate on quantized values")
+    return -given[0]
+
+
+@_mover("XNNStaticTranspose")
+def _transpose(node: Node, given: list[Tensor]) -> Tensor:
     """Dimensions in the order `perm`."""
-    return _moved(node, context).permute(node.attributes["perm"]).contiguous()
+    return given[0].permute(node.attributes["perm"]).contiguous()
 
 
-@_node("XNNClamp")
-def _clamp(node: Node, context: Context) -> Operand:
+@_mover("XNNClamp")
+def _clamp(_node: Node, given: list[Tensor]) -> Tensor:
     """x; the limits are the node's output clamp, which every node may have and which is applied behind all of them."""
-    return _moved(node, context)
+    return given[0]
 
 
-@_node("XNNStaticReshape")
-def _reshape(node: Node, context: Context) -> Operand:
+@_mover("XNNStaticReshape")
+def _reshape(node: Node, given: list[Tensor]) -> Tensor:
     """The same elements in another shape; a size of 0 is what the others leave."""
-    x = _moved(node, context)
-    shape = [int(size) for size in node.attributes["new_shape"]]
+    x, shape = given[0], [int(size) for size in node.attributes["new_shape"]]
     if shape.count(0) > 1:
         raise UnknownOperationError("a reshape with several unknown sizes", got=shape)
     known = math.prod(size for size in shape if size)
     return x.reshape([size or x.numel() // max(known, 1) for size in shape])
 
 
-@_node("XNNStaticSlice")
-def _slice(node: Node, context: Context) -> Operand:
+@_mover("XNNStaticSlice")
+def _slice(node: Node, given: list[Tensor]) -> Tensor:
     """From `offsets`, `sizes` elements of each dimension; a size of 0 is all that follow."""
-    x = _moved(node, context)
+    x = given[0]
     for dim, (offset, size) in enumerate(zip(node.attributes["offsets"], node.attributes["sizes"], strict=True)):
         x = x.narrow(dim, offset, size or x.shape[dim] - offset)
     return x.contiguous()
 
 
-def _concatenate(node: Node, context: Context) -> Operand:
-    """Inputs one after the other along `axis`; int8 inputs must share the output's range."""
-    out = context.fact(node.output).quantization
-    odd = [context.fact(id) for id in node.inputs if context.fact(id).quantization != out]
-    if odd:
-        raise UnknownOperationError("a concatenation of different ranges", got=odd, expected=out)
+@_mover("XNNConcatenate2", "XNNConcatenate3", "XNNConcatenate4", "XNNConcatenate5")
+def _concatenate(node: Node, given: list[Tensor]) -> Tensor:
+    """Inputs one after the other along `axis`."""
     axis = node.attributes["axis"]
-    return torch.cat([context.tensor(id) for id in node.inputs], dim=axis if axis < 1 << 31 else axis - (1 << 32))
-
-
-NODES |= {f"XNNConcatenate{count}": _concatenate for count in range(2, 6)}
+    return torch.cat(given, dim=axis if axis < 1 << 31 else axis - (1 << 32))

@@ -23,7 +23,9 @@ class Compared:
     `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end
     (None against the recipe's constants, which are compared locally only, and where the two cannot be compared).
     `reason` is what made a comparison impossible; `sqnr_db` is NaN then. `undefined` is whether nothing follows from the comparison: NaN stands at the
-    same places on both sides, or among the operands. `non_finite` is what the runtime's result holds that is no number.
+    same places on both sides, or among the operands. `non_finite` is what the runtime's result holds that is no number. `reordered` says that the
+    result lies between the exact sums and those of a kernel's own order; `unexplained`, that some order of summation might give it, but none that is
+    known (`verifier.ladder.stages`).
     """
 
     call: int
@@ -44,6 +46,8 @@ class Compared:
     undefined: bool = False
     non_finite: NonFinite | None = None
     sizes: tuple[int, ...] = ()
+    reordered: bool = False
+    unexplained: bool = False
 
 
 def is_linear(record: Compared) -> bool:

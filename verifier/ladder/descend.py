@@ -24,9 +24,10 @@ from torch import Tensor
 from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
 from verifier.errors import VerifierError
+from verifier.interpret.context import Operand
 from verifier.interpret.delegate import run_graph
 from verifier.interpret.machine import MethodState
-from verifier.interpret.nodes import Operand
+from verifier.interpret.rounding import any_order
 from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.replay import output_step
 from verifier.runner.protocol import Bundle, Call, Runner
@@ -195,7 +196,7 @@ def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: 
         if isinstance(value, Tensor):
             expected[index], limits[index] = value, bound
 
-    run_graph(graph, state.storage, inputs, observe=observe, bounds={})
+    run_graph(graph, state.storage, inputs, observe=observe, bounds={}, sums=any_order)
     actual = _run_cuts(cut_program(state, instruction, inputs, expected), tuple(expected), inputs, runner)
     found = []
     for index, value in expected.items():

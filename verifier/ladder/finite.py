@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction, TensorValue
+from verifier.interpret.context import channel_scales, constant_weights
 from verifier.interpret.machine import MethodState
-from verifier.interpret.nodes import channel_scales, constant_weights
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from verifier.artifact.plan import Instruction, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import Graph, PerTensor
-from verifier.interpret.arithmetic import OFFSETS, QMAX, QMIN
+from verifier.interpret.arithmetic import QMAX, QMIN
 from verifier.interpret.errors import ProgramFaultError
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
-from verifier.ladder.compared import Compared, compare_tensors, is_linear
+from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
-from verifier.ladder.limits import LINEAR, excess, over
+from verifier.ladder.limits import over
+from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
 
@@ -263,8 +264,9 @@ class _Follower:
         }
         expected = evaluate(recipe, step.instruction, given, bounds=bounds)
         tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
+        again = Again(recipe, step.instruction, given)
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
-            found = self._compare(step, place, index, actual, expected[index], bounds.get(index))
+            found = self._settle(step, place, index, actual, expected[index], bounds.get(index), again)
             self.replayer.constants.append(replace(self._judged(found, operands), propagated_db=None))
 
     def _is_state(self, index: int, value: Any) -> bool:
@@ -295,6 +297,7 @@ class _Follower:
         tensors = [index for index in self.state.results(instruction) if isinstance(expected.get(index), Tensor)]
         recorded = dict(zip(tensors, traced, strict=False))
         shares_memory = instruction.name in SHARING
+        again = Again(self.state, instruction, operands)
         for place, index in enumerate(tensors):
             self.makers[index] = instruction.index
             if index not in recorded:
@@ -304,12 +307,8 @@ class _Follower:
                 continue
             self.untraced.discard(index)
             self.known[index] = recorded[index]
-            bound = bounds.get(index)
-            found = [self._compare(step, place, index, recorded[index], expected[index], bound)]
-            if is_linear(found[0]) and not found[0].reason and not LINEAR.admits(found[0].sqnr_db):
-                orders = (evaluate(self.state, instruction, operands, offset=offset)[index] for offset in OFFSETS)
-                found += [self._compare(step, place, index, recorded[index], made, bound) for made in orders]
-            best = self._judged(min(found, key=excess), operands)
+            found = self._settle(step, place, index, recorded[index], expected[index], bounds.get(index), again)
+            best = self._judged(found, operands)
             self.replayer.compared.append(self._with_non_finite(best, instruction, recorded[index], operands))
         for index, value in expected.items():
             if not isinstance(value, Tensor):
@@ -336,8 +335,8 @@ class _Follower:
         self.replayer.overflowed |= found.arises
         return replace(record, non_finite=found, sizes=tuple(actual.shape))
 
-    def _compare(  # noqa: PLR0917
-        self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, bound: Tensor | None
+    def _settle(  # noqa: PLR0917
+        self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, screen: Tensor | None, again: Again
     ) -> Compared:
         instruction = step.instruction
         quantum = None
@@ -354,5 +353,9 @@ class _Follower:
             kind=kind,
             elements=expected.numel(),
         )
-        propagated = step.outputs.get(index)
-        return compare_tensors(record, actual, expected, quantum=quantum, bound=bound, propagated=propagated)
+
+        def compare(made: Tensor, bound: Tensor | None) -> Compared:
+            propagated = step.outputs.get(index)
+            return compare_tensors(record, actual, made, quantum=quantum, bound=bound, propagated=propagated)
+
+        return settle(compare, actual, expected, screen, index, again)

@@ -1,0 +1,138 @@
+"""What a node of a delegate sees: its graph, the contents of values so far, and constants as the file stores them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.artifact.nibbles import unpack_nibbles
+from verifier.artifact.storage import Storage
+from verifier.artifact.xnnpack import (
+    Graph,
+    GraphValue,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    bfloat16_to_float32,
+)
+from verifier.interpret.arithmetic import QuantizedRows, dequantize
+from verifier.interpret.errors import UnknownOperationError
+from verifier.interpret.order import Order
+from verifier.interpret.rounding import Sums, likely
+
+Operand = Tensor | QuantizedRows
+Bounds = dict[int, Tensor]
+"""Error bounds of fp32 values by id."""
+_NUMPY = {"fp32": np.float32, "qint8": np.int8, "qcint8": np.int8, "qint32": np.int32, "qcint32": np.int32}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a node sees of its graph: facts of its values, and their contents so far by id. `order` has products summed as a kernel sums
+    them; without it sums are exact. `sums` is the rule for what a sum may be off by."""
+
+    graph: Graph
+    storage: Storage
+    contents: dict[int, Operand]
+    order: Order | None = None
+    sums: Sums = likely
+
+    def fact(self, id: int | None) -> GraphValue:
+        """The declared value."""
+        if id is None:
+            raise UnknownOperationError("an XNNPACK node lacks an operand that it needs")
+        return self.graph.values[id]
+
+    def tensor(self, id: int | None) -> Tensor:
+        """Contents of a value that is not dynamically quantized; constants are read from the file."""
+        value = self.fact(id)
+        if value.constant is not None:
+            return constant_weights(value, self.storage)
+        content = self.contents[value.id]
+        if isinstance(content, QuantizedRows):
+            raise UnknownOperationError("a dynamically quantized operand where none is expected", got=value)
+        return content
+
+    def real(self, id: int | None) -> Tensor:
+        """Contents as fp32, dequantized if need be."""
+        quantization = self.fact(id).quantization
+        if quantization is None:
+            return self.tensor(id)
+        return dequantize(
+            self.tensor(id), scale=static_range(quantization).scale, zero_point=static_range(quantization).zero_point
+        )
+
+
+def static_range(quantization: object) -> PerTensor:
+    """The scale and zero point of a value of static int8. Raises `UnknownOperationError`."""
+    if not isinstance(quantization, PerTensor):
+        raise UnknownOperationError(
+            "an operand that is not quantized per tensor", got=quantization, expected="PerTensor"
+        )
+    return quantization
+
+
+def constant_weights(value: GraphValue, storage: Storage) -> Tensor:
+    """A constant as stored: fp32, int8, int32, or 4-bit weights unpacked to int8 in [-8, 7]."""
+    assert value.constant is not None
+    raw = storage.read(value.constant)[: value.size_bytes]
+    if value.dtype in ("qbint4", "qcint4"):
+        return torch.from_numpy(
+            unpack_nibbles(raw, low_first=True).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
+        )
+    if value.dtype not in _NUMPY:
+        raise UnknownOperationError("a constant of this dtype", got=value.dtype, expected=", ".join(_NUMPY))
+    return torch.from_numpy(
+        np.array(raw.view(_NUMPY[value.dtype])).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
+    )
+
+
+def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
+    """Scales of a weight as fp32: [1] per tensor, [N] per channel, [N, G] per group."""
+    quantization = value.quantization
+    if isinstance(quantization, PerTensor):
+        return torch.tensor([quantization.scale], dtype=torch.float32)
+    if isinstance(quantization, PerGroup):
+        scales = bfloat16_to_float32(storage.read(quantization.scales))
+        return torch.from_numpy(scales.reshape(value.dims[0], -1))
+    if isinstance(quantization, PerChannel):
+        if isinstance(quantization.scales, tuple):
+            return torch.tensor(quantization.scales, dtype=torch.float32)
+        return torch.from_numpy(np.array(storage.read(quantization.scales).view(np.float32)))
+    raise UnknownOperationError("a weight without scales", got=value)
+
+
+def has_groups(value: GraphValue) -> bool:
+    """Whether a weight is of 4-bit groups along its input channels."""
+    return value.dtype == "qbint4" and isinstance(value.quantization, PerGroup) and value.quantization.axis == 0
+
+
+@lru_cache(maxsize=1)
+def grouped_weights(value: GraphValue, storage: Storage) -> tuple[Tensor, Tensor]:
+    """Integers of a weight with 4-bit groups in fp32 [N, K], and scales [N, G]. The last one is kept: it is asked for several times in
+    a row."""
+    return constant_weights(value, storage).to(torch.float32), channel_scales(value, storage)
+
+
+def dequantized_filter(value: GraphValue, storage: Storage) -> Tensor:
+    """Weights of a fully connected layer as real numbers, fp64 [N, K]."""
+    weights = constant_weights(value, storage).to(torch.float64)
+    if value.quantization is None:
+        return weights
+    scales = channel_scales(value, storage).to(torch.float64)
+    if isinstance(value.quantization, PerGroup):
+        return (weights.view(value.dims[0], -1, value.quantization.group_size) * scales[..., None]).view(value.dims)
+    zero_point = value.quantization.zero_point if isinstance(value.quantization, PerTensor) else 0
+    return (weights - zero_point) * scales[:, None]
+
+
+@lru_cache(maxsize=1)
+def offset_magnitudes(value: GraphValue, storage: Storage) -> Tensor:
+    """What each output of a weight with 4-bit groups makes of activations that are all one, as the sum of its groups' magnitudes: fp64 [N]."""
+    integers, scales = grouped_weights(value, storage)
+    return (integers.view(*scales.shape, -1).sum(-1).abs().double() * scales.double()).sum(-1)
