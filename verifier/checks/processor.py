@@ -59,8 +59,8 @@ class Rule:
     means: str
 
 
-def _flag(expected: bool, means: str) -> Callable[[str], Rule]:
-    return lambda field: Rule(lambda source, _: source.value(field) is expected, lambda _: expected, means)
+def _flag(field: str, expected: bool, means: str) -> Rule:
+    return Rule(lambda source, _: source.value(field) is expected, lambda _: expected, means)
 
 
 def _is_number(value: Any) -> bool:
@@ -93,10 +93,10 @@ RULES: dict[str, Rule] = {
         "the checkpoint belongs to another kind of processor, whose fields mean something else",
     ),
     "do_convert_rgb": _flag(
-        True, "grey pictures and pictures with alpha stay as they are, the program takes RGB alone"
-    )("do_convert_rgb"),
-    "do_resize": _flag(True, "the processor leaves pictures at their own size, the program's are resized to its frame")(
-        "do_resize"
+        "do_convert_rgb", True, "grey pictures and pictures with alpha stay as they are, the program takes RGB alone"
+    ),
+    "do_resize": _flag(
+        "do_resize", True, "the processor leaves pictures at their own size, the program's are resized to its frame"
     ),
     "size": Rule(
         _side_is_the_frames,
@@ -123,11 +123,13 @@ RULES: dict[str, Rule] = {
         lambda _: "true or false",
         "how pictures become square is not known",
     ),
-    "do_rescale": _flag(True, "the processor's pixels go up to 255, the program's up to 1")("do_rescale"),
+    "do_rescale": _flag("do_rescale", True, "the processor's pixels go up to 255, the program's up to 1"),
     "rescale_factor": Rule(_factor_is_right, lambda _: "1/255", "the program scales pixels by 1/255"),
     "do_normalize": _flag(
-        True, "the processor's pixels keep their mean and spread, the program subtracts a mean and divides by a std"
-    )("do_normalize"),
+        "do_normalize",
+        True,
+        "the processor's pixels keep their mean and spread, the program subtracts a mean and divides by a std",
+    ),
 }
 """Of the image processor; mean and std are `preprocess.constants`."""
 TOKEN_CASES = (
@@ -183,12 +185,11 @@ def _judge_rule(check: Check, evidence: Evidence, found: Processor, field: str) 
 
 def _stated(source: ImageFields, field: str) -> str:
     """What a file says about a field, or what transformers takes where it says nothing."""
-    name = {"resample": lambda value: f"{value} ({FILTERS[value]})" if _names_filter(value) else _shown(value)}.get(
-        field, _shown
-    )
+    value = source.kind if field == "image_processor_type" and field not in source.fields else source.value(field)
+    shown = f"{value} ({FILTERS[value]})" if field == "resample" and _names_filter(value) else _shown(value)
     if field in source.fields:
-        return f"{source.file} has {field} {name(source.fields[field])}"
-    return f"{source.file} has no {field}, for which transformers takes {name(source.value(field))}"
+        return f"{source.file} has {field} {shown}"
+    return f"{source.file} has no {field}, for which transformers takes {shown}"
 
 
 def _names_filter(value: Any) -> bool:

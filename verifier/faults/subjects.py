@@ -24,7 +24,7 @@ from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.progress import hushed
 
 MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")
-_TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "processor_config.json")
+_TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
 def micro_config(**text_fields: object) -> dict[str, object]:
@@ -82,6 +82,13 @@ def make_micro_checkpoint(folder: Path, *, seed: int = 0, **text_fields: object)
     (folder / "config.json").write_text(json.dumps(micro_config(**text_fields)))
     for name in _TOKENIZER:
         shutil.copy(EMBEDDED / name, folder / name)
+    side_px = config.vision_config.image_size
+    processor = json.loads((EMBEDDED / "processor_config.json").read_text())
+    processor["image_processor"] |= {
+        "size": {"shortest_edge": side_px},
+        "crop_size": {"height": side_px, "width": side_px},
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor))
 
 
 def answer_images(folder: Path, *, questions: tuple[str, ...] = (DEFAULT_QUESTION, DEFAULT_QUESTION, "")) -> None:

@@ -44,7 +44,7 @@ def _along_columns(pixels: Pixels, wanted: int, kind: int) -> Pixels:
     """[N, A, C] -> [wanted, A, C]. Sums of integers below 2^53: exact in float64."""
     flat = pixels.reshape(len(pixels), -1).astype(np.float64)
     summed = _weights(len(pixels), wanted, kind) @ flat
-    rounded = np.clip(np.floor(summed / _FRACTION + 0.5), 0, 255).astype(np.uint8)
+    rounded: Pixels = np.clip(np.floor(summed / _FRACTION + 0.5), 0, 255).astype(np.uint8)
     return rounded.reshape(wanted, *pixels.shape[1:])
 
 
