@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -192,7 +192,7 @@ def _stated(source: ImageFields, field: str) -> str:
     return f"{source.file} has no {field}, for which transformers takes {shown}"
 
 
-def _names_filter(value: Any) -> bool:
+def _names_filter(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value in FILTERS
 
 
