@@ -237,7 +237,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
                 (answer or answer_samples)(definition, [*samples, *published]) if _wants(opened, *CONVERSING) else []
             )
             if answers and golden.images and not tokenizer.rule.same_prompt(golden.prompt_rule):
-                samples = [_to_this_prompt(opened, s, a) for s, a in zip(samples, answers[: len(samples)], strict=True)]
+                pairs = zip(samples, answers[: len(samples)], strict=True)
+                samples = [_to_this_prompt(opened, sample, reference) for sample, reference in pairs]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
