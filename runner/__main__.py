@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from verifier.core.command import command
 from verifier.core.compare import Mismatch, compare
 from verifier.core.limits import limit
-from verifier.errors import RunnerError, VerifierError
+from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle, recorded_hash
 from verifier.runner.protocol import Result, program_hash
 from verifier.runner.result import expected_path, save_result
@@ -68,6 +69,7 @@ def _compare(folder: Path, call: int, result: Result) -> bool:
 CLOSE, FEW = limit("runner.close"), limit("runner.few")
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m verifier.runner", description="Carry out a saved bundle.")
@@ -75,11 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="local", help=TARGETS)
     parser.add_argument("--result", type=Path, metavar="DIR", help="keep what comes back here")
     parser.add_argument("--timeout-s", type=float, default=TIMEOUT_S)
-    try:
-        return carry_out(parser.parse_args(arguments))
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return carry_out(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.core.command import command
 from verifier.core.python import ROOT, child_environment
-from verifier.errors import RunnerError, VerifierError
+from verifier.errors import RunnerError
 from verifier.runner.arm_stubs import make_stubs
 from verifier.runner.native import BINARY
 from verifier.runner.process import run_child
@@ -144,17 +145,14 @@ def _call(words: Sequence[object], where: Path) -> None:
         raise RunnerError("Python for aarch64 cannot be put together", got=said, where=" ".join(map(str, words[:3])))
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 ready, 2 not."""
     parser = argparse.ArgumentParser(
         prog="python -m verifier.runner.arm_python", description="Prepare --target qemu-python."
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help=f"folder, some 1.2 GB (default: {FOLDER})")
-    try:
-        print(build(parser.parse_args(arguments).out))
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    print(build(parser.parse_args(arguments).out))
     return 0
 
 

@@ -43,7 +43,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                 words = f"array {name}"
             lines.append(f"in {words}")
         lines += [f"part {part.output} {part.axis} {part.length}" for part in call.further]
-    (directory / LIST_FILE).write_text("\n".join(lines) + "\n")
+    (directory / LIST_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _save_array(array: Array, path: Path) -> None:
@@ -57,7 +57,7 @@ def load_bundle(directory: Path, *, pte: Path | None = None) -> Bundle:
     Raises `RunnerError`, also for a program that is not as long as the bundle's: a file that was cut off on its way.
     """
     try:
-        lines = (directory / LIST_FILE).read_text().splitlines()
+        lines = (directory / LIST_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         if lines[0] != SCHEMA:
             raise RunnerError("unknown bundle schema", got=lines[0], expected=SCHEMA, where=directory)
         bundle, size_bytes = _parse(lines[1:], directory)
@@ -76,7 +76,7 @@ def load_bundle(directory: Path, *, pte: Path | None = None) -> Bundle:
 def recorded_hash(directory: Path) -> str:
     """SHA-256 of the program that a saved bundle is for. Raises `RunnerError`."""
     try:
-        words = (directory / LIST_FILE).read_text().splitlines()[1].split(" ")
+        words = (directory / LIST_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()[1].split(" ")
         return words[words.index("pte") + 1]
     except (IndexError, ValueError, OSError) as error:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from verifier.errors import RunnerError, VerifierError
+from verifier.core.command import command
+from verifier.errors import RunnerError
 from verifier.runner.child import load_program
 from verifier.runner.tokenizer import open_tokenizer
 
@@ -139,8 +140,9 @@ def _say(text: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+@command("llava_main")
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Command line; returns the exit status: 0 answered, 1 the program failed, 2 it could not be asked."""
     parser = argparse.ArgumentParser(
         prog="python -m verifier.runner.llava_main", description="Ask LLaVA about an image."
     )
@@ -161,9 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "a flag is out of range", expected="seq_len >= 1, temperature 0 to 100, cpu_threads 0 to 1024"
             )
         answer(options)
-    except VerifierError as error:
-        print(f"llava_main: {error}", file=sys.stderr)
-        return 2
     except ProgramError as error:
         print(f"\nllava_main: {error}", file=sys.stderr)
         return 1

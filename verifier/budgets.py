@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from verifier.checks.budget import planned_bytes
+from verifier.core.command import command
 from verifier.core.limits import limit
-from verifier.errors import RunnerError, UsageError, VerifierError
+from verifier.errors import RunnerError, UsageError
 from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
@@ -81,6 +82,7 @@ def _recorded(figures: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 written, 2 not."""
     parser = argparse.ArgumentParser(
@@ -92,18 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, metavar="N", help="processes to measure; the largest counts")
     parser.add_argument("--reason", required=True, help="why; it is written down")
     options = parser.parse_args(arguments)
-    try:
-        if not 1 <= options.runs <= 100:
-            raise UsageError("the number of runs is not usable", got=options.runs, expected="1 to 100")
-        if len(options.reason.split()) < 2:
-            raise UsageError("the reason says nothing", got=options.reason, expected="some words", fix="say why")
-        opened = open_request(Request(options.pte, options.model, options.target, checks=("structure.*",)))
-        with closing(opened.runner), hushed():
-            runs = measure_runs(opened, options.runs)
-        path = write_budget(opened, runs, options.reason)
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if not 1 <= options.runs <= 100:
+        raise UsageError("the number of runs is not usable", got=options.runs, expected="1 to 100")
+    if len(options.reason.split()) < 2:
+        raise UsageError("the reason says nothing", got=options.reason, expected="some words", fix="say why")
+    opened = open_request(Request(options.pte, options.model, options.target, checks=("structure.*",)))
+    with closing(opened.runner), hushed():
+        runs = measure_runs(opened, options.runs)
+    path = write_budget(opened, runs, options.reason)
     print(f"{path}: {opened.recipe.release} on {options.target}")
     for name, value in runs.items():
         print(f"{name:16} {value:,.4g}, budget {value * MARGINS[name]:,.4g}")

@@ -27,10 +27,11 @@ from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
 from verifier.checks.logits import all_logits, case_measures, channel_measures, distribution_measures
 from verifier.checks.vision import channel_center, compare_about, vision_measures
+from verifier.core.command import command
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
 from verifier.core.limits import limit
 from verifier.core.scales import SCALES
-from verifier.errors import GoldenError, UsageError, VerifierError
+from verifier.errors import GoldenError, UsageError
 from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.files import replacing
@@ -216,6 +217,7 @@ def write_tolerances(
     return path
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 written, 2 not."""
     parser = argparse.ArgumentParser(
@@ -229,36 +231,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
     parser.add_argument("--reason", default="first calibration", help="why; it is written down")
     options = parser.parse_args(arguments)
-    try:
-        if not 1 <= options.repeats <= 100:
-            raise UsageError("the number of repeats is not usable", got=options.repeats, expected="1 to 100")
-        if len(options.variant) < 2:
-            raise UsageError(
-                "too few variants to know a spread",
-                got=len(options.variant),
-                expected="at least 2",
-                fix="export with other --calibration images",
-            )
-        progress = Progress()
-        files = [options.pte] * options.repeats + options.variant
-        requests = [Request(path, options.model, checks=MEASURED) for path in files]
-        opened = [open_request(request) for request in requests]
-        names = {one.recipe.name for one in opened}
-        if len(names) > 1:
-            raise UsageError(
-                "the variants are of another recipe", got=", ".join(sorted(names)), expected=opened[0].recipe.name
-            )
-        with hushed() as stream:
-            progress.stream = stream
-            answer, measured = _once(), []
-            for one in opened:
-                measured.append(measure(gather(one, progress, answer=answer), one))
-                gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
-        repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
-        path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if not 1 <= options.repeats <= 100:
+        raise UsageError("the number of repeats is not usable", got=options.repeats, expected="1 to 100")
+    if len(options.variant) < 2:
+        raise UsageError(
+            "too few variants to know a spread",
+            got=len(options.variant),
+            expected="at least 2",
+            fix="export with other --calibration images",
+        )
+    progress = Progress()
+    files = [options.pte] * options.repeats + options.variant
+    requests = [Request(path, options.model, checks=MEASURED) for path in files]
+    opened = [open_request(request) for request in requests]
+    names = {one.recipe.name for one in opened}
+    if len(names) > 1:
+        raise UsageError(
+            "the variants are of another recipe", got=", ".join(sorted(names)), expected=opened[0].recipe.name
+        )
+    with hushed() as stream:
+        progress.stream = stream
+        answer, measured = _once(), []
+        for one in opened:
+            measured.append(measure(gather(one, progress, answer=answer), one))
+            gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
+    repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
+    path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)
     print(f"{path}: {opened[0].recipe.name}, {len(measured[0].values)} bands from {len(measured)} exports")
     return 0
 

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.errors import CheckpointError
+from verifier.files import refuse_stand_in
 from verifier.model.geometry import Geometry
+from verifier.shards import (
+    INDEX,
+    SINGLE,
+    Contents,
+    Shard,
+    find_shards,
+    locate_tensors,
+    read_contents,
+    read_shard,
+    require_one_set,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +35,24 @@ EMBEDDED = Path(__file__).parent / "embedded" / "llava_tiny"
 _CONFIG_LIMIT_BYTES = 1 << 20
 _INDEX_LIMIT_BYTES = 16 << 20
 _HASH_BLOCK_BYTES = 1 << 20
+_QUANTIZED_BY = ("quantization_config", "compression_config")
+"""What `transformers` reads: PretrainedConfig.quantization_config; compressed-tensors' older name of it."""
+_SMALL_FILES = (
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.bin",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "golden.json",
+    "tolerances.json",
+)
+"""Files of a checkpoint's folder besides config and weights that are read, if they are there."""
 
 
 def sha256_of_file(path: Path) -> str:
@@ -42,6 +72,7 @@ def read_json(path: Path, *, limit_bytes: int) -> dict[str, Any]:
             where=path.parent,
             fix="give --model a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.model, ...)",
         )
+    refuse_stand_in(path, CheckpointError)
     size_bytes = path.stat().st_size
     if size_bytes > limit_bytes:
         raise CheckpointError(
@@ -60,12 +91,14 @@ def read_json(path: Path, *, limit_bytes: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder in Hugging Face layout: its geometry, its files, and its tensors on demand."""
+    """A folder in Hugging Face layout: its geometry, its files, and its tensors on demand. `index` is the weight map, if it is what
+    chose the `shards`."""
 
     directory: Path
     geometry: Geometry
     shards: tuple[Path, ...]
     config: dict[str, Any] = field(repr=False)
+    index: dict[str, str] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -73,31 +106,48 @@ class Checkpoint:
         return self.directory.resolve().name
 
     @cached_property
+    def _contents(self) -> dict[Path, Contents]:
+        """Hash and first element that is not finite of every weight file: one pass over their bytes."""
+        return {shard.path: read_contents(shard) for shard in self._read}
+
+    @cached_property
     def sha256(self) -> str:
         """Identity of the model: SHA-256 over the hashes of config and all weight files, in name order."""
-        digest = hashlib.sha256()
-        for path in (self.directory / "config.json", *self.shards):
-            digest.update(f"{path.name} {sha256_of_file(path)}\n".encode())
+        digest, config = hashlib.sha256(), self.directory / "config.json"
+        digest.update(f"{config.name} {sha256_of_file(config)}\n".encode())
+        for path, contents in self._contents.items():
+            digest.update(f"{path.name} {contents.sha256}\n".encode())
         return digest.hexdigest()
+
+    def require_usable(self) -> None:
+        """Raise `CheckpointError` for what no export of this checkpoint can be right about: settings that have `transformers` quantize the
+        weights when it loads them, and weights that are not finite numbers."""
+        for section, name, value in _quantization_settings(self.config):
+            raise CheckpointError(
+                "config.json asks for quantized weights",
+                got=f"{section}{name}: {json.dumps(value)[:200]}",
+                expected="a checkpoint of plain floating-point weights",
+                where=self.directory / "config.json",
+                fix=f"if the weights are the original ones, remove {name} from config.json; if they were quantized, give --model the "
+                "original checkpoint",
+            )
+        for path, contents in self._contents.items():
+            if (found := contents.not_finite) is not None:
+                raise CheckpointError(
+                    f"a weight is not a finite number: {found.tensor.name}",
+                    got=f"{found.value} at {list(found.index)}",
+                    expected=f"finite numbers ({found.tensor.dtype} {list(found.tensor.shape)})",
+                    where=path,
+                    fix="download the file again; if the trained model has it, it overflowed when it was saved in half precision: save it again in fp32 or bf16",
+                )
+
+    @cached_property
+    def _read(self) -> tuple[Shard, ...]:
+        return tuple(read_shard(path) for path in self.shards)
 
     @cached_property
     def _locations(self) -> dict[str, Path]:
-        from safetensors import SafetensorError, safe_open
-
-        where: dict[str, Path] = {}
-        for shard in self.shards:
-            try:
-                with safe_open(shard, "pt") as file:
-                    keys = list(file.keys())
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{shard.name} is not a readable safetensors file",
-                    got=error,
-                    where=shard,
-                    fix="copy or download the file again",
-                ) from error
-            where.update(dict.fromkeys(keys, shard))
-        return where
+        return locate_tensors(self._read, self.index)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -131,37 +181,55 @@ class Checkpoint:
             yield key, self.tensor(key)
 
 
-def _find_shards(directory: Path) -> tuple[Path, ...]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return (single,)
-    if not index.is_file():
-        raise CheckpointError(
-            "the checkpoint has no weights",
-            expected="model.safetensors or model.safetensors.index.json (pickled .bin files are not read)",
-            where=directory,
-            fix="convert the checkpoint to safetensors",
-        )
-    weight_map = read_json(index, limit_bytes=_INDEX_LIMIT_BYTES).get("weight_map")
+def _quantization_settings(config: dict[str, Any], section: str = "") -> Iterator[tuple[str, str, object]]:
+    """Section, name and value of every setting by which `transformers` quantizes a model when it loads it, nested ones too."""
+    for name, value in config.items():
+        if name in _QUANTIZED_BY and value is not None:
+            yield section, name, value
+        elif isinstance(value, dict):
+            yield from _quantization_settings(value, f"{section}{name}.")
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    """The weight map, None without one. Raises `CheckpointError`."""
+    path = directory / INDEX
+    if not path.is_file():
+        return None
+    weight_map = read_json(path, limit_bytes=_INDEX_LIMIT_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("the index has no weight_map", where=index)
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise CheckpointError("the index names a file that is not beside it", got=name, where=index)
-    return tuple(directory / name for name in names)
+        raise CheckpointError(
+            "the index has no weight_map", where=path, fix="download it again, or save the checkpoint again"
+        )
+    return {str(name): str(file) for name, file in weight_map.items()}
+
+
+def _require_one_set(directory: Path, index: dict[str, str]) -> None:
+    """Refuse a stale `model.safetensors` beside an index with other weights, or the other way around. An index whose files are gone
+    names nothing that could be loaded."""
+    names = sorted(set(index.values()))
+    if names == [SINGLE] or not all(Path(name).name == name and (directory / name).is_file() for name in names):
+        return
+    require_one_set(read_shard(directory / SINGLE), [read_shard(directory / name) for name in names], index)
 
 
 def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     """The checkpoint in a folder, the cached snapshot of a hub id, or the embedded llava_tiny for None.
 
-    Raises `CheckpointError` if there is none, or if it is not LLaVA-1.5.
+    Raises `CheckpointError` if there is none, if it is not LLaVA-1.5, or if its files do not say which weights are meant. Whoever computes
+    with its weights asks `require_usable` first.
     """
     directory = EMBEDDED if model is None else Path(model)
     if not directory.is_dir() and model is not None:
         directory = _hub_snapshot(str(model))
     config = read_json(directory / "config.json", limit_bytes=_CONFIG_LIMIT_BYTES)
-    checkpoint = Checkpoint(directory, Geometry.from_config(config), _find_shards(directory), config)
+    for name in _SMALL_FILES:
+        refuse_stand_in(directory / name, CheckpointError)
+    geometry, index = Geometry.from_config(config), _read_index(directory)
+    shards = find_shards(directory, index)
+    if index is not None and shards == (directory / SINGLE,):
+        _require_one_set(directory, index)
+        index = None
+    checkpoint = Checkpoint(directory, geometry, shards, config, index)
     checkpoint.keys  # noqa: B018  damaged files are refused here, not in the middle of an export
     return checkpoint
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verifier.errors import UsageError, VerifierError
+from verifier.core.command import command
+from verifier.errors import UsageError
 from verifier.runner.targets import TARGETS
-from verifier.verdict import EXIT_STATUS
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,32 +57,29 @@ def parse_budgets(words: Sequence[str]) -> dict[str, float]:
     return made
 
 
+@command("NOT COMPARED")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        import json
+    import json
 
-        from verifier.comparison.compare import as_data, compare_reports
-        from verifier.comparison.sources import read_both
-        from verifier.comparison.terminal import comparison_markdown, print_comparison
-        from verifier.progress import Progress
-        from verifier.report.as_json import write_text
-        from verifier.report.as_markdown import append
+    from verifier.comparison.compare import as_data, compare_reports
+    from verifier.comparison.sources import read_both
+    from verifier.comparison.terminal import comparison_markdown, print_comparison
+    from verifier.progress import Progress
+    from verifier.report.as_json import write_text
+    from verifier.report.as_markdown import append
 
-        budgets = parse_budgets(options.budget)
-        progress = Progress(quiet=True) if options.quiet else Progress()
-        old, new = read_both(
-            options.old, options.new, model=options.model, target=options.target, speed=options.speed, progress=progress
-        )
-        comparison = compare_reports(old, new, budgets=budgets)
-        if options.json:
-            write_text(options.json, json.dumps(as_data(comparison), indent=1, allow_nan=False) + "\n")
-        if options.summary:
-            append(comparison_markdown(comparison), options.summary)
-    except VerifierError as error:
-        print(f"NOT COMPARED: {error}", file=sys.stderr)
-        return EXIT_STATUS["error"]
+    budgets = parse_budgets(options.budget)
+    progress = Progress(quiet=True) if options.quiet else Progress()
+    old, new = read_both(
+        options.old, options.new, model=options.model, target=options.target, speed=options.speed, progress=progress
+    )
+    comparison = compare_reports(old, new, budgets=budgets)
+    if options.json:
+        write_text(options.json, json.dumps(as_data(comparison), indent=1, allow_nan=False) + "\n")
+    if options.summary:
+        append(comparison_markdown(comparison), options.summary)
     if options.quiet:
         print(comparison.first_line)
     else:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verifier.errors import VerifierError
+from verifier.core.command import command
 from verifier.types import Recipe
 
 
@@ -42,43 +42,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 exported, 2 not."""
     options = _parser().parse_args(arguments)
-    try:
-        from verifier.checkpoint import open_checkpoint
-        from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
-        from verifier.model.image_file import read_image
-        from verifier.progress import Progress
+    from verifier.checkpoint import open_checkpoint
+    from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
+    from verifier.model.image_file import read_image
+    from verifier.progress import Progress
 
-        checkpoint = open_checkpoint(options.model)
-        recipe = Recipe(
-            max_seq_len=options.max_seq_len,
-            max_context_len=options.max_context_len or options.max_seq_len,
-            group_size=options.group_size or default_group_size(checkpoint.geometry.text.width),
-            quantizer=options.quantizer,
-            embedding_bits=options.embedding_bits,
-            use_sdpa_with_kv_cache=options.use_sdpa_with_kv_cache,
-            static_image_shape=options.static_image_shape,
-        )
-        if options.image is not None:
-            read_image(options.image)  # refused now, not after minutes of work
-        progress = Progress(quiet=True) if options.quiet else Progress()
-        exported = export_llava(
-            checkpoint,
-            recipe,
-            options.pte_name,
-            images=calibration_images(
-                options.calibration or CALIBRATION, warn=lambda text: print(f"warning: {text}", file=sys.stderr)
-            ),
-            with_artifacts=options.with_artifacts,
-            sample_image=options.image,
-            profile_memory=options.profile_memory,
-            progress=progress,
-        )
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    checkpoint = open_checkpoint(options.model)
+    recipe = Recipe(
+        max_seq_len=options.max_seq_len,
+        max_context_len=options.max_context_len or options.max_seq_len,
+        group_size=options.group_size or default_group_size(checkpoint.geometry.text.width),
+        quantizer=options.quantizer,
+        embedding_bits=options.embedding_bits,
+        use_sdpa_with_kv_cache=options.use_sdpa_with_kv_cache,
+        static_image_shape=options.static_image_shape,
+    )
+    if options.image is not None:
+        read_image(options.image)  # refused now, not after minutes of work
+    progress = Progress(quiet=True) if options.quiet else Progress()
+    exported = export_llava(
+        checkpoint,
+        recipe,
+        options.pte_name,
+        images=calibration_images(
+            options.calibration or CALIBRATION, warn=lambda text: print(f"warning: {text}", file=sys.stderr)
+        ),
+        with_artifacts=options.with_artifacts,
+        sample_image=options.image,
+        profile_memory=options.profile_memory,
+        progress=progress,
+    )
     if not options.quiet:
         size_mb = exported.pte.stat().st_size / 1e6
         print(f"{exported.pte}: {size_mb:.2f} MB, {recipe.name}, {sum(progress.stage_s.values()):.0f} s")

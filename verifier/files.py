@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever left under its final name."""
+"""Files: written so that nothing half-written is left under its final name, and recognized where something else stands in their place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from verifier.errors import UsageError
+from verifier.errors import UsageError, VerifierError
+
+_HEAD_BYTES = 512
+_STAND_INS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    (
+        (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"),
+        "a Git LFS pointer",
+        "fetch the contents: git lfs install && git lfs pull, or download the file itself",
+    ),
+    (
+        (b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/"),
+        "a git-annex pointer",
+        "fetch the contents: git annex get, or download the file itself",
+    ),
+    (
+        (b"<!doctype html", b"<html"),
+        "an HTML page",
+        "download the file again: the server sent a page (a login, a redirect or an error) in its place",
+    ),
+)
+"""How each begins, in lower case; what it is; how to get the file itself. Git LFS: github.com/git-lfs/git-lfs, docs/spec.md."""
+
+
+def refuse_stand_in(path: Path, error: type[VerifierError]) -> None:
+    """Raise `error` if a file holds something that was put in its place: a pointer of Git LFS or git-annex, or an HTML page.
+
+    Passes what is missing or cannot be read: whoever reads it says so.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return
+    for beginnings, what, fix in _STAND_INS:
+        if head.startswith(beginnings):
+            first_line = head.split(b"\n", 1)[0][:80].decode("ascii", errors="replace")
+            raise error(
+                f"{path.name} is {what}, not the file itself",
+                got=f"{first_line!r}, {path.stat().st_size:,} bytes",
+                expected="the contents of the file",
+                where=path,
+                fix=fix,
+            )
 
 
 @contextmanager

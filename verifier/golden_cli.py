@@ -20,14 +20,16 @@ from rich.table import Table
 
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import Checkpoint, open_checkpoint, sha256_of_file
+from verifier.core.command import command
 from verifier.driver import Script, converse_freely
-from verifier.errors import GoldenError, UsageError, VerifierError
+from verifier.errors import GoldenError, UsageError
 from verifier.evidence import golden_folder, logits_of, run_bundle
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
 from verifier.model.agreement import compare_with_transformers, open_tokenizer
 from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
+from verifier.model.ending import end_ids
 from verifier.model.image_file import read_image
 from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.model.tokenizer import described
@@ -63,7 +65,8 @@ def answer(
             fix="ask a shorter one",
         )
     draft = () if program is None else answer_of_program(program, sample, patches=patches)
-    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room, draft=draft)
+    ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=tokenizer.eos_id)
+    ids, margins = greedy_answer(definition, sample, ends=ends, room=room, draft=draft)
     return {
         "name": path.stem,
         "file": f"images/{path.name}",
@@ -209,11 +212,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--kind", default="added")
     update = commands.add_parser("update", help="answer images again, all or those named")
     update.add_argument("names", nargs="*")
-    for command in (show, add, update):
-        command.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
-    for command in (add, update):
-        command.add_argument("--reason", required=True, help="why; it is written down")
-        command.add_argument(
+    for one in (show, add, update):
+        one.add_argument("--model", help="checkpoint folder (default: the embedded llava_tiny)")
+    for one in (add, update):
+        one.add_argument("--reason", required=True, help="why; it is written down")
+        one.add_argument(
             "--draft",
             type=Path,
             metavar="PTE",
@@ -222,26 +225,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 shown or written, 2 not."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.command != "show":
-            if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-                raise UsageError(
-                    "goldens are not changed in CI", got=f"CI={os.environ['CI']}", fix="run it by hand, and commit"
-                )
-            if len(options.reason.split()) < 2:
-                raise UsageError("the reason says nothing", got=options.reason, expected="some words", fix="say why")
-        checkpoint = open_checkpoint(options.model)
-        folder = golden_folder(checkpoint)
-        if options.command == "show":
-            _show(checkpoint, load_golden(folder, checkpoint.sha256))
-            return 0
-        with hushed():
-            path = (_add if options.command == "add" else _update)(checkpoint, folder, options)
-        print(f"written: {path}")
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if options.command != "show":
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            raise UsageError(
+                "goldens are not changed in CI", got=f"CI={os.environ['CI']}", fix="run it by hand, and commit"
+            )
+        if len(options.reason.split()) < 2:
+            raise UsageError("the reason says nothing", got=options.reason, expected="some words", fix="say why")
+    checkpoint = open_checkpoint(options.model)
+    folder = golden_folder(checkpoint)
+    if options.command == "show":
+        _show(checkpoint, load_golden(folder, checkpoint.sha256))
+        return 0
+    checkpoint.require_usable()
+    with hushed():
+        path = (_add if options.command == "add" else _update)(checkpoint, folder, options)
+    print(f"written: {path}")
     return 0

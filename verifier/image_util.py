@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifier.errors import UsageError, VerifierError
+from verifier.core.command import command
+from verifier.errors import UsageError
 from verifier.files import replacing
 from verifier.model.image_file import READABLE, read_image
 from verifier.model.preprocess import prepare_image
@@ -58,19 +59,16 @@ def save_image_tensor(image: Tensor, path: Path) -> None:
                 np.save(file, image.numpy(), allow_pickle=False)
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m verifier.image_util", description=__doc__.splitlines()[0])
     parser.add_argument("--image-path", type=Path, required=True, help=f"{READABLE}; the orientation tag is applied")
     parser.add_argument("--output-path", type=Path, required=True, help="*.pt (TorchScript) or *.npy")
     options = parser.parse_args(arguments)
-    try:
-        check_suffix(options.output_path)
-        image = prepare_image(read_image(options.image_path))
-        save_image_tensor(image, options.output_path)
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    check_suffix(options.output_path)
+    image = prepare_image(read_image(options.image_path))
+    save_image_tensor(image, options.output_path)
     print(f"{options.output_path}: uint8 {list(image.shape)}")
     return 0
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from verifier.artifact.program import Artifact, open_artifact
+from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.assign import list_parameters
+from verifier.audit.infer import infer_recipe
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.common import Check
 from verifier.checks.registry import needs_golden, select
-from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.evidence import (
     Subjects,
     golden_folder,
@@ -99,20 +100,34 @@ def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: 
         )
 
 
-def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a file without manifest: the exporter's defaults, with what the file itself tells."""
-    from verifier.artifact.program import TensorFacts
-    from verifier.export.run import default_group_size
+_RANKS: dict[str, tuple[tuple[int, ...], int]] = {
+    "vision_encoder": ((3,), 3),
+    "token_embedding": ((2,), 3),
+    "text_decoder": ((3, 1), 2),
+}
+"""Dimensions of the inputs and of the output of each method, in the calling convention of ExecuTorch's LLaVA."""
 
-    operators = artifact.methods["text_decoder"].operators
-    image = artifact.methods["vision_encoder"].inputs[0]
-    return Recipe(
-        max_seq_len=artifact.max_seq_len,
-        max_context_len=artifact.max_seq_len,
-        group_size=default_group_size(checkpoint.geometry.text.width),
-        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
-        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
-    )
+
+def _require_known_convention(artifact: Artifact) -> None:
+    """Raise `ArtifactError` for methods that are called in another way than ExecuTorch's LLaVA: nothing can be said of what they compute.
+
+    A wrong dtype or size within the convention is a fault, which `structure.signatures` finds.
+    """
+    for name, (inputs, output) in _RANKS.items():
+        facts = artifact.methods[name]
+        position = facts.inputs[-1]
+        one_position = isinstance(position, TensorFacts) and position.sizes == (1,) and not position.dynamic
+        ranks = tuple(len(value.sizes) if isinstance(value, TensorFacts) else -1 for value in facts.inputs)
+        outputs = tuple(len(value.sizes) if isinstance(value, TensorFacts) else -1 for value in facts.outputs)
+        if ranks != inputs or outputs != (output,) or (name == "text_decoder" and not one_position):
+            raise ArtifactError(
+                f"the calling convention of {name} is not known",
+                got=f"({', '.join(map(str, facts.inputs))}) -> ({', '.join(map(str, facts.outputs))})",
+                expected="that of ExecuTorch's LLaVA: vision_encoder(BYTE[3, h, w]) -> FLOAT[1, P, D], token_embedding(LONG[1, S]) -> "
+                "FLOAT[1, S, D], text_decoder(FLOAT[1, S, D], LONG[1] position) -> FLOAT[1, V]",
+                where=artifact.path,
+                fix="export with python -m verifier.export_llava or ExecuTorch's own export_llava; other exporters' programs cannot be verified",
+            )
 
 
 def open_request(request: Request, told: Told = silent) -> Opened:
@@ -125,10 +140,12 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
+    _require_known_convention(artifact)
     to_ship = find_tokenizers(request.pte, request.tokenizer)
     artifact.max_seq_len  # noqa: B018  refused here if the file does not say
     manifest = read_manifest(request.pte)
     checkpoint = open_checkpoint(request.model)
+    checkpoint.require_usable()
     _check_belonging(artifact, manifest, checkpoint)
     tokenizer = open_tokenizer(checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)

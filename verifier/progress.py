@@ -28,7 +28,7 @@ def hushed() -> Iterator[TextIO]:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    real = os.fdopen(os.dup(2), "w", buffering=1)
+    real = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     out = os.dup(1)
     logging_level = logging.root.manager.disable
     with tempfile.TemporaryFile() as held, warnings.catch_warnings():

@@ -18,6 +18,7 @@ from verifier.golden import GoldenImage
 from verifier.metrics import top2_margin
 from verifier.model.definition import Definition
 from verifier.model.image_file import read_image
+from verifier.model.keymap import TEXT, canonical, is_buffer
 from verifier.model.preprocess import prepare_image
 from verifier.model.prompt import Prompt, caption_prompt
 from verifier.model.tokenizer import Tokenizer
@@ -81,9 +82,9 @@ def with_margins(sample: Sample, answered: Answered) -> Sample:
 
 
 def greedy_answer(
-    definition: Definition, sample: Sample, *, eos_id: int, room: int, draft: Sequence[int] = ()
+    definition: Definition, sample: Sample, *, ends: tuple[int, ...], room: int, draft: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The fp32 greedy answer up to and with EOS, or `room` tokens, and the top-2 margin in logits at each.
+    """The fp32 greedy answer up to and with the first token of `ends`, or `room` tokens, and the top-2 margin in logits at each.
 
     A `draft` saves passes, and changes nothing: all its tokens are scored at once, and as many are taken as are the favoured ones
     (speculative decoding, Leviathan et al. 2023, with temperature 0). What follows the first that is not goes token by token.
@@ -102,7 +103,7 @@ def greedy_answer(
             top = logits.topk(2)
             ids.append(int(top.indices[0]))
             margins.append(float(top.values[0] - top.values[1]))
-            if ids[-1] == eos_id or len(ids) == room:
+            if ids[-1] in ends or len(ids) == room:
                 return tuple(ids), tuple(margins)
             if ids != proposed[: len(ids)]:
                 break
@@ -223,11 +224,12 @@ class _HuggingFaceLayers:
         """[1, S, D] through layer `number`, causally. Raises `CheckpointError` if its tensors are not those of the module."""
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-        marker = f"layers.{number}."
-        keys = [key for key in self.checkpoint.keys if "language_model" in key and marker in key]
+        prefix = f"{TEXT}layers.{number}."
+        keys = {canonical(key): key for key in self.checkpoint.keys if not is_buffer(key)}
+        names = {spelled.removeprefix(prefix): key for spelled, key in keys.items() if spelled.startswith(prefix)}
         with torch.device("meta"):
             layer = LlamaDecoderLayer(self.config, layer_idx=0).eval()
-        weights = {key.partition(marker)[2]: self._held(key.partition(marker)[2], key) for key in keys}
+        weights = {name: self._held(name, key) for name, key in names.items()}
         try:
             layer.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:

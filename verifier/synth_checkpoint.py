@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verifier.errors import UsageError, VerifierError
+from verifier.core.command import command
+from verifier.errors import UsageError
 from verifier.progress import Progress, hushed
 from verifier.synth.folder import write_checkpoint
 from verifier.synth.geometries import NAMED, find_config
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 written, 2 not."""
     options = _parser().parse_args(arguments)
@@ -40,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_checkpoint(options.out, find_config(options.geometry), seed=options.seed, progress=progress)
     except OSError as error:
         print(UsageError("the checkpoint cannot be written", got=error, where=options.out), file=sys.stderr)
-        return 2
-    except VerifierError as error:
-        print(error, file=sys.stderr)
         return 2
     print(f"{options.out}: {options.geometry}, seed {options.seed}")
     return 0

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.errors import VerifierError
-from verifier.runner.targets import TARGETS
+from verifier.core.command import command
 
 if TYPE_CHECKING:
     from verifier.comparison.compare import Comparison
 
 __test__ = False  # a command, not a test module, whatever its name says
 
-EXIT_NOT_VERIFIED = 2
-
 
 def _parser() -> argparse.ArgumentParser:
+    from verifier.runner.targets import TARGETS
+
     parser = argparse.ArgumentParser(
         prog="python -m verifier.test_pte",
         description="Verify that an exported LLaVA program still computes its checkpoint.",
@@ -131,50 +129,43 @@ def _show(comparison: Comparison, *, quiet: bool) -> None:
         print_comparison(comparison)
 
 
+@command("NOT VERIFIED")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
-    try:
-        from verifier.opening import Request, split_globs
-        from verifier.pipeline import verify
-        from verifier.progress import Progress
-        from verifier.report.as_json import report
-        from verifier.report.terminal import print_report
-        from verifier.report.words import summary_lines
+    from verifier.opening import Request, split_globs
+    from verifier.pipeline import verify
+    from verifier.progress import Progress
+    from verifier.report.as_json import report
+    from verifier.report.terminal import print_report
+    from verifier.report.words import summary_lines
 
-        _check_destinations(options)
-        old = _baseline(options) if options.baseline else None
-        checks, images = split_globs(options.checks), split_globs(options.images)
-        reproduction = options.report and options.report / "reproduction"
-        request = Request(
-            options.pte,
-            options.model,
-            options.target,
-            checks,
-            options.allow_partial,
-            options.image,
-            reproduction,
-            images,
-            options.tokenizer,
-        )
-        run = verify(request, Progress(quiet=True) if options.quiet else Progress())
-        data, status = report(run), run.judgement.exit_status
-        _write(options, data)
-        if options.quiet:
-            print("\n".join(summary_lines(data)))
-        else:
-            print_report(data, verbose=options.verbose)
-        if old is not None:
-            comparison = _compare(options, old, data)
-            _show(comparison, quiet=options.quiet)
-            status = status or (1 if comparison.refused else 0)
-    except VerifierError as error:
-        print(f"NOT VERIFIED: {error}", file=sys.stderr)
-        return EXIT_NOT_VERIFIED
-    except Exception:
-        traceback.print_exc()
-        print("NOT VERIFIED: the verifier itself failed; please report this with the traceback above", file=sys.stderr)
-        return EXIT_NOT_VERIFIED
+    _check_destinations(options)
+    old = _baseline(options) if options.baseline else None
+    checks, images = split_globs(options.checks), split_globs(options.images)
+    reproduction = options.report and options.report / "reproduction"
+    request = Request(
+        options.pte,
+        options.model,
+        options.target,
+        checks,
+        options.allow_partial,
+        options.image,
+        reproduction,
+        images,
+        options.tokenizer,
+    )
+    run = verify(request, Progress(quiet=True) if options.quiet else Progress())
+    data, status = report(run), run.judgement.exit_status
+    _write(options, data)
+    if options.quiet:
+        print("\n".join(summary_lines(data)))
+    else:
+        print_report(data, verbose=options.verbose)
+    if old is not None:
+        comparison = _compare(options, old, data)
+        _show(comparison, quiet=options.quiet)
+        status = status or (1 if comparison.refused else 0)
     return status
 
 

@@ -14,7 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from verifier.errors import RunnerError, VerifierError
+from verifier.core.command import command
+from verifier.errors import RunnerError
 from verifier.runner.native import ARM_BINARY, BINARY
 
 SOURCE = Path(__file__).resolve().parent
@@ -87,17 +88,14 @@ def build(out: Path = BINARY.parent, *, arch: str | None = None, source: Path = 
     return out / BINARY.name
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 built, 2 not."""
     parser = argparse.ArgumentParser(prog="python -m verifier.runner.native.build", description="Build llava_main.")
     parser.add_argument("--arch", choices=("aarch64",), help="cross-compile (default: for this machine)")
     parser.add_argument("--out", type=Path, help=f"build folder (default: {BINARY.parent}, {ARM_BINARY.parent})")
     options = parser.parse_args(arguments)
-    try:
-        print(build(options.out or (ARM_BINARY if options.arch else BINARY).parent, arch=options.arch))
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return 2
+    print(build(options.out or (ARM_BINARY if options.arch else BINARY).parent, arch=options.arch))
     return 0
 
 

@@ -18,6 +18,7 @@ from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks import embedding, greedy
 from verifier.checks.layers import PROFILE, VISION
+from verifier.checks.metadata import FALLBACKS
 from verifier.checks.registry import CHECKS
 from verifier.errors import GoldenError
 from verifier.faults.surgery import change_bytes, find_constants
@@ -290,19 +291,11 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(
     assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"fail"}
 
 
-def test_metadata_that_is_not_so_fails(gathered: evidence.Evidence) -> None:
-    """Each fact that a runner asks for, off by one; one that the file does not state is not judged."""
+def test_wrong_or_missing_metadata_fails(gathered: evidence.Evidence) -> None:
+    """Each fact that a runner asks for, off by one or left out; the message says what a runner assumes."""
     methods = gathered.artifact.methods
     assert _verdicts("structure.metadata", gathered) == {"pass"}
-    names = (
-        "get_bos_id",
-        "get_eos_ids",
-        "get_vocab_size",
-        "get_max_context_len",
-        "use_kv_cache",
-        "enable_dynamic_shape",
-    )
-    for name in names:
+    for name in FALLBACKS:
         (value,) = methods[name].outputs
         wrong = replace(methods[name], outputs=(int(str(value)) + 1,))  # type: ignore[arg-type]
         broken = replace(gathered, artifact=replace(gathered.artifact, methods=methods | {name: wrong}))
@@ -310,7 +303,53 @@ def test_metadata_that_is_not_so_fails(gathered: evidence.Evidence) -> None:
         assert (result.verdict, result.where and result.where.method) == ("fail", name)
         silent = {key: facts for key, facts in methods.items() if key != name}
         quiet = replace(gathered, artifact=replace(gathered.artifact, methods=silent))
-        assert _verdicts("structure.metadata", quiet) == {"pass"}
+        (result,) = results_of("structure.metadata", quiet)
+        assert (result.verdict, result.where and result.where.method) == ("fail", name)
+        assert f"{name} is missing" in result.message
+
+
+def test_another_exporters_few_methods_are_passed_with_what_runners_assume(gathered: evidence.Evidence) -> None:
+    """Upstream's own export says get_max_seq_len and nothing else."""
+    methods = {
+        name: facts
+        for name, facts in gathered.artifact.methods.items()
+        if name not in FALLBACKS or name == "get_max_seq_len"
+    }
+    (result,) = results_of(
+        "structure.metadata", replace(gathered, artifact=replace(gathered.artifact, methods=methods))
+    )
+    assert result.verdict == "pass"
+    assert "get_eos_ids is missing (right: 2): runners take the tokenizer's alone" in result.message
+
+
+def test_several_ends_of_an_answer_are_all_wanted(gathered: evidence.Evidence, tmp_path: Path) -> None:
+    """generation_config.json names two; the file has to return both, in any order, and no third."""
+    folder = Path(
+        shutil.copytree(
+            gathered.checkpoint.directory, tmp_path / "model", ignore=shutil.ignore_patterns("*.pte", "images", "make")
+        )
+    )
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 957]}))
+    several = replace(gathered, checkpoint=open_checkpoint(folder))
+    (result,) = results_of("structure.metadata", several)
+    assert result.verdict == "fail"
+    assert "get_eos_ids returns 2, expected [2, 957] (generation_config.json: [2, 957])" in result.message
+    methods = gathered.artifact.methods
+    for values, verdict in (((957, 2), "pass"), ((2, 957, 13), "fail")):
+        made = methods | {"get_eos_ids": replace(methods["get_eos_ids"], outputs=values)}
+        artifact = replace(gathered.artifact, methods=made)
+        assert _verdicts("structure.metadata", replace(several, artifact=artifact)) == {verdict}
+
+
+def test_a_cache_beyond_the_trained_positions_is_said(gathered: evidence.Evidence) -> None:
+    """No fault of the bytes: it passes, and says so."""
+    geometry = gathered.checkpoint.geometry
+    short = replace(geometry, text=replace(geometry.text, max_positions=512))
+    (result,) = results_of(
+        "structure.limits", replace(gathered, checkpoint=replace(gathered.checkpoint, geometry=short))
+    )
+    assert result.verdict == "pass"
+    assert "trained for 512" in result.message
 
 
 def test_structure_faults_fail(gathered: evidence.Evidence) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.support import EMBEDDED_PTE, verify
+from verifier import opening
+from verifier.artifact.program import Artifact, TensorFacts
 from verifier.checkpoint import EMBEDDED
 from verifier.export.manifest import manifest_path
 from verifier.export_llava import main as export_main
@@ -145,10 +149,8 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str], pte: Path
 
 @pytest.mark.parametrize("arguments", [["--unknown"], []])
 def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
-    """An unknown flag, and no file at all: argparse's own status is 2."""
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
+    """An unknown flag, and no file at all."""
+    assert main(arguments) == 2
 
 
 @pytest.mark.parametrize(
@@ -176,3 +178,70 @@ def test_exporter_refuses_an_unwritable_folder(capsys: pytest.CaptureFixture[str
     (tmp_path / "file").write_text("")
     assert export_main(["--pte-name", str(tmp_path / "file" / "x.pte"), "--quiet"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14000000\n"
+
+
+def test_a_pointer_in_the_place_of_the_program_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A clone without its large files."""
+    (tmp_path / "llava.pte").write_bytes(LFS)
+    _refused(capsys, verify(tmp_path / "llava.pte"), "llava.pte is a Git LFS pointer", "git lfs pull")
+
+
+def test_a_pointer_in_the_place_of_a_picture_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The user's own."""
+    (tmp_path / "photo.jpg").write_bytes(LFS)
+    _refused(capsys, verify(EMBEDDED_PTE, str(tmp_path / "photo.jpg")), "photo.jpg is a Git LFS pointer")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The embedded checkpoint, to be damaged."""
+    skipped = shutil.ignore_patterns("*.pte", "*.manifest.json", "make", "calibration", "images", "__pycache__")
+    return Path(shutil.copytree(EMBEDDED, tmp_path / "model", ignore=skipped))
+
+
+def _damage(model: Path, kind: str) -> None:
+    if kind == "quantization_config":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {kind: {"quant_method": "gptq", "bits": 4}}))
+        return
+    weights = load_file(model / "model.safetensors")
+    weights["model.language_model.layers.1.mlp.up_proj.weight"][4, 9] = float(kind)
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("nan", "up_proj.weight"), ("inf", "inf at [4, 9]"), ("quantization_config", "asks for quantized weights")],
+)
+def test_unusable_checkpoints_are_refused_by_gate_and_exporter(
+    capsys: pytest.CaptureFixture[str], model: Path, pte: Path, kind: str, said: str
+) -> None:
+    """Before anything runs, and before anything is written."""
+    _damage(model, kind)
+    _refused(capsys, verify(pte, "--model", str(model)), said)
+    assert export_main(["--pte-name", str(model / "x.pte"), "--model", str(model), "--quiet"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (model / "x.pte").exists()
+
+
+def test_an_unknown_calling_convention_is_refused_with_the_signature(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As optimum-executorch calls its decoder: positions of all tokens, logits of all tokens. Nothing is judged."""
+    right = opening.open_artifact
+
+    def foreign(path: Path) -> Artifact:
+        artifact = right(path)
+        facts = replace(
+            artifact.methods["text_decoder"],
+            inputs=(TensorFacts("FLOAT", (1, 767, 256), True), TensorFacts("LONG", (767,), True)),
+            outputs=(TensorFacts("FLOAT", (1, 767, 1088), True),),
+        )
+        return replace(artifact, methods=artifact.methods | {"text_decoder": facts})
+
+    monkeypatch.setattr(opening, "open_artifact", foreign)
+    said = "(FLOAT[1, 767, 256] dynamic, LONG[767] dynamic) -> (FLOAT[1, 767, 1088] dynamic)"
+    _refused(capsys, verify(EMBEDDED_PTE), "calling convention of text_decoder is not known", said)

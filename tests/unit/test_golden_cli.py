@@ -50,12 +50,12 @@ def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
     golden = load_golden(micro.directory, micro.sha256).images[0]
     sample = load_sample(golden, tokenizer, side_px=micro.geometry.vision.image_px)
     room = 6
-    ids, margins = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room)
+    ids, margins = greedy_answer(definition, sample, ends=(tokenizer.eos_id,), room=room)
     passes: list[int] = []
     handle = definition.decoder.layers[0].register_forward_hook(lambda *_: passes.append(1))
     for draft, expected in ((ids, 1), ((*ids[:2], 5, *ids[3:]), room - 2), ((*ids, 5, 5), 1), ((5,), room)):
         passes.clear()
-        drafted = greedy_answer(definition, sample, eos_id=tokenizer.eos_id, room=room, draft=draft)
+        drafted = greedy_answer(definition, sample, ends=(tokenizer.eos_id,), room=room, draft=draft)
         assert drafted[0] == ids
         assert drafted[1] == pytest.approx(margins, abs=1e-4)
         assert len(passes) == expected

@@ -45,7 +45,7 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
         assert isinstance(value, TensorValue)
         if len(value.sizes) != 4 or value.dtype != "FLOAT":
             raise _odd("a cache that is not fp32 [1, T, H, D] or [1, H, T, D]", f"{value.dtype} {list(value.sizes)}")
-        axis = 1 if step.name.startswith("llama") else 2
+        axis = _axis(step)
         kind: Literal["k", "v"] = "k" if _meets_table(artifact, plan, step, step.args[at[1]]) else "v"
         layer = sum(cache.kind == kind for cache in found)
         found.append(Cache(index, layer, kind, axis, 3 - axis, value.sizes, value.size_bytes))
@@ -56,6 +56,23 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
             f"{kinds[0]} K, {kinds[1]} V, {len(kept)} tensors that outlive a call",
         )
     return tuple(found)
+
+
+def cache_length(artifact: Artifact) -> int | None:
+    """Positions that the shortest cache of `text_decoder` holds, None if no cache is written in a way that is known."""
+    plan = artifact.plans["text_decoder"]
+    written = [
+        (step, plan.values[step.args[_WRITES[step.name][0]]]) for step in plan.instructions if step.name in _WRITES
+    ]
+    lengths = [
+        value.sizes[_axis(step)] for step, value in written if isinstance(value, TensorValue) and len(value.sizes) == 4
+    ]
+    return min(lengths, default=None)
+
+
+def _axis(write: Instruction) -> int:
+    """The axis of positions of the cache that an instruction writes."""
+    return 1 if write.name.startswith("llama") else 2
 
 
 def _odd(expected: str, got: str) -> ArtifactError:

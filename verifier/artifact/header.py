@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.errors import ArtifactError
+from verifier.files import refuse_stand_in
 
 PROGRAM_LIMIT_BYTES = 256 << 20
 _FIX = "export the program again, or copy it again: compare SHA-256 with the one in the manifest"
@@ -53,6 +54,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ArtifactError("the file cannot be read", got=error, where=path, fix="check its permissions") from error
     if len(head) < 40 or head[4:6] != b"ET":
+        refuse_stand_in(path, ArtifactError)
         raise ArtifactError(
             "not an ExecuTorch program",
             got=f"{head[:12]!r}",

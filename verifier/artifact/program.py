@@ -48,10 +48,15 @@ class MethodFacts:
     planned_bytes: int
 
     @property
-    def constant(self) -> Scalar | None:
-        """The value of a metadata method such as `get_max_seq_len`; None for a method that computes."""
-        value = self.outputs[0] if len(self.outputs) == 1 and not self.operators and not self.delegates else None
-        return None if isinstance(value, TensorFacts) else value
+    def constant(self) -> Scalar | tuple[Scalar, ...] | None:
+        """The value of a metadata method such as `get_max_seq_len`, or its values if it returns several, as `get_eos_ids` may; None for a
+        method that computes."""
+        if self.operators or self.delegates:
+            return None
+        values = tuple(value for value in self.outputs if value is not None and not isinstance(value, TensorFacts))
+        if len(values) != len(self.outputs) or not values:
+            return None
+        return values[0] if len(values) == 1 else values
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class Artifact:
         """File name, for messages."""
         return self.path.name
 
-    def metadata(self, name: str) -> Scalar | None:
-        """Value of a constant method, None if there is none."""
+    def metadata(self, name: str) -> Scalar | tuple[Scalar, ...] | None:
+        """Value of a constant method, or its values; None if there is none."""
         return self.methods[name].constant if name in self.methods else None
 
     @property

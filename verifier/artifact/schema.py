@@ -104,7 +104,7 @@ def _text(name: str) -> str:
     spec = find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise VerifierError("executorch is not installed", fix="pip install executorch==1.5.1")
-    return Path(spec.submodule_search_locations[0], name).read_text()
+    return Path(spec.submodule_search_locations[0], name).read_text(encoding="utf-8")
 
 
 @cache

@@ -18,6 +18,7 @@ from verifier.errors import GoldenError
 from verifier.evidence import Case, Evidence, Subjects, answered_freely
 from verifier.ladder.divergence import quantized_token
 from verifier.ladder.quantized import build_quantized_decoder
+from verifier.model.ending import end_ids
 from verifier.types import CheckResult, Where
 
 NOISE = "greedy.margin_noise"
@@ -187,8 +188,9 @@ def _free(check: Check, evidence: Evidence, case: Case, logits: Array | None) ->
         said = f"left to itself the program says {pair[0]!r} at token {at} (position {position}), fed with the same tokens it says {pair[1]!r}"
         hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos advance by 1, the token be the favoured one."
         return check.failed(name, f"{said}. {hint}", where=Where(method="text_decoder", index=(position,)), **fields)
-    eos = evidence.tokenizer.eos_id
-    if eos in wanted and parted == len(wanted) - 1 and int(own[-1]) != eos:
+    checkpoint = evidence.checkpoint
+    ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=evidence.tokenizer.eos_id)
+    if wanted[-1] in ends and parted == len(wanted) - 1 and int(own[-1]) not in ends:
         said = f"the answer does not end where it should, at token {len(wanted) - 1}"
         return check.failed(
             name, f"{said}. Check get_eos_ids and the tokenizer.", where=Where(method="text_decoder"), **fields

@@ -5,10 +5,10 @@ from __future__ import annotations
 from verifier.artifact.handover import handovers
 from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.checks.common import Check, one_case
+from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError, GoldenError
 from verifier.evidence import Evidence
-from verifier.export.lower import metadata as declared
 from verifier.model.tokenizer import described
 from verifier.types import CheckResult, Where
 
@@ -76,12 +76,14 @@ def signatures(check: Check, evidence: Evidence) -> list[CheckResult]:
 
 
 def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """`get_max_seq_len`, the decoder's bound and the cache agree."""
+    """`get_max_seq_len`, the decoder's bound and the cache agree; where the cache is longer than the positions that the model was trained
+    for (`max_position_embeddings`), the message says so."""
     limit = evidence.artifact.max_seq_len
+    trained, held = evidence.checkpoint.geometry.text.max_positions, evidence.recipe.max_context_len
     declared = evidence.artifact.methods["text_decoder"].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
     fields = {
-        "measured": {"get_max_seq_len": limit, "text_decoder bound": bound},
+        "measured": {"get_max_seq_len": limit, "text_decoder bound": bound, "max_position_embeddings": trained},
         "where": Where(method="text_decoder"),
     }
     if bound != limit:
@@ -92,29 +94,14 @@ def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
                 **fields,
             )
         ]
-    return [check.passed("program", f"at most {limit} tokens, said alike by metadata and decoder", **fields)]
-
-
-def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """What runners ask the file for is so: BOS, EOS, vocabulary, lengths, kind of cache. What it does not say is not judged."""
-    expected = declared(
-        evidence.recipe,
-        vocabulary=evidence.checkpoint.geometry.text.vocabulary,
-        bos_id=evidence.tokenizer.bos_id,
-        eos_id=evidence.tokenizer.eos_id,
-    )
-    said = {name: evidence.artifact.metadata(name) for name in expected}
-    said = {name: value for name, value in said.items() if value is not None}
-    wrong = [f"{name} is {value}, expected {expected[name]}" for name, value in said.items() if value != expected[name]]
-    if not said:
-        return [check.error("program", "the file has none of the metadata methods that runners ask for")]
-    if wrong:
-        message = (
-            f"the file tells runners what is not so: {'; '.join(wrong)}. A runner that asks it starts, stops or counts "
-            "wrongly. Check the tokenizer that it was exported with, and export again."
+    message = f"at most {limit} tokens by get_max_seq_len and by the decoder's bound"
+    if held > trained:
+        message += (
+            f"; the KV-cache holds {held} positions, and the model was trained for {trained} (max_position_embeddings of config.json): answers "
+            f"that go on behind position {trained} are those of an untrained model. Export with --max-context-len {trained} at most, or cut "
+            "conversations in the app"
         )
-        return [check.failed("program", message, measured=said, where=Where(method=wrong[0].split()[0]))]
-    return [check.passed("program", f"{len(said)} facts that runners ask for, all so", measured=said)]
+    return [check.passed("program", message, **fields)]
 
 
 def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
@@ -239,7 +226,7 @@ def _compare_census(
 def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
     """The decoder's arena holds at least its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
     text = evidence.checkpoint.geometry.text
-    length = evidence.manifest.recipe.max_context_len if evidence.manifest else evidence.artifact.max_seq_len
+    length = evidence.recipe.max_context_len
     cache_bytes = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
     planned = evidence.artifact.methods["text_decoder"].planned_bytes
     fields = {

@@ -31,11 +31,22 @@ def tensors(check: Check, evidence: Evidence) -> list[CheckResult]:
     found: dict[str, list[Audited]] = {}
     for record in audit.constants:
         found.setdefault(record.name, []).append(record)
-    return [_tensor(check, evidence, case, found.get(case, [])) for case in cases]
+    strange = [record for record in audit.constants if not record.explained and record.name not in cases]
+    return [_tensor(check, evidence, case, found.get(case, []), strange) for case in cases]
 
 
-def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited]) -> CheckResult:
+def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited], strange: list[Audited]) -> CheckResult:
+    """The result for one parameter. `strange` are constants of which nothing is known: a parameter that was not found may be among them."""
     method, module = case.partition(".")[0], module_of(case)
+    candidates = [record for record in strange if record.method == method]
+    if not records and candidates and evidence.manifest is None:
+        first = candidates[0]
+        return check.error(
+            case,
+            f"{module} was not found, and {len(candidates)} constants of {method} are in no form that is known, first {first.role} at "
+            f"instruction {first.instruction} ({first.elements:,} elements): this exporter's layout of constants is not understood",
+            where=Where(method=method, instruction=first.instruction, module=module),
+        )
     if not records:
         return check.failed(
             case,
@@ -50,6 +61,9 @@ def _tensor(check: Check, evidence: Evidence, case: str, records: list[Audited])
         measured["worst_group"] = list(worst.group)  # type: ignore[assignment]
     bound = STEPS if _rounded(evidence, worst) else None
     allowed = {"wrong": 0} | ({"worst_steps": bound.value} if bound is not None else {})
+    if not worst.explained and evidence.manifest is None:
+        said = f"{module}: {worst.reason}; the file has no manifest, and its recipe is not understood"
+        return check.error(case, said, measured=measured, where=where)
     if worst.reason:
         hint = "The bytes changed after quantization, or came from other weights: compare SHA-256 with the manifest, then export again."
         return check.failed(case, f"{module}: {worst.reason}. {hint}", measured=measured, allowed=allowed, where=where)
@@ -87,8 +101,13 @@ def derived(check: Check, evidence: Evidence) -> list[CheckResult]:
     measured = {"constants": len(records), "wrong": len(wrong)}
     if not records:
         return [check.error("program", "the program has no derived constants: nothing was compared")]
-    if wrong:
+    if wrong and evidence.manifest is None and not any(record.explained for record in wrong):
         first = wrong[0]
+        where = Where(method=first.method, instruction=first.instruction, module=_owner(audit, first))
+        said = f"{len(wrong)} constants are not understood, first {first.role} at instruction {first.instruction} of {first.method}: {first.reason}"
+        return [check.error("program", said, measured=measured, where=where)]
+    if wrong:
+        first = next((record for record in wrong if record.explained), wrong[0])
         module = _owner(audit, first)
         where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index)
         message = f"{module}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."

@@ -11,6 +11,10 @@ import sys
 TYPE_CHECKING = False  # of `typing`, which is not imported either
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
+
+NOT_VERIFIED, INTERRUPTED = 2, 130
+"""Exit statuses of every command, besides 0 and 1 for verdicts."""
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
 """Where `verifier` is imported from: the clone, or site-packages."""
@@ -42,6 +46,15 @@ def started_module() -> str:
     return word.partition("m")[2] if word.startswith("-") else word
 
 
+def is_ours(module: str) -> bool:
+    """Whether a module is of this project: of `verifier`, or of the `runner` that lies beside it in a clone, not of a user's own."""
+    package = module.partition(".")[0]
+    if package != "runner":
+        return package == "verifier"
+    found = getattr(sys.modules.get(package), "__file__", None)
+    return found is not None and os.path.dirname(os.path.dirname(os.path.realpath(found))) == ROOT  # noqa: PTH120
+
+
 def own_process() -> None:
     """Make this process, started as `python -m verifier.COMMAND`, one that the caller's folder and settings do not reach.
 
@@ -54,6 +67,19 @@ def own_process() -> None:
             name: value for name, value in os.environ.items() if name == "PYTHONIOENCODING"
         }  # stays the caller's
         os.execve(words[0], words, os.environ | child_environment() | console)
+
+
+def end_unverified(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of `sys.excepthook` in a command: an import that fails ends with status 2. Python's own status would be 1: "do not ship"."""
+    status = INTERRUPTED if issubclass(kind, KeyboardInterrupt) else NOT_VERIFIED
+    try:
+        if status == NOT_VERIFIED:
+            sys.__excepthook__(kind, error, trace)
+            said = "see the traceback above. If it names a file of yours, that file has the name of a module: rename it"
+            print(f"NOT VERIFIED: the command could not start; {said}", file=sys.stderr)
+            sys.stderr.flush()
+    finally:
+        os._exit(status)
 
 
 def cache_folder() -> Path:

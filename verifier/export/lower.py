@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from verifier.types import Recipe
 
 
+Metadata = int | tuple[int, ...]
+"""What a constant method returns: one value, or several."""
+
+
 def _partitioners(method: str) -> list[Any]:
     """The decoder gets two: its dynamically quantized linears one by one (so that packed weights are never held twice), then
     whatever else XNNPACK takes."""
@@ -25,7 +29,7 @@ def _partitioners(method: str) -> list[Any]:
     return [XnnpackPartitioner()] if method == "vision_encoder" else []
 
 
-def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
+def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, Metadata]) -> EdgeProgramManager:
     """Partition and delegate all methods at once, as upstream does."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
@@ -43,7 +47,7 @@ def lower_method(method: str, program: ExportedProgram) -> ExportedProgram:
     return lowered
 
 
-def join(methods: Mapping[str, ExportedProgram], metadata: Mapping[str, int]) -> EdgeProgramManager:
+def join(methods: Mapping[str, ExportedProgram], metadata: Mapping[str, Metadata]) -> EdgeProgramManager:
     """Methods from `lower_method`, in the order of the file, and its constant methods."""
     from executorch.exir import EdgeCompileConfig, EdgeProgramManager
 
@@ -69,14 +73,15 @@ def to_program(edge: EdgeProgramManager) -> ExecutorchProgramManager:
     )
 
 
-def metadata(recipe: Recipe, *, vocabulary: int, bos_id: int, eos_id: int) -> dict[str, int]:
-    """Constant methods that runners ask for by name."""
+def metadata(recipe: Recipe, *, vocabulary: int, bos_id: int, eos_ids: tuple[int, ...]) -> dict[str, Metadata]:
+    """Constant methods that runners ask for by name. `get_eos_ids` returns every id that ends an answer, each as an output of its own, as
+    ExecuTorch's runner reads it (llm_runner_helper.cpp, `get_eos_ids`)."""
     return {
         "get_max_seq_len": recipe.max_seq_len,
         "get_max_context_len": recipe.max_context_len,
         "get_vocab_size": vocabulary,
         "get_bos_id": bos_id,
-        "get_eos_ids": eos_id,
+        "get_eos_ids": eos_ids[0] if len(eos_ids) == 1 else eos_ids,
         "use_kv_cache": 1,
         "use_sdpa_with_kv_cache": int(recipe.use_sdpa_with_kv_cache),
         "enable_dynamic_shape": 1,

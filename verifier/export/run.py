@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from verifier.checkpoint import EMBEDDED, Checkpoint, sha256_of_file
 from verifier.errors import ExportError, UsageError
 from verifier.export.lean import lean_lowering
-from verifier.export.lower import join, lower_method, metadata, to_edge, to_program
+from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.files import replacing
 from verifier.image_util import save_image_tensor
 from verifier.model.agreement import open_tokenizer
+from verifier.model.ending import end_ids
 from verifier.model.image_file import READABLE, list_images, read_image
 from verifier.model.preprocess import prepare_image
 from verifier.model.tokenizer import Tokenizer
@@ -108,10 +109,11 @@ def _traces(checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path]) -> d
     }
 
 
-def _metadata(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, int]:
+def _metadata(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Metadata]:
     tokenizer = Tokenizer(checkpoint.directory)
     vocabulary = checkpoint.geometry.text.vocabulary
-    return metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=tokenizer.eos_id)
+    return metadata(recipe, vocabulary=vocabulary, bos_id=tokenizer.bos_id, eos_ids=ends)
 
 
 def export_llava(
@@ -128,6 +130,7 @@ def export_llava(
     """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin`, `image.pt` and `image.npy` beside it,
     `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
     progress = progress or Progress(quiet=True)
+    checkpoint.require_usable()
     tokenizer = open_tokenizer(checkpoint)
     if with_artifacts and tokenizer.files.model is None:
         raise UsageError(

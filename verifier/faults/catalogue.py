@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifier.faults import in_constants, in_program, in_recipe, in_runtime, in_tokenizer, in_use
+from verifier.faults import in_checkpoint, in_constants, in_program, in_recipe, in_runtime, in_tokenizer, in_use
 from verifier.faults.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -11,6 +11,7 @@ FAULTS: tuple[Fault, ...] = (
     *in_recipe.FAULTS,
     *in_use.FAULTS,
     *in_tokenizer.FAULTS,
+    *in_checkpoint.FAULTS,
     *in_runtime.FAULTS,
 )
 EXCEPTIONS: dict[str, str] = {}

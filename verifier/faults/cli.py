@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from verifier.checkpoint import EMBEDDED
+from verifier.core.command import command
 from verifier.errors import UsageError, VerifierError
 from verifier.faults.bench import Outcome, Subject, prepare, run_faults, sound
 from verifier.faults.catalogue import FAULTS
@@ -153,26 +154,23 @@ def _slowest_first(fault: Fault) -> bool:
     return not fault.slow
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     console = Console(file=sys.stderr)
     kept = _Kept(options.json)
-    try:
-        faults = _chosen(options)
-        if options.list:
-            print("\n".join(f"{fault.name:32} {fault.kind:7} {fault.text}" for fault in faults))
-            return 0
-        if options.resume:
-            kept.read()
-        _run(faults, options, console, kept)
-        outcomes = [kept.outcomes[fault.name] for fault in faults]
-        if options.write:
-            part = "clean" if options.clean else "faults"
-            save(options.write, part, outcomes, kept.wall_s, options.workers)
-    except VerifierError as error:
-        print(error, file=sys.stderr)
-        return NOT_RUN
+    faults = _chosen(options)
+    if options.list:
+        print("\n".join(f"{fault.name:32} {fault.kind:7} {fault.text}" for fault in faults))
+        return 0
+    if options.resume:
+        kept.read()
+    _run(faults, options, console, kept)
+    outcomes = [kept.outcomes[fault.name] for fault in faults]
+    if options.write:
+        part = "clean" if options.clean else "faults"
+        save(options.write, part, outcomes, kept.wall_s, options.workers)
     pairs = list(zip(faults, outcomes, strict=True))
     found = sum(o.found(f) for f, o in pairs)
     steps = sum(o.right_step(f) for f, o in pairs)

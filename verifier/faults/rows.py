@@ -1,6 +1,6 @@
 """Faults that happened in practice, by the numbers that this project gives them.
 
-ET pytorch/executorch, LC ggml-org/llama.cpp, HF huggingface/transformers, XN google/XNNPACK: issues, pull requests or commits.
+ET pytorch/executorch, LC ggml-org/llama.cpp, HF huggingface/transformers, XN google/XNNPACK, RN software-mansion/react-native-executorch: issues, pull requests or commits.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ ROWS: dict[int, tuple[str, str]] = {
     61: ("a blank, or none, behind `<image>` against the tokenizer", "HF#47700, LC#7094"),
     63: ("the rotation tag of a photo ignored", "LC#20870"),
     66: ("the processor's file says another resize, rescale, crop or patch", "HF#35052, HF#34447"),
+    70: ("metadata method missing, the runner falls back to 128", "RN#194, RN#201"),
+    71: ("several ids end an answer, one is known", "LlamaFactory#9338"),
+    72: ("infinity or NaN in a weight", "LLaVA#463"),
+    76: ("weights stored in a second, stale copy", "vllm#54230"),
     77: ("the tokenizer file that ships gives other ids than the checkpoint's", "tokenizers#153, tokenizers#198"),
 }
 """Number -> (what happened, evidence)."""

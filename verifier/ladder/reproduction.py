@@ -28,7 +28,7 @@ def save_reproduction(
         given = tuple(np.array(x.numpy(), order="C") for x in inputs)
         save_bundle(Bundle(folder / PROGRAM, (Call(f"node_{node}", given),)), folder)
         save_array(expected.numpy(), expected_path(folder, 0))
-        (folder / TEXT).write_text(_text(node, said))
+        (folder / TEXT).write_text(_text(node, said), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             "the reproduction cannot be written", got=error, where=folder, fix="check the space"

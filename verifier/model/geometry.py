@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "vocab_size": 32000,
     "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 2048,
     "hidden_act": "silu",
 }
 _LIMIT = 1 << 20
@@ -48,7 +50,8 @@ class VisionGeometry:
 
 @dataclass(frozen=True)
 class TextGeometry:
-    """Llama decoder."""
+    """Llama decoder. `tied`: a checkpoint without an output head uses the embedding table, or the other way around. `max_positions` are
+    those that the model was trained for (`max_position_embeddings`)."""
 
     width: int
     hidden: int
@@ -59,6 +62,8 @@ class TextGeometry:
     vocabulary: int
     norm_eps: float
     rope_theta: float
+    tied: bool = False
+    max_positions: int = 2048
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,16 @@ class Geometry:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Geometry:
         """Read a parsed `config.json`. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
+        _refuse_original_layout(config)
         _expect(config, "model_type", "llava")
         _expect(config, "vision_feature_select_strategy", "default", default="default")
         _expect(config, "projector_hidden_act", "gelu", default="gelu")
         vision, text = _section(config, "vision_config"), _section(config, "text_config")
         return cls(
             _vision(_VISION_DEFAULTS | vision, _integer(config, "vision_feature_layer", default=-2, signed=True)),
-            _text(_TEXT_DEFAULTS | text),
+            _text(
+                _TEXT_DEFAULTS | text, tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+            ),
             _integer(config, "image_token_index" if "image_token_index" in config else "image_token_id"),
         )
 
@@ -91,6 +99,40 @@ def _refuse(field: str, got: object, expected: object) -> CheckpointError:
         where="config.json",
         fix="give --model a LLaVA-1.5 checkpoint (model_type 'llava', CLIP tower, Llama decoder)",
     )
+
+
+_ORIGINAL_FIELDS = (
+    "mm_projector_type",
+    "mm_vision_tower",
+    "mm_hidden_size",
+    "mm_vision_select_layer",
+    "tune_mm_mlp_adapter",
+)
+CONVERT = (
+    "give --model a converted checkpoint, such as llava-hf/llava-1.5-7b-hf, or convert this one with the script of transformers 4: "
+    "python src/transformers/models/llava/convert_llava_weights_to_hf.py --text_model_id lmsys/vicuna-7b-v1.5 "
+    "--vision_model_id openai/clip-vit-large-patch14-336 --old_state_dict_id liuhaotian/llava-v1.5-7b --output_hub_path ORG/NAME"
+)
+"""What to do with a checkpoint in the layout of github.com/haotian-liu/LLaVA."""
+
+
+def _refuse_original_layout(config: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for the configuration of the original LLaVA code, which `transformers` does not load."""
+    architectures = config.get("architectures")
+    named = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    original = [name for name in named if re.fullmatch(r"Llava\w*ForCausalLM", name)]
+    fields = [name for name in _ORIGINAL_FIELDS if name in config]
+    if original or fields or config.get("model_type") in ("llava_llama", "llava_mistral", "llava_mpt", "llava_qwen"):
+        shown = (
+            [f"architectures {', '.join(named)}"] if named else [f"model_type {config.get('model_type')}"]
+        ) + fields[:2]
+        raise CheckpointError(
+            "the checkpoint is in the layout of the original LLaVA code, not in Hugging Face's",
+            got=", ".join(shown),
+            expected="architectures LlavaForConditionalGeneration, with vision_config and text_config",
+            where="config.json",
+            fix=CONVERT,
+        )
 
 
 def _expect(config: dict[str, Any], field: str, expected: object, *, default: object = None) -> None:
@@ -134,10 +176,9 @@ def _vision(config: dict[str, Any], feature_layer: int) -> VisionGeometry:
     )
 
 
-def _text(config: dict[str, Any]) -> TextGeometry:
+def _text(config: dict[str, Any], *, tied: bool) -> TextGeometry:
     _expect(config, "model_type", "llama", default="llama")
     _expect(config, "hidden_act", "silu")
-    _expect(config, "tie_word_embeddings", False, default=False)
     _expect(config, "attention_bias", False, default=False)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -162,4 +203,6 @@ def _text(config: dict[str, Any]) -> TextGeometry:
         vocabulary=_integer(config, "vocab_size"),
         norm_eps=float(config["rms_norm_eps"]),
         rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        tied=tied,
+        max_positions=_integer(config, "max_position_embeddings"),
     )

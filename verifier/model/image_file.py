@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from verifier.errors import ImageError
+from verifier.files import refuse_stand_in
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
 """The formats that are read, by Pillow's names: one list for every command. JPEG includes MPO. PNG, JPEG, WebP, AVIF and TIFF carry
@@ -101,6 +102,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     fix = f"give a {READABLE} file"
     if not path.is_file():
         raise ImageError("no such image", got=path, expected="an image file", fix=fix)
+    refuse_stand_in(path, ImageError)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of palettes with transparency, of metadata

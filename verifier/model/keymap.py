@@ -6,11 +6,16 @@ ET#12324 was a renamed key that `strict=False` let pass in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verifier.errors import CheckpointError
-from verifier.model.geometry import Geometry
+from verifier.model.geometry import CONVERT, Geometry
+
+_ORIGINAL = re.compile(
+    r"^(?:model\.)?(?:mm_projector\.|vision_tower\.vision_tower\.)|^model\.(?:layers\.\d+|embed_tokens)\."
+)
 
 _LAYER_LINEARS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
 _TEXT_LAYER = {
@@ -46,26 +51,33 @@ class KeyMap:
         return frozenset(self.vision.values()) | frozenset(self.text.values()) | {self.embedding}
 
 
-@dataclass(frozen=True)
-class _Spelling:
-    """Prefixes of one generation of `transformers`."""
-
-    tower: str
-    projector: str
-    text: str
-    head: str
-
-
-# transformers >= 5, 4.52-4.x, and the layout in which llava-hf/llava-1.5-7b-hf was published.
-_SPELLINGS = (
-    _Spelling("model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head.weight"),
-    _Spelling(
-        "model.vision_tower.vision_model.", "model.multi_modal_projector.", "model.language_model.", "lm_head.weight"
-    ),
-    _Spelling(
-        "vision_tower.vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head.weight"
-    ),
+TOWER, PROJECTOR, TEXT, HEAD = (
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "model.language_model.",
+    "lm_head.weight",
 )
+"""Where transformers 5 keeps the parts of LLaVA."""
+_RENAMED = (
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^(?:model\.){0,2}vision_tower\.(?:vision_model\.)?"), TOWER),
+    (re.compile(r"^(?:model\.){0,2}multi_modal_projector\."), PROJECTOR),
+    (re.compile(r"^(?:model\.){0,2}language_model\.(?!lm_head\.)(?:model\.)?"), TEXT),
+    (re.compile(r"^model\.lm_head\."), "lm_head."),
+)
+
+
+def canonical(key: str) -> str:
+    """A checkpoint's key in the spelling of transformers 5.
+
+    Each key is renamed by itself, as `transformers` does it (conversion_mapping.py, "llava" and "CLIPVisionModel"; prefixes of base models
+    are added or dropped): so a file may mix the spellings of several releases. A key that is of no spelling stays as it is.
+    """
+    for pattern, target in _RENAMED:
+        renamed, count = pattern.subn(target, key)
+        if count:
+            return renamed
+    return key
 
 
 def _vision_layer(prefix: str, source: str) -> dict[str, str]:
@@ -79,20 +91,19 @@ def _vision_layer(prefix: str, source: str) -> dict[str, str]:
     }
 
 
-def _vision_keys(spelling: _Spelling, geometry: Geometry) -> tuple[dict[str, str], frozenset[str]]:
-    tower = spelling.tower
+def _vision_keys(geometry: Geometry) -> tuple[dict[str, str], frozenset[str]]:
     mapped = {
-        "tower.class_embedding": f"{tower}embeddings.class_embedding",
-        "tower.patch_embedding.weight": f"{tower}embeddings.patch_embedding.weight",
-        "tower.position_embedding": f"{tower}embeddings.position_embedding.weight",
+        "tower.class_embedding": f"{TOWER}embeddings.class_embedding",
+        "tower.patch_embedding.weight": f"{TOWER}embeddings.patch_embedding.weight",
+        "tower.position_embedding": f"{TOWER}embeddings.position_embedding.weight",
     }
     for kind in ("weight", "bias"):
-        mapped[f"tower.pre_norm.{kind}"] = f"{tower}pre_layrnorm.{kind}"  # CLIP's own spelling
+        mapped[f"tower.pre_norm.{kind}"] = f"{TOWER}pre_layrnorm.{kind}"  # CLIP's own spelling
         for name in ("linear_1", "linear_2"):
-            mapped[f"projector.{name}.{kind}"] = f"{spelling.projector}{name}.{kind}"
-    unused = {f"{tower}post_layernorm.{kind}" for kind in ("weight", "bias")}
+            mapped[f"projector.{name}.{kind}"] = f"{PROJECTOR}{name}.{kind}"
+    unused = {f"{TOWER}post_layernorm.{kind}" for kind in ("weight", "bias")}
     for layer in range(geometry.vision.layers):
-        keys = _vision_layer(f"tower.layers.{layer}.", f"{tower}encoder.layers.{layer}.")
+        keys = _vision_layer(f"tower.layers.{layer}.", f"{TOWER}encoder.layers.{layer}.")
         if layer < geometry.vision.layers_used:
             mapped |= keys
         else:
@@ -100,41 +111,93 @@ def _vision_keys(spelling: _Spelling, geometry: Geometry) -> tuple[dict[str, str
     return mapped, frozenset(unused)
 
 
-def _text_keys(spelling: _Spelling, geometry: Geometry) -> dict[str, str]:
-    mapped = {"norm.weight": f"{spelling.text}norm.weight", "output.weight": spelling.head}
+def _text_keys(geometry: Geometry) -> dict[str, str]:
+    mapped = {"norm.weight": f"{TEXT}norm.weight", "output.weight": HEAD}
     for layer in range(geometry.text.layers):
         for theirs, mine in _TEXT_LAYER.items():
-            mapped[f"layers.{layer}.{mine}.weight"] = f"{spelling.text}layers.{layer}.{theirs}.weight"
+            mapped[f"layers.{layer}.{mine}.weight"] = f"{TEXT}layers.{layer}.{theirs}.weight"
     return mapped
 
 
-def _map(spelling: _Spelling, geometry: Geometry) -> KeyMap:
-    vision, unused = _vision_keys(spelling, geometry)
-    return KeyMap(vision, _text_keys(spelling, geometry), f"{spelling.text}embed_tokens.weight", unused)
+def expected_keys(geometry: Geometry) -> KeyMap:
+    """The key map of a checkpoint as transformers 5 saves it."""
+    vision, unused = _vision_keys(geometry)
+    return KeyMap(vision, _text_keys(geometry), f"{TEXT}embed_tokens.weight", unused)
 
 
-def _is_buffer(key: str) -> bool:
+def is_buffer(key: str) -> bool:
     """Index tables and frequencies that old `transformers` stored; they follow from the geometry."""
     return key.endswith(("position_ids", "rotary_emb.inv_freq"))
 
 
 def map_keys(keys: Iterable[str], geometry: Geometry) -> KeyMap:
-    """The key map for a checkpoint. Raises `CheckpointError` naming keys that are missing or that nothing explains."""
-    present = {key for key in keys if not _is_buffer(key)}
-    candidates = [_map(spelling, geometry) for spelling in _SPELLINGS]
-    best = max(candidates, key=lambda candidate: len(candidate.used & present))
-    missing, unknown = best.used - present, present - best.used - best.unused
+    """The key map for a checkpoint, with the file's own keys. Raises `CheckpointError` naming keys that are missing, that nothing explains, or
+    that are two spellings of one tensor."""
+    spelled: dict[str, list[str]] = {}
+    for key in sorted(keys):
+        if not is_buffer(key):
+            spelled.setdefault(canonical(key), []).append(key)
+    _refuse_original(spelled)
+    twice = [names for names in spelled.values() if len(names) > 1]
+    if twice:
+        raise CheckpointError(
+            "the checkpoint holds one tensor under two names",
+            got=" and ".join(twice[0]) + (f", and {len(twice) - 1} more such tensors" if len(twice) > 1 else ""),
+            expected="one spelling of each tensor: loaders take either",
+            where="keys of the safetensors files",
+            fix="remove the stale one: load the checkpoint with transformers, and save it again with save_pretrained",
+        )
+    wanted = expected_keys(geometry)
+    found = {name: names[0] for name, names in spelled.items()} | _tied(wanted, spelled, geometry)
+    missing = {_as_spelled(key, spelled) for key in wanted.used - found.keys()}
+    unknown = {spelled[name][0] for name in spelled.keys() - wanted.used - wanted.unused}
     if missing or unknown:
         raise CheckpointError(
             "the checkpoint's tensors are not those of its config.json",
             got="; ".join(
                 _listed(kind, names) for kind, names in (("missing", missing), ("unknown", unknown)) if names
             ),
-            expected=f"{len(best.used)} tensors, each with one use",
+            expected=f"{len(wanted.used)} tensors, each with one use",
             where="keys of the safetensors files",
             fix="check that config.json belongs to these weights, and that no key was renamed",
         )
-    return best
+    return KeyMap(
+        {parameter: found[key] for parameter, key in wanted.vision.items()},
+        {parameter: found[key] for parameter, key in wanted.text.items()},
+        found[wanted.embedding],
+        frozenset(found[key] for key in wanted.unused & found.keys()),
+    )
+
+
+def _tied(wanted: KeyMap, spelled: Mapping[str, Sequence[str]], geometry: Geometry) -> dict[str, str]:
+    """What stands for a head or a table that a tied checkpoint leaves out; where both are there, `transformers` uses both."""
+    if not geometry.text.tied or (HEAD in spelled) == (wanted.embedding in spelled):
+        return {}
+    there, absent = (HEAD, wanted.embedding) if HEAD in spelled else (wanted.embedding, HEAD)
+    return {absent: spelled[there][0]}
+
+
+def _as_spelled(key: str, spelled: Mapping[str, Sequence[str]]) -> str:
+    """A missing key in the spelling of its part's other keys."""
+    for part in (TOWER, PROJECTOR, TEXT):
+        if key.startswith(part):
+            sibling = next((name for name in spelled if name.startswith(part)), None)
+            if sibling is not None:
+                return spelled[sibling][0].removesuffix(sibling.removeprefix(part)) + key.removeprefix(part)
+    return key
+
+
+def _refuse_original(spelled: Mapping[str, Sequence[str]]) -> None:
+    """Raise `CheckpointError` for tensors of the original LLaVA code: a bare Llama under `model.`, and `mm_projector`."""
+    original = [name for name in spelled if _ORIGINAL.match(name)]
+    if original:
+        raise CheckpointError(
+            "the checkpoint is in the layout of the original LLaVA code, not in Hugging Face's",
+            got=_listed("tensors such as", frozenset(original), shown=2),
+            expected=f"{TEXT}…, {TOWER}…, {PROJECTOR}…",
+            where="keys of the safetensors files",
+            fix=CONVERT,
+        )
 
 
 def _listed(kind: str, names: set[str] | frozenset[str], shown: int = 4) -> str:

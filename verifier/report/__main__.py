@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from verifier.errors import VerifierError
+from verifier.core.command import command
 from verifier.verdict import EXIT_STATUS
 
 
+@command("NOT VERIFIED")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status of the verdict in the file, or 2."""
     parser = argparse.ArgumentParser(
@@ -32,27 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     amount.add_argument("--quiet", action="store_true", help="print only the verdict")
     amount.add_argument("--verbose", action="store_true", help="print a line for each check, and every failure")
     options = parser.parse_args(arguments)
-    try:
-        from verifier.report.as_html import write_html
-        from verifier.report.as_json import read_report
-        from verifier.report.as_junit import write_junit
-        from verifier.report.as_markdown import append, github_annotations, markdown
-        from verifier.report.folder import write_folder
-        from verifier.report.terminal import print_report
-        from verifier.report.words import summary_lines
+    from verifier.report.as_html import write_html
+    from verifier.report.as_json import read_report
+    from verifier.report.as_junit import write_junit
+    from verifier.report.as_markdown import append, github_annotations, markdown
+    from verifier.report.folder import write_folder
+    from verifier.report.terminal import print_report
+    from verifier.report.words import summary_lines
 
-        data = read_report(options.json)
-        if options.report:
-            write_folder(data, options.report)
-        if options.html:
-            write_html(data, options.html)
-        if options.junit:
-            write_junit(data, options.junit)
-        if options.summary:
-            append(markdown(data), options.summary)
-    except VerifierError as error:
-        print(f"NOT VERIFIED: {error}", file=sys.stderr)
-        return EXIT_STATUS["error"]
+    data = read_report(options.json)
+    if options.report:
+        write_folder(data, options.report)
+    if options.html:
+        write_html(data, options.html)
+    if options.junit:
+        write_junit(data, options.junit)
+    if options.summary:
+        append(markdown(data), options.summary)
     if options.annotations:
         print("\n".join(github_annotations(data)))
     elif options.quiet:

@@ -23,9 +23,9 @@ OPEN_IMAGES = 4
 def html(data: Report) -> str:
     """The page. Text of the report is escaped; its pictures are drawn anew."""
     folder = resources.files("verifier.report")
-    script = (folder / "report.js").read_text()
+    script = (folder / "report.js").read_text(encoding="utf-8")
     environment = Environment(
-        loader=DictLoader({"report": (folder / "report.html.j2").read_text()}),
+        loader=DictLoader({"report": (folder / "report.html.j2").read_text(encoding="utf-8")}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -45,7 +45,7 @@ def html(data: Report) -> str:
         said=said(data),
         command=next_command(data),
         steps=STEP_MEANS,
-        style=Markup((folder / "report.css").read_text()),
+        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_digest=digest,
         depth={method: Markup(plots.depth(data, method)) for method in ("vision_encoder", "text_decoder")},

@@ -104,7 +104,9 @@ def report(run: Run) -> Report:
 @cache
 def schema() -> dict[str, Any]:
     """The published JSON Schema (draft 2020-12)."""
-    made: dict[str, Any] = json.loads((resources.files("verifier.report") / "report.schema.json").read_text())
+    made: dict[str, Any] = json.loads(
+        (resources.files("verifier.report") / "report.schema.json").read_text(encoding="utf-8")
+    )
     return made
 
 
@@ -140,7 +142,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a report file, whole or not at all. Raises `UsageError`."""
     with replacing(path) as temporary:
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UsageError(
                 "the report cannot be written", got=error, where=path, fix="check space and permissions"

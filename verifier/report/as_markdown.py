@@ -73,7 +73,7 @@ def _failed(data: Report) -> list[str]:
 def append(text: str, path: Path) -> None:
     """Add a summary to a file that other steps of a CI run write to, too. Raises `UsageError`."""
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         raise UsageError("the summary cannot be written", got=error, where=path) from error

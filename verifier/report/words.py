@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from verifier.report.as_json import Report
+from verifier.report.headline import headline
 
 TITLE = {"pass": "VERIFIED", "fail": "FAILED", "error": "NOT VERIFIED"}
 MEANING = {
     "pass": "These bytes still compute the checkpoint. They may ship.",
-    "fail": "These bytes do not compute the checkpoint. Do not ship them.",
     "error": "Nothing is known for certain: something needed for the verdict is missing.",
 }
 PARTLY = "What was checked is right. The rest was left out on request: this alone is no ground to ship."
@@ -31,7 +31,9 @@ def title(data: Report) -> str:
 
 
 def meaning(data: Report) -> str:
-    """What the verdict says about shipping."""
+    """What the verdict says about shipping; of a failure, who is at fault and whether the bytes may be right."""
+    if data["verdict"] == "fail":
+        return headline(data["checks"])
     return PARTLY if data["verdict"] == "pass" and data["partial"] else MEANING[data["verdict"]]
 
 

@@ -1,0 +1,81 @@
+"""The recipe of a file without manifest, read from its bytes: group size, quantizer, bits of the embedding, lengths, kind of attention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+from verifier.artifact.caches import cache_length
+from verifier.artifact.program import Artifact, TensorFacts
+from verifier.artifact.xnnpack import GraphValue, PerGroup
+from verifier.audit.inventory import Constant, take_inventory
+from verifier.audit.recipe import quantized_linear
+from verifier.checkpoint import Checkpoint
+from verifier.errors import ArtifactError
+from verifier.export.run import default_group_size
+from verifier.interpret.nodes import constant_weights
+from verifier.model.keymap import map_keys
+from verifier.types import EmbeddingBits, Quantizer, Recipe
+
+_EMBEDDINGS: tuple[tuple[str, EmbeddingBits], ...] = (
+    ("embedding_4bit", 4),
+    ("embedding_byte", 8),
+    ("aten::embedding", 32),
+)
+
+
+def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
+    """What the file says of its recipe; this exporter's default where it says nothing."""
+    operators = artifact.methods["text_decoder"].operators
+    lookups = artifact.methods["token_embedding"].operators
+    image = artifact.methods["vision_encoder"].inputs[0]
+    grouped = _grouped_linears(artifact)
+    sizes = Counter(quantization.group_size for _, quantization in grouped)
+    usual = sizes.most_common(1)[0][0] if sizes else default_group_size(checkpoint.geometry.text.width)
+    make = partial(
+        Recipe,
+        max_seq_len=artifact.max_seq_len,
+        max_context_len=max(artifact.max_seq_len, cache_length(artifact) or 0),
+        embedding_bits=next((bits for word, bits in _EMBEDDINGS if any(word in name for name in lookups)), 8),
+        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
+        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
+    )
+    if usual % 32:  # no recipe has such groups: the audit says so
+        return make(group_size=default_group_size(checkpoint.geometry.text.width))
+    recipe = make(group_size=usual)
+    return replace(recipe, quantizer=_quantizer(artifact, checkpoint, recipe, [constant for constant, _ in grouped]))
+
+
+def _grouped_linears(artifact: Artifact) -> list[tuple[Constant, PerGroup]]:
+    """The decoder's linears that are quantized in groups, in program order; none if its delegates cannot be read."""
+    try:
+        inventory = take_inventory(artifact)
+    except ArtifactError:
+        return []
+    return [
+        (constant, constant.value.quantization)
+        for constant in inventory
+        if constant.method == "text_decoder"
+        and constant.role == "linear"
+        and isinstance(constant.value, GraphValue)
+        and isinstance(constant.value.quantization, PerGroup)
+    ]
+
+
+def _quantizer(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, linears: list[Constant]) -> Quantizer:
+    """That which makes more of the integers of the output head, the last linear of its shape."""
+    keys = map_keys(checkpoint.keys, checkpoint.geometry)
+    output = checkpoint.tensor(keys.text["output.weight"])
+    alike = [linear for linear in linears if linear.shape == tuple(output.shape)]
+    if not alike or not isinstance(alike[-1].value, GraphValue):
+        return recipe.quantizer
+    stored = constant_weights(alike[-1].value, artifact.storage)
+    equal = {}
+    kinds: tuple[Quantizer, ...] = ("affine", "hqq")
+    for kind in kinds:
+        made = quantized_linear(output, replace(recipe, quantizer=kind)).integers
+        equal[kind] = int((made == stored).sum())
+        if equal[kind] == stored.numel():
+            return kind
+    return max(kinds, key=lambda kind: equal[kind])

@@ -1,0 +1,109 @@
+"""`structure.metadata`: the constant methods that a runner asks a program for before it runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from verifier.artifact.program import Scalar
+from verifier.checks.common import Check
+from verifier.evidence import Evidence
+from verifier.export.lower import metadata as declared
+from verifier.model.ending import Said, begin_statements, end_ids, end_statements
+from verifier.types import CheckResult, Where
+
+
+@dataclass(frozen=True)
+class _Fallback:
+    """What runners assume for a method that a file lacks, in words, and whether an answer depends on it."""
+
+    text: str
+    matters: bool = True
+
+
+# executorch 1.5.1, extension/llm/runner/llm_runner_helper.cpp (get_llm_metadata, get_eos_ids); 128 was its default before, and is that of
+# react-native-executorch (issues 194 and 201 there: prompts cut at the image).
+FALLBACKS = {
+    "get_max_seq_len": _Fallback("ExecuTorch's runner refuses the file"),
+    "get_max_context_len": _Fallback(
+        "ExecuTorch's runner assumes get_max_seq_len ({get_max_seq_len}), older releases and react-native-executorch 128"
+    ),
+    "get_vocab_size": _Fallback("runners take the tokenizer's"),
+    "get_bos_id": _Fallback("runners take the tokenizer's, and react-native-executorch none"),
+    "get_eos_ids": _Fallback("runners take the tokenizer's alone"),
+    "use_kv_cache": _Fallback("ExecuTorch's runner assumes true"),
+    "use_sdpa_with_kv_cache": _Fallback("ExecuTorch's runner assumes false", matters=False),
+    "enable_dynamic_shape": _Fallback("ExecuTorch's runner assumes false, and prefills token by token"),
+}
+"""By the name of the method."""
+
+
+def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
+    """The metadata methods return what checkpoint and recipe imply: BOS, all ids that end an answer, vocabulary size, lengths, kind of cache.
+
+    A file that has most of the methods which this exporter writes has to have all of them. One of another exporter that has few is passed,
+    and the message says what a runner assumes.
+    """
+    directory, config = evidence.checkpoint.directory, evidence.checkpoint.config
+    expected = declared(
+        evidence.recipe,
+        vocabulary=evidence.checkpoint.geometry.text.vocabulary,
+        bos_id=evidence.tokenizer.bos_id,
+        eos_ids=end_ids(directory, config, tokenizer_id=evidence.tokenizer.eos_id),
+    )
+    actual = {name: evidence.artifact.metadata(name) for name in expected}
+    present = {name: value for name, value in actual.items() if value is not None}
+    if not present:
+        return [check.error("program", "the file has none of the metadata methods that runners ask for")]
+    measured = {name: list(value) if isinstance(value, tuple) else value for name, value in present.items()}
+    wrong = [
+        f"{name} returns {_shown(value)}, expected {_shown(expected[name])}{_source(name, evidence, end_statements(directory, config))}"
+        for name, value in present.items()
+        if _ids(value) != _ids(expected[name])
+    ]
+    missing = [name for name in expected if name not in present]
+    absent = [_missing(name, expected[name], actual) for name in missing]
+    ours = 2 * len(present) > len(expected)
+    if wrong or (absent and ours):
+        place = wrong[0].split()[0] if wrong else missing[0]
+        said = "; ".join([*wrong, *absent])
+        message = (
+            f"the metadata is wrong: {said}. A runner that asks the file starts, stops or counts wrongly; the weights are not concerned. Export "
+            "again with the checkpoint's own tokenizer and generation_config.json."
+        )
+        return [check.failed("program", message, measured=measured, where=Where(method=place))]
+    notes = [*absent, *_disagreement(begin_statements(directory, config), evidence.tokenizer.bos_id)]
+    message = f"{len(present)} metadata methods, all as checkpoint and recipe imply" + "".join(
+        f"; {note}" for note in notes
+    )
+    return [check.passed("program", message, measured=measured)]
+
+
+def _ids(value: Scalar | tuple[Scalar, ...]) -> frozenset[Scalar]:
+    """Runners keep ids in a set: their order means nothing, nor whether one stands alone."""
+    return frozenset(value) if isinstance(value, tuple) else frozenset([value])
+
+
+def _shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _missing(name: str, right: object, actual: Mapping[str, object]) -> str:
+    assumed = FALLBACKS[name].text.format(get_max_seq_len=actual["get_max_seq_len"])
+    return f"{name} is missing (right: {_shown(right)}): {assumed}"
+
+
+def _source(name: str, evidence: Evidence, said: Iterable[Said]) -> str:
+    """Where the ids that end an answer come from, if not from the tokenizer alone."""
+    others = [s for s in said if set(s.ids) != {evidence.tokenizer.eos_id}]
+    if name != "get_eos_ids" or not others:
+        return ""
+    return f" ({'; '.join(f'{s.where}: {_shown(s.ids)}' for s in others)})"
+
+
+def _disagreement(said: Iterable[Said], bos_id: int) -> list[str]:
+    return [
+        f"{s.where} names BOS {_shown(s.ids)}, the tokenizer, which prompts begin with, {bos_id}"
+        for s in said
+        if s.ids != (bos_id,)
+    ]
