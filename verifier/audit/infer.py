@@ -14,7 +14,7 @@ from verifier.audit.recipe import quantized_linear
 from verifier.checkpoint import Checkpoint
 from verifier.errors import ArtifactError
 from verifier.export.run import default_group_size
-from verifier.interpret.nodes import constant_weights
+from verifier.interpret.context import constant_weights
 from verifier.model.keymap import map_keys
 from verifier.types import EmbeddingBits, Quantizer, Recipe
 
