@@ -185,7 +185,8 @@ def _judge_rule(check: Check, evidence: Evidence, found: Processor, field: str) 
 
 def _stated(source: ImageFields, field: str) -> str:
     """What a file says about a field, or what transformers takes where it says nothing."""
-    value = source.kind if field == "image_processor_type" and field not in source.fields else source.value(field)
+    named = field != "image_processor_type" or field in source.fields
+    value: Any = source.value(field) if named else source.kind
     shown = f"{value} ({FILTERS[value]})" if field == "resample" and _names_filter(value) else _shown(value)
     if field in source.fields:
         return f"{source.file} has {field} {shown}"
