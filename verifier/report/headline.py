@@ -116,7 +116,7 @@ HEADLINES: dict[Accused, tuple[str, str]] = {
         "the pixels",
     ),
     "metadata": (
-        "The file tells runners wrong limits or special tokens. Its weights may be right; do not ship it before its metadata is.",
+        "The file tells runners wrong limits or special tokens. Its weights may be right; do not ship it before its metadata is corrected.",
         "the metadata",
     ),
     "runner": (
