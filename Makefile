@@ -37,10 +37,11 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
-bench: $(READY)  ## ratios measured side by side
+bench: $(READY)  ## ratios measured side by side; BASE=COMMIT also times the whole gate against an earlier commit
 	$(BIN)/python -m tests.bench.export
 	$(BIN)/python -m tests.bench.layers
 	$(BIN)/python -m tests.bench.memory
+	$(if $(BASE),$(BIN)/python -m tests.bench.gate $(BASE))
 
 bench-full: $(READY)  ## the announcement's tables at full size: make bench-full MODEL=DIR WORK=DIR; writes docs/full-size.md
 	$(BIN)/python -m tests.bench.full $(MODEL) $(WORK)
