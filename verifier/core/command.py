@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from verifier.core.python import INTERRUPTED, NOT_VERIFIED
 from verifier.errors import VerifierError
@@ -87,13 +87,18 @@ def _prepare_console() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout = _console(sys.stdout, 1, "replace")
     sys.stderr = _console(sys.stderr, 2, "backslashreplace")
-    vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr)  # what they were is detached
 
 
 def _console(stream: TextIO | None, number: int, errors: str) -> TextIO:
-    if not isinstance(stream, io.TextIOWrapper):
-        stream = os.fdopen(number, "w", closefd=False) if stream is None else stream
+    """A stream of its own on the same file: handlers of logging keep the one that there was."""
+    if stream is None:
+        return _Console(_raw(number), errors=errors)
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    encoding, line_buffering = stream.encoding, stream.line_buffering
-    return _Console(stream.detach(), encoding=encoding, errors=errors, line_buffering=line_buffering)
+    stream.reconfigure(errors=errors)
+    raw = _raw(stream.fileno())
+    return _Console(raw, encoding=stream.encoding, errors=errors, line_buffering=stream.line_buffering)
+
+
+def _raw(number: int) -> BinaryIO:
+    return os.fdopen(number, "wb", closefd=False)
