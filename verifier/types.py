@@ -81,7 +81,8 @@ class Where:
 @dataclass(frozen=True)
 class CheckResult:
     """The outcome of one check on one case. `measured` and `allowed` share their keys; `exception` is a difference by design, with its
-    cost, that stands in every report although the case passes."""
+    cost, that stands in every report although the case passes. `accuses` says who is at fault where that is not what the table of
+    `verifier.report.headline` says of the check: `calls` if a call of the program ended in an error, `graph` if a block was not located."""
 
     id: str
     step: Step
@@ -92,3 +93,4 @@ class CheckResult:
     allowed: dict[str, Any] = field(default_factory=dict)
     where: Where | None = None
     exception: str = ""
+    accuses: str = ""

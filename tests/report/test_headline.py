@@ -94,6 +94,15 @@ def test_of_several_faults_the_most_severe_is_said_first() -> None:
     assert said == f"{WRONG_BYTES}. Do not ship them. Also wrong: the prompt, the metadata."
 
 
+def test_what_shows_no_number_does_not_accuse_the_bytes() -> None:
+    """A call that ends in an error and a block that is not located leave open what the bytes compute; a wrong number beside them does not."""
+    failing = [check | {"accuses": "calls"} for check in _failed("embedding.tokens", "greedy.free")[1:]]
+    unplaced = [check | {"accuses": "graph"} for check in _failed("layers.graph")[1:]]
+    assert headline(failing).startswith("A call of the program ends in an error")
+    assert headline(unplaced).startswith("This program has other instructions")
+    assert headline([*unplaced, *_failed("weights.tensors")]).startswith(WRONG_BYTES)
+
+
 def test_a_wrong_prompt_and_pixels_leave_the_bytes_alone() -> None:
     """Together, too."""
     said = headline(_failed("structure.metadata", "preprocess.pixels", "splice.tokens"))

@@ -72,7 +72,10 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
     if actual is None:
         return [
             check.failed(
-                "program", f"token_embedding did not return: {evidence.runtime.conversations.message}", where=where
+                "program",
+                f"token_embedding did not return: {evidence.runtime.conversations.message}",
+                where=where,
+                accuses="calls",
             )
         ]
     made = compare(actual=actual, expected=expected)

@@ -41,7 +41,7 @@ def margin_noise(made: Difference) -> float:
 
 def _silent(check: Check, evidence: Evidence, case: str) -> CheckResult:
     said = f"no answer: {evidence.runtime.conversations.message}"
-    return check.failed(case, said, where=Where(method="text_decoder"))
+    return check.failed(case, said, where=Where(method="text_decoder"), accuses="calls")
 
 
 def _no_answer(check: Check, evidence: Evidence, case: str, logits: Array | None) -> CheckResult | None:
@@ -257,7 +257,7 @@ def limit(check: Check, evidence: Evidence) -> list[CheckResult]:
     where = Where(method="text_decoder", index=(last - 1,))
     if made.logits is None:
         said = f"the answer stops before position {last - 1}: {evidence.runtime.conversations.message}"
-        return [check.failed("program", f"{said}. Check mask and cache length.", where=where)]
+        return [check.failed("program", f"{said}. Check mask and cache length.", where=where, accuses="calls")]
     fields = {"measured": {"tokens": len(made.logits), "position": made.position}, "allowed": {"position": last}}
     if made.position > last or len(made.logits) != made.room:
         said = f"{len(made.logits)} tokens were answered up to position {made.position - 1}, the program has room for {made.room}"

@@ -316,7 +316,7 @@ def _graph(check: Check, case: str, place: int, errors: list[BlockError]) -> tup
 def _not_found(check: Check, case: str) -> CheckResult:
     where = Where(method=case.partition(".")[0], module=case)
     message = f"{case}: its place in the program was not found: a norm of it is missing, or reads something else. Export again."
-    return check.failed(case, message, where=where)
+    return check.failed(case, message, where=where, accuses="graph")
 
 
 def vision(check: Check, evidence: Evidence) -> list[CheckResult]:

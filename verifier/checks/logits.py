@@ -29,7 +29,7 @@ def _teacher_forced(check: Check, evidence: Evidence, case: Case) -> CheckResult
     name, first = case.sample.golden.name, case.sample.prompt.length(evidence.patches) - 1
     if case.logits is None:
         said = f"text_decoder did not return: {evidence.runtime.conversations.message}"
-        return check.failed(name, said, where=Where(method="text_decoder"))
+        return check.failed(name, said, where=Where(method="text_decoder"), accuses="calls")
     made = compare(actual=case.logits, expected=case.expected.logits)
     if isinstance(made, Mismatch):
         position = first + (made.index[0] if made.index else 0)

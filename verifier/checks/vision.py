@@ -50,6 +50,7 @@ def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> C
             name,
             f"vision_encoder did not return: {evidence.runtime.conversations.message}",
             where=Where(method="vision_encoder"),
+            accuses="calls",
         )
     made = compare_about(case, center)
     if isinstance(made, Mismatch):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from verifier.checkpoint import Checkpoint
 from verifier.errors import CheckpointError
+from verifier.model.ending import end_ids
 from verifier.model.reference_tokenizer import ReferenceTokenizer
 from verifier.model.second_encoder import SecondEncoder
 from verifier.model.tokenizer import Mark, Part, Tokenizer
@@ -178,4 +179,5 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             fix="take both files from the original checkpoint",
         )
     compare_with_second(tokenizer)
+    tokenizer.ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=tokenizer.eos_id)
     return tokenizer

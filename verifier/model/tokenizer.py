@@ -72,6 +72,7 @@ class Tokenizer:
         self._read = self._loaded()
         self._marked = self._loaded()
         self.bos_id, self.eos_id = self._special_id("bos_token"), self._special_id("eos_token")
+        self.ends: tuple[int, ...] = (self.eos_id,)
         self.image_token = self.files.image_token
         self.image_id = self._image_id()
         self._prefix = self._in_front()
@@ -260,8 +261,8 @@ class Tokenizer:
         return not any(token.content in text for token in self._read.get_added_tokens_decoder().values())
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
-        """Text of ids; EOS and what follows it are dropped, the leading space too."""
-        stop = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
+        """Text of ids; the first of `ends` and what follows it are dropped, the leading space too."""
+        stop = next((at for at, token in enumerate(ids) if token in self.ends), len(ids))
         return str(self._read.decode([i for i in ids[:stop] if i >= 0], skip_special_tokens=True)).strip()
 
     def piece(self, id: int) -> str:

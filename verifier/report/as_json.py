@@ -43,7 +43,8 @@ def finite(value: Any) -> Any:
 def _check(result: CheckResult) -> dict[str, Any]:
     fields = ("id", "step", "case", "verdict", "measured", "allowed", "where", "message")
     data, share = asdict(result), share_of_tolerance(result)
-    return {name: data[name] for name in fields} | {"share": None if share is None else round(share[0], 4)}
+    made = {name: data[name] for name in fields} | {"share": None if share is None else round(share[0], 4)}
+    return made | ({"accuses": result.accuses} if result.accuses else {})
 
 
 def _blame(blame: CheckResult | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ Accused = Literal[
     "convention",
     "price",
     "graph",
+    "calls",
     "origin",
     "prompt",
     "tokenizer",
@@ -98,6 +99,11 @@ HEADLINES: dict[Accused, tuple[str, str]] = {
         "before the difference is explained.",
         "the instructions",
     ),
+    "calls": (
+        "A call of the program ends in an error instead of an answer. No wrong number is shown by that alone; do not ship it before the call "
+        "works.",
+        "a call that fails",
+    ),
     "origin": (
         "These are not the bytes that the manifest describes. Do not ship them before it is known where they come from.",
         "the origin of the bytes",
@@ -153,7 +159,7 @@ def accused(checks: Iterable[dict[str, Any]]) -> tuple[Accused, ...]:
 
 def _placed(check: dict[str, Any]) -> Accused:
     """A kernel of another kind of machine than this one's is the device's."""
-    kind = accused_by(check["id"])
+    kind: Accused = check.get("accuses") or accused_by(check["id"])
     return "device" if kind in ("runtime", "answers") and check["step"] == "device" else kind
 
 
