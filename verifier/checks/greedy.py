@@ -264,7 +264,8 @@ def limit(check: Check, evidence: Evidence) -> list[CheckResult]:
         return [check.failed("program", f"{said}. The loop must stop at max_seq_len.", where=where, **fields)]
     silent = _no_answer(check, evidence, "program", made.logits)
     if silent is not None:
-        return [silent]
+        row = silent.where.index[0] if silent.where is not None and silent.where.index else made.room - 1
+        return [replace(silent, where=replace(where, index=(last - made.room + row,)))]
     return [
         check.passed(
             "program",
