@@ -110,8 +110,9 @@ def _sources(artifact: Artifact, plan: Plan, step: Instruction, result: int) -> 
         return set(step.args) - set(artifact.results(plan, step))
     graph = artifact.graph(plan, step)
     makers = {node.output: node for node in graph.nodes}
-    given = dict(zip(graph.inputs, step.args, strict=False))
-    waiting = [graph.outputs[step.args[len(graph.inputs) :].index(result)]]
+    taken, made = artifact.given_and_made(plan, step)
+    given = dict(zip(graph.inputs, taken, strict=True))
+    waiting = [graph.outputs[made.index(result)]]
     found: set[int] = set()
     while waiting:
         id = waiting.pop()

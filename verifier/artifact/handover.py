@@ -57,7 +57,7 @@ def handovers(artifact: Artifact) -> Handovers:
 
 def _taken(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tuple[int, PerTensor]]:
     graph = artifact.graph(plan, step)
-    for value, id in zip(step.args, graph.inputs, strict=False):
+    for value, id in zip(artifact.given_and_made(plan, step)[0], graph.inputs, strict=True):
         if isinstance(quantization := graph.values[id].quantization, PerTensor):
             yield value, quantization
 

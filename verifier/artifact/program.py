@@ -79,10 +79,28 @@ class Artifact:
             self._graphs[payload] = read_graph(payload, self.storage, where=f"{plan.name}, instruction {step.index}")
         return self._graphs[payload]
 
+    def given_and_made(self, plan: Plan, step: Instruction) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Numbers of the EValues that a delegate reads and writes, in the order of its graph's inputs and outputs. Raises `ArtifactError`.
+
+        The graph names its external values by their place among the arguments of the call (XNNExecutor::prepare_args). A call may have
+        more arguments than that: scales and zero points that went into the delegate are left in the call where a partitioner did not
+        tag them.
+        """
+        graph = self.graph(plan, step)
+        places = [graph.values[id].external for id in (*graph.inputs, *graph.outputs)]
+        if any(place is None or not 0 <= place < len(step.args) for place in places):
+            raise ArtifactError(
+                "a delegate names arguments that its call does not have",
+                got=f"external values {places} of a call with {len(step.args)} arguments",
+                where=f"{plan.name}, instruction {step.index}",
+            )
+        found = tuple(step.args[place] for place in places if place is not None)
+        return found[: len(graph.inputs)], found[len(graph.inputs) :]
+
     def results(self, plan: Plan, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction makes, in order. Raises `ArtifactError` for a delegate that cannot be read."""
         if step.kind == "delegate":
-            return step.args[len(self.graph(plan, step).inputs) :]
+            return self.given_and_made(plan, step)[1]
         if step.kind == "move":
             return (step.args[1],)
         if step.kind != "kernel":

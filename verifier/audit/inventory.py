@@ -63,7 +63,11 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
         plan = artifact.plans[name]
         for step in plan.instructions:
             if step.kind == "delegate" and step.name == "XnnpackBackend":
-                found.extend(_of_delegate(plan, step, artifact.graph(plan, step), len(found)))
+                found.extend(
+                    _of_delegate(
+                        plan, step, artifact.graph(plan, step), artifact.given_and_made(plan, step)[0], len(found)
+                    )
+                )
             elif step.kind == "kernel":
                 found += _of_kernel(plan, step, len(found))
     counts: Counter[tuple[str, str]] = Counter()
@@ -100,8 +104,8 @@ def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
     return constants
 
 
-def _of_delegate(plan: Plan, step: Instruction, graph: Graph, base: int) -> Iterator[Constant]:
-    outside = dict(zip(graph.inputs, step.args, strict=False))
+def _of_delegate(plan: Plan, step: Instruction, graph: Graph, given: tuple[int, ...], base: int) -> Iterator[Constant]:
+    outside = dict(zip(graph.inputs, given, strict=True))
     seen: set[int] = set()
     for node in graph.nodes:
         weight_place: int | None = None

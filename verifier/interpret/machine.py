@@ -72,7 +72,8 @@ class MethodState:
     def operands(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction reads, lists included by their items."""
         if step.kind == "delegate":
-            return step.args[: len(self.graph(step).inputs)]
+            self.graph(step)  # refuses another backend by name
+            return self.artifact.given_and_made(self.plan, step)[0]
         if step.kind != "kernel":
             return step.args[:1]
         results = set(self.results(step))
@@ -148,7 +149,7 @@ def evaluate(
     results = state.results(step)
     if step.kind == "delegate":
         graph = state.graph(step)
-        inputs = [operands[index] for index in step.args[: len(graph.inputs)]]
+        inputs = [operands[index] for index in state.operands(step)]
         inner: dict[int, Tensor] | None = None if bounds is None else {}
         outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner, order=order, sums=sums)
         if bounds is not None and inner is not None:

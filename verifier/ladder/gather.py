@@ -261,8 +261,10 @@ def _descend(
         return {}
     first = min(broken, key=lambda record: (record.call, record.instruction))
     place, state = (first.method, first.instruction), machine.methods[first.method]
-    count = len(state.graph(state.plan.instructions[first.instruction]).inputs)
-    inputs = [torch.from_numpy(t.array()) for t in traces[first.call][first.instruction][:count]]
+    step = state.plan.instructions[first.instruction]
+    tensors = [i for i in step.args if isinstance(state.plan.values[i], TensorValue)]
+    recorded = dict(zip(tensors, traces[first.call][first.instruction], strict=False))
+    inputs = [torch.from_numpy(recorded[i].array()) for i in state.operands(step)]
     try:
         wrong = next((e for e in descend(state, first.instruction, inputs, runner) if over(e.compared)), None)
     except VerifierError as error:

@@ -206,12 +206,10 @@ class _Follower:
             if self._is_state(i, v)
         }
         if instruction.kind == "delegate":
-            count = len(self.state.graph(instruction).inputs)
-            handed = dict(zip(instruction.args[:count], traced[:count], strict=False))
+            handed, traced = self._traced_call(instruction, traced)
             self._check_handover(instruction, operands, handed)
             self._note_ranges(instruction, handed)
             operands |= handed
-            traced = traced[count:]
         bounds: dict[int, Tensor] = {}
         try:
             expected = evaluate(self.state, instruction, operands, bounds=bounds)
@@ -239,6 +237,14 @@ class _Follower:
         for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
             if self.last_use.get(index, -1) <= instruction.index and isinstance(self.known.get(index), Tensor):
                 del self.known[index]
+
+    def _traced_call(self, instruction: Instruction, traced: list[Tensor]) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """What the tracer has of a delegate's call: operands by number of EValue, and results in order. It records all tensors among the
+        arguments, those that the delegate does not read too."""
+        tensors = [i for i in instruction.args if isinstance(self.state.plan.values[i], TensorValue)]
+        recorded = dict(zip(tensors, traced, strict=False))
+        operands = {i: recorded[i] for i in self.state.operands(instruction) if i in recorded}
+        return operands, [recorded[i] for i in self.state.results(instruction) if i in recorded]
 
     def _note_ranges(self, instruction: Instruction, handed: dict[int, Tensor]) -> None:
         """How much of what a delegate is handed lies outside the int8 range that it is converted to."""
