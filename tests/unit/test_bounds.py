@@ -259,3 +259,14 @@ def test_no_number_is_excused_by_the_others(operator: str, value: float) -> None
     bound = UNIT * 8 * expected.double().abs()
     record = _settled(actual, expected, bound, {9: bound}, ({9: expected},), operator)
     assert excess(record) == float("inf")
+
+
+def test_masked_addend_of_a_softmax_leaves_a_bound() -> None:
+    """An addition of a mask of -inf has no finite bound there; the sums beside it keep theirs (random-7 of the sound artifacts)."""
+    from verifier.interpret.node_bounds import softmax_share
+
+    x = torch.tensor([[0.5, 0.25, -torch.inf]]).double()
+    passed = torch.tensor([[1e-8, 1e-8, torch.nan]]).double()
+    share = softmax_share(x, x.softmax(-1), passed, 16 * 2.0**-24)
+    assert bool(share.isfinite().all())
+    assert float(share.max()) < 1e-5

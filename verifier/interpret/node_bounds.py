@@ -230,6 +230,8 @@ def softmax_share(x: Tensor, out: Tensor, passed: Tensor, own: float) -> Tensor:
     exp turns an absolute error of x - max into a relative one: the difference is rounded, and so is the ln 2 by which its range is
     reduced. All addends' errors come back in the sum, weighted by their parts in it.
     """
+    # a masked addend is -inf whatever is added to it, and its part is exactly 0: no error comes from it (inf * 0 would be NaN)
+    passed = torch.where(torch.isneginf(x), 0.0, passed)
     lower = torch.where(out > 0, x.amax(-1, keepdim=True) - x, 0.0)
     difference = 2 * UNIT * lower + passed
     # a sum of positive numbers is off by no more than the average of its addends' errors, weighted by them
