@@ -261,6 +261,14 @@ def test_no_number_is_excused_by_the_others(operator: str, value: float) -> None
     assert excess(record) == float("inf")
 
 
+def test_bound_of_an_infinite_result_is_no_nan() -> None:
+    """An exact operand plus a mask of -inf: nothing is known of the bound there, which is infinite; NaN would read as a wrong kernel."""
+    from verifier.interpret.rounding import rounded
+
+    out = rounded(torch.tensor([1.0, torch.inf]).double(), torch.zeros(2).double())
+    assert out.tolist() == [2.0**-24, torch.inf]
+
+
 def test_masked_addend_of_a_softmax_leaves_a_bound() -> None:
     """An addition of a mask of -inf has no finite bound there; the sums beside it keep theirs (random-7 of the sound artifacts)."""
     from verifier.interpret.node_bounds import softmax_share

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from verifier.core.limits import limit
@@ -50,4 +51,5 @@ def rounded(out: Tensor, passed: Tensor, share: float = UNIT) -> Tensor:
     `out` are the magnitudes of the interpreter's results, rounded too: with the very same operands a correctly rounded operation gives the
     same, with other operands both roundings count.
     """
-    return passed + share * (out + passed) + UNIT * (out + passed) * (passed > 0)
+    own = torch.where(passed > 0, UNIT * (out + passed), 0.0)  # not a product: of an infinite result it would be NaN
+    return passed + share * (out + passed) + own
