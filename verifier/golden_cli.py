@@ -29,7 +29,6 @@ from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
 from verifier.model.agreement import compare_with_transformers, open_tokenizer
 from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
-from verifier.model.ending import end_ids
 from verifier.model.image_file import read_image
 from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.model.tokenizer import described
@@ -65,8 +64,7 @@ def answer(
             fix="ask a shorter one",
         )
     draft = () if program is None else answer_of_program(program, sample, patches=patches)
-    ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=tokenizer.eos_id)
-    ids, margins = greedy_answer(definition, sample, ends=ends, room=room, draft=draft)
+    ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room, draft=draft)
     return {
         "name": path.stem,
         "file": f"images/{path.name}",

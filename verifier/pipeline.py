@@ -48,7 +48,6 @@ from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, h
 from verifier.memory import return_freed
 from verifier.model.agreement import compare_with_transformers
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.ending import end_ids
 from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image
 from verifier.model.streaming import is_large
 from verifier.model.tokenizer import Tokenizer, described
@@ -380,8 +379,7 @@ def _user_sample(opened: Opened, definition: Definition) -> Sample:
         USER_ANSWER_TOKENS,
         opened.artifact.max_seq_len - sample.prompt.length(opened.checkpoint.geometry.vision.patches),
     )
-    ends = end_ids(opened.checkpoint.directory, opened.checkpoint.config, tokenizer_id=tokenizer.eos_id)
-    ids, margins = greedy_answer(definition, sample, ends=ends, room=room)
+    ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room)
     answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))
     return replace(sample, golden=answered)
 
