@@ -21,12 +21,11 @@ from torch import Tensor
 
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
-from verifier.checkpoint import EMBEDDED, Checkpoint
+from verifier.checkpoint import Checkpoint
 from verifier.checks.device import unsound
 from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
     LAST_TOKENS,
-    USER,
     Evidence,
     FullAnswer,
     RuntimeEvidence,
@@ -41,31 +40,30 @@ from verifier.evidence import (
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.facts import facts
 from verifier.figures import figures
-from verifier.golden import GoldenImage, GoldenSet, Tolerances, load_tolerances
+from verifier.golden import GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
 from verifier.model.agreement import compare_with_transformers
 from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image
+from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
 from verifier.model.streaming import is_large
-from verifier.model.tokenizer import Tokenizer, described
+from verifier.model.tokenizer import Tokenizer
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell, hushed
-from verifier.published import compare_published, published_samples
-from verifier.reference import Answered, Sample, answer_samples, greedy_answer, load_sample, with_margins
+from verifier.published import compare_published
+from verifier.reference import Answered, Sample, answer_samples, load_sample
 from verifier.runner.protocol import Bundle, Result
+from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
 from verifier.types import CheckResult, Recipe
 from verifier.verdict import Judgement, doubt, judge_run
 
 AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
-USER_ANSWER_TOKENS = 64
-PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
 CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
 """Families that look at the golden conversations."""
 PUBLISHED = "preprocess.processor"
@@ -174,7 +172,7 @@ def tokenizers_asked(
         to_ship,
         checkpoint.directory,
         before=[BEFORE_IMAGE],
-        behind=[after_image(question) if question else "ASSISTANT:" for question in questions],
+        behind=[after_image(question) if question else SEED_CUE for question in questions],
         front=[tokenizer.bos_id] if tokenizer.adds_bos else [],
     )
 
@@ -205,7 +203,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             compare_with_transformers(tokenizer)
     square = opened.recipe.static_image_shape
     samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
-    samples = samples or [_probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
+    samples = samples or [probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
     with ExitStack() as stack:
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
@@ -222,7 +220,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
             definition = build_definition(checkpoint, max_len=max_len)
             if opened.request.image is not None:
-                samples.append(_user_sample(opened, definition))
+                samples.append(user_sample(opened, definition))
             made = conversation_bundle(
                 artifact,
                 samples,
@@ -232,13 +230,13 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             )
             answered = children.submit(_converse, opened, made.bundle)
             repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            published = _published(opened, samples)
+            published = golden_by_its_processor(opened, samples) if _wants(opened, PUBLISHED) else []
             answers = (
                 (answer or answer_samples)(definition, [*samples, *published]) if _wants(opened, *CONVERSING) else []
             )
             if answers and golden.images and not tokenizer.rule.same_prompt(golden.prompt_rule):
                 pairs = zip(samples, answers[: len(samples)], strict=True)
-                samples = [_to_this_prompt(opened, sample, reference) for sample, reference in pairs]
+                samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
             mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
@@ -290,14 +288,6 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     )
 
 
-def _published(opened: Opened, samples: list[Sample]) -> list[Sample]:
-    """Samples with the pixels of the checkpoint's own processor, if a check wants them."""
-    if not _wants(opened, PUBLISHED):
-        return []
-    golden = [sample for sample in samples if sample.golden.kind not in (USER, PROBE)]
-    return published_samples(opened.checkpoint, golden, large=is_large(opened.checkpoint))
-
-
 def _rounding_noise_db(opened: Opened, audit: Audit | VerifierError, definition: Definition, sample: Sample) -> float:
     """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
     rounding = Rounding()
@@ -338,57 +328,6 @@ def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None
     patches, large = opened.checkpoint.geometry.vision.patches, is_large(opened.checkpoint)
     chosen = choose_samples(samples, large=large)
     return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
-
-
-def _probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample:
-    """A picture of our own with a forced answer, for a checkpoint without golden data: layers, cache and threads are compared on it, and no
-    check takes the answer for the model's."""
-    picture = EMBEDDED / "images" / PROBE_PICTURE
-    probe = load_sample(
-        GoldenImage(PROBE, picture, "", PROBE, DEFAULT_QUESTION, (), (), ""), tokenizer, side_px=side_px, square=square
-    )
-    return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
-
-
-def _to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample:
-    """A sample whose answer was recorded to a prompt of another tokenizer: with fp32's margins for this one's. Raises `GoldenError` if fp32
-    does not give that answer to this prompt."""
-    golden = sample.golden
-    if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
-        rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
-        raise GoldenError(
-            f"the golden answer to {golden.name} was made with another tokenizer, and fp32 does not give it with this one",
-            got="prompts with "
-            + (described(said) if said else "BOS in front, and nothing between the image and what follows"),
-            expected=f"prompts with {described(rule)}",
-            where=opened.golden.path,
-            fix='answer the images again: python -m verifier.golden update --model DIR --reason "another tokenizer"',
-        )
-    return with_margins(sample, answered)
-
-
-def _user_sample(opened: Opened, definition: Definition) -> Sample:
-    """The user's own image, with the fp32 model's answer as its golden one."""
-    tokenizer = opened.tokenizer
-    path = opened.request.image
-    assert path is not None
-    side_px = opened.checkpoint.geometry.vision.image_px
-    wanted = GoldenImage(path.name, path, "", USER, _question(opened), (), (), "")
-    sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
-    room = min(
-        USER_ANSWER_TOKENS,
-        opened.artifact.max_seq_len - sample.prompt.length(opened.checkpoint.geometry.vision.patches),
-    )
-    ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room)
-    answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))
-    return replace(sample, golden=answered)
-
-
-def _question(opened: Opened) -> str:
-    """What is asked about the user's image: nothing, as the published answer's prompt, where there is one."""
-    if opened.expectation is not None:
-        return ""
-    return opened.golden.images[0].question if opened.golden.images else DEFAULT_QUESTION
 
 
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:

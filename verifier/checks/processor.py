@@ -224,7 +224,7 @@ def _cost(evidence: Evidence) -> str:
     if not answers:
         return "The cost was not measured: there is no golden picture that is not square."
     known = [a.tokens_db for a in answers if a.tokens_db is not None]
-    apart = f"within {min(known):.1f} to {max(known):.1f} dB of" if known else "not comparable with"
+    apart = f"at {min(known):.1f} to {max(known):.1f} dB (SQNR) against" if known else "not comparable with"
     same = sum(a.same for a in answers)
     names = ", ".join(a.name for a in answers)
     return (

@@ -1,0 +1,78 @@
+"""The samples of a run besides the golden ones as they are recorded: the user's own picture, a picture of ours where there is no golden data, answers
+to another tokenizer's prompt, pixels of the checkpoint's own processor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from verifier.checkpoint import EMBEDDED
+from verifier.errors import GoldenError
+from verifier.evidence import USER
+from verifier.golden import GoldenImage
+from verifier.model.definition import Definition
+from verifier.model.prompt import DEFAULT_QUESTION
+from verifier.model.streaming import is_large
+from verifier.model.tokenizer import Tokenizer, described
+from verifier.opening import Opened
+from verifier.published import published_samples
+from verifier.reference import Answered, Sample, greedy_answer, load_sample, with_margins
+
+USER_ANSWER_TOKENS = 64
+PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
+
+
+def golden_by_its_processor(opened: Opened, samples: list[Sample]) -> list[Sample]:
+    """The golden samples that are not square, with the pixels of the checkpoint's own processor."""
+    golden = [sample for sample in samples if sample.golden.kind not in (USER, PROBE)]
+    return published_samples(opened.checkpoint, golden, large=is_large(opened.checkpoint))
+
+
+def probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample:
+    """A picture of our own with a forced answer, for a checkpoint without golden data: layers, cache and threads are compared on it, and no
+    check takes the answer for the model's."""
+    picture = EMBEDDED / "images" / PROBE_PICTURE
+    probe = load_sample(
+        GoldenImage(PROBE, picture, "", PROBE, DEFAULT_QUESTION, (), (), ""), tokenizer, side_px=side_px, square=square
+    )
+    return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
+
+
+def to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample:
+    """A sample whose answer was recorded to a prompt of another tokenizer: with fp32's margins for this one's. Raises `GoldenError` if fp32
+    does not give that answer to this prompt."""
+    golden = sample.golden
+    if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
+        rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
+        raise GoldenError(
+            f"the golden answer to {golden.name} was made with another tokenizer, and fp32 does not give it with this one",
+            got="prompts with "
+            + (described(said) if said else "BOS in front, and nothing between the image and what follows"),
+            expected=f"prompts with {described(rule)}",
+            where=opened.golden.path,
+            fix='answer the images again: python -m verifier.golden update --model DIR --reason "another tokenizer"',
+        )
+    return with_margins(sample, answered)
+
+
+def user_sample(opened: Opened, definition: Definition) -> Sample:
+    """The user's own image, with the fp32 model's answer as its golden one."""
+    tokenizer = opened.tokenizer
+    path = opened.request.image
+    assert path is not None
+    side_px = opened.checkpoint.geometry.vision.image_px
+    wanted = GoldenImage(path.name, path, "", USER, _question(opened), (), (), "")
+    sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
+    room = min(
+        USER_ANSWER_TOKENS,
+        opened.artifact.max_seq_len - sample.prompt.length(opened.checkpoint.geometry.vision.patches),
+    )
+    ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room)
+    answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))
+    return replace(sample, golden=answered)
+
+
+def _question(opened: Opened) -> str:
+    """What is asked about the user's image: nothing, as the published answer's prompt, where there is one."""
+    if opened.expectation is not None:
+        return ""
+    return opened.golden.images[0].question if opened.golden.images else DEFAULT_QUESTION
