@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.checkpoint import EMBEDDED
 
 FILES = (
     "config.json",
@@ -34,29 +29,6 @@ def copy_of_llava_tiny(folder: Path) -> Path:
         shutil.copy(EMBEDDED / name, folder / name)
     shutil.copytree(EMBEDDED / "images", folder / "images")
     return folder
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file."""
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=1))
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor] | None]) -> None:
-    """Change the tensors; golden data is stamped as theirs."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    save_file(change(tensors) or tensors, folder / "model.safetensors", {"format": "pt"})
-    restamp(folder)
-
-
-def restamp(folder: Path) -> None:
-    """Golden data belongs to config and weights by SHA-256: say that it belongs to these."""
-    digest = open_checkpoint(str(folder)).sha256
-    for name in GOLDEN_DATA:
-        edit(folder / name, lambda data: data.update(checkpoint_sha256=digest))
 
 
 def without_golden_data(folder: Path) -> Path:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from tests.gate.cases import copy_of_llava_tiny, edit
+from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE, verify
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
 from verifier.errors import UsageError
+from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
 from verifier.golden import load_golden
 from verifier.model.agreement import open_tokenizer
 from verifier.opening import Request, open_request
@@ -46,20 +47,9 @@ def judge(pte: Path, named: Path | None = None, model: Path = EMBEDDED) -> Resul
     return {f"{r.id} {r.case}" if several else r.id: r for r in found}
 
 
-def prepend(data: dict[str, Any]) -> None:
-    """The form in which the published 7B has its tokenizer.json, and which ExecuTorch loads."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace]}
-    data["pre_tokenizer"] = None
-
-
 def shipped_bin(folder: Path) -> Path:
     """What the exporter's --with-artifacts writes."""
-    from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
-    path = folder / "tokenizer.bin"
-    Llama2cTokenizer(str(EMBEDDED / "tokenizer.model")).export(str(path))
-    return path
+    return write_bin(EMBEDDED / "tokenizer.model", folder / "tokenizer.bin")
 
 
 def shipped_model(folder: Path) -> Path:
@@ -70,24 +60,13 @@ def shipped_model(folder: Path) -> Path:
 def shipped_json(folder: Path) -> Path:
     """The checkpoint's, in a form that ExecuTorch loads."""
     path = Path(shutil.copy(EMBEDDED / "tokenizer.json", folder / "tokenizer.json"))
-    edit(path, prepend)
+    rewrite(path, prepend)
     return path
-
-
-def records(path: Path) -> tuple[bytes, list[bytes]]:
-    """Head and pieces of a tokenizer.bin."""
-    data, at = path.read_bytes(), 16
-    pieces = []
-    while at < len(data):
-        size = 8 + struct.unpack_from("<I", data, at + 4)[0]
-        pieces.append(data[at : at + size])
-        at += size
-    return data[:16], pieces
 
 
 def swap_in_bin(path: Path, one: int, two: int) -> None:
     """Two pieces with their scores."""
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     pieces[one], pieces[two] = pieces[two], pieces[one]
     path.write_bytes(head + b"".join(pieces))
 
@@ -119,7 +98,7 @@ def swap_in_json(path: Path, one: int, two: int) -> None:
         names = {number: piece for piece, number in vocabulary.items()}
         vocabulary[names[one]], vocabulary[names[two]] = two, one
 
-    edit(path, change)
+    rewrite(path, change)
 
 
 SHIPPED = {"bin": shipped_bin, "model": shipped_model, "json": shipped_json}
@@ -189,34 +168,34 @@ def test_swapped_letters_of_a_prompt_fail_everywhere(pte: Path) -> None:
 
 
 def _scores_swapped(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     pieces[260], pieces[700] = pieces[700][:4] + pieces[260][4:], pieces[260][:4] + pieces[700][4:]
     path.write_bytes(head + b"".join(pieces))
 
 
 def _score_nan(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     pieces[936] = struct.pack("<f", float("nan")) + pieces[936][4:]
     path.write_bytes(head + b"".join(pieces))
 
 
 def _without_the_last_piece(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     path.write_bytes(head + b"".join(pieces[:-1]))
 
 
 def _one_piece_less(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     path.write_bytes(struct.pack("<I", 1023) + head[4:] + b"".join(pieces[:-1]))
 
 
 def _other_bos(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     path.write_bytes(head[:4] + struct.pack("<I", 2) + head[8:] + b"".join(pieces))
 
 
 def _another_model(path: Path) -> None:
-    head, pieces = records(path)
+    head, pieces = read_bin(path)
     path.write_bytes(head + b"".join([*pieces[:259], *reversed(pieces[259:])]))
 
 
@@ -250,7 +229,7 @@ def test_score_that_is_no_number_fails_in_a_model(pte: Path) -> None:
 
 def test_post_processor_without_bos_fails_in_the_prompts(pte: Path) -> None:
     """HFTokenizer takes BOS from there alone: an app's prompt would begin without it."""
-    edit(shipped_json(pte.parent), lambda data: data.update(post_processor=None))
+    rewrite(shipped_json(pte.parent), lambda data: data.update(post_processor=None))
     prompts = judge(pte)["tokenizer.prompts"]
     assert prompts.verdict == "fail"
     assert "token 0 of 'A chat" in prompts.message

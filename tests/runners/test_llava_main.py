@@ -15,6 +15,7 @@ import sentencepiece
 
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.faults.tokenizer_forms import write_bin
 from verifier.golden import load_golden
 from verifier.model import prompt
 from verifier.runner.native import NativeRunner
@@ -30,13 +31,11 @@ def artifacts(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """`tokenizer.bin`, and golden images as runners read them."""
 
     def build(folder: Path) -> None:
-        from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
         from verifier.image_util import save_image_tensor
         from verifier.model.image_file import read_image
         from verifier.model.preprocess import prepare_image
 
-        Llama2cTokenizer(str(EMBEDDED / "tokenizer.model")).export(str(folder / "tokenizer.bin"))
+        write_bin(EMBEDDED / "tokenizer.model", folder / "tokenizer.bin")
         for name in ("odd_333x335", "pair_base"):
             image = prepare_image(read_image(EMBEDDED / "images" / f"{name}.png"))
             save_image_tensor(image, folder / f"{name}.npy")

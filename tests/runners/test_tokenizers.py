@@ -15,10 +15,11 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from tests.gate.cases import copy_of_llava_tiny, edit
+from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import RunnerError
+from verifier.faults.tokenizer_forms import prepend, rewrite, write_bin
 from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image, caption_prompt
 from verifier.model.texts import texts
 from verifier.model.tokenizer import Tokenizer as OwnTokenizer
@@ -29,13 +30,6 @@ pytestmark = pytest.mark.xdist_group("runner")
 Change = Callable[[dict[str, Any]], object]
 FENCE = "\ue000image\ue000"
 METASPACE = {"type": "Metaspace", "replacement": "\u2581"}
-
-
-def _prepend(data: dict[str, Any]) -> None:
-    """As transformers 4 wrote it, and as the published 7B has it."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace]}
-    data["pre_tokenizer"] = None
 
 
 def _without_bytes(data: dict[str, Any]) -> None:
@@ -49,7 +43,7 @@ def _added(data: dict[str, Any]) -> None:
 
 JSON_FORMS: dict[str, Change] = {
     "as llava_tiny has it": lambda data: None,
-    "Prepend and Replace": _prepend,
+    "Prepend and Replace": prepend,
     "Metaspace, always": lambda data: data.update(
         pre_tokenizer=METASPACE | {"prepend_scheme": "always", "split": False}
     ),
@@ -101,11 +95,7 @@ def _model(folder: Path, change: Callable[[Any], object]) -> Path:
 
 
 def _bin(folder: Path) -> Path:
-    from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
-    path = folder / "tokenizer.bin"
-    Llama2cTokenizer(str(EMBEDDED / "tokenizer.model")).export(str(path))
-    return path
+    return write_bin(EMBEDDED / "tokenizer.model", folder / "tokenizer.bin")
 
 
 def _native_ids(native: NativeRunner, tokenizer: Path, folder: Path) -> list[dict[str, list[int]]]:
@@ -168,16 +158,16 @@ def test_image_is_followed_by_what_the_file_says() -> None:
 
 def test_prepend_puts_a_blank_behind_the_image(tmp_path: Path) -> None:
     """The published 7B's form: a lone blank stands between `<image>` and the newline."""
-    prepend = open_tokenizer(_json(tmp_path, _prepend))
-    assert prepend.encode_behind("\nWhy?") == prepend.encode("\nWhy?")
-    assert prepend.piece(prepend.encode_behind("\n")[0]) == b" "
+    made = open_tokenizer(_json(tmp_path, prepend))
+    assert made.encode_behind("\nWhy?") == made.encode("\nWhy?")
+    assert made.piece(made.encode_behind("\n")[0]) == b" "
 
 
 @pytest.mark.parametrize("form", ["as llava_tiny has it", "Prepend and Replace"])
 def test_prompt_is_the_one_that_the_gate_feeds(form: str, tmp_path: Path) -> None:
     """Of either kind of checkpoint: the same ids before and behind the image."""
     model = copy_of_llava_tiny(tmp_path / "model")
-    edit(model / "tokenizer.json", JSON_FORMS[form])
+    rewrite(model / "tokenizer.json", JSON_FORMS[form])
     (model / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "LlamaTokenizer"})
     )

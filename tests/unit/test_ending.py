@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gate.cases import copy_of_llava_tiny, edit
+from tests.gate.cases import copy_of_llava_tiny
 from verifier.artifact.header import read_header
 from verifier.artifact.program import _facts, read_program
 from verifier.checkpoint import open_checkpoint
 from verifier.errors import CheckpointError
 from verifier.export.lower import metadata, to_edge, to_program
+from verifier.faults.tokenizer_forms import rewrite
 from verifier.model.agreement import open_tokenizer
 from verifier.model.ending import begin_statements, end_ids
 from verifier.types import Recipe
@@ -103,7 +104,7 @@ def test_several_ends_are_written_as_runners_read_them(tmp_path: Path) -> None:
 def test_text_of_an_answer_stops_at_every_end(tmp_path: Path) -> None:
     """A second id that ends an answer is cut off like the tokenizer's own."""
     folder = copy_of_llava_tiny(tmp_path / "two-ends")
-    edit(folder / "generation_config.json", lambda data: data.update(eos_token_id=[2, 957]))
+    rewrite(folder / "generation_config.json", lambda data: data.update(eos_token_id=[2, 957]))
     tokenizer = open_tokenizer(open_checkpoint(str(folder)))
     ids = tokenizer.encode("a red circle")
     assert tokenizer.ends == (2, 957)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 from verifier.faults.fault import Fault, Work, fault
+from verifier.faults.tokenizer_forms import read_bin, write_bin
 
 FILES = "tokenizer.*"
 
 
 def _shipped(work: Work) -> tuple[Path, bytes, list[bytes]]:
     """The exporter's tokenizer.bin beside the program, its head and its pieces."""
-    from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
-    path = work.pte.with_name("tokenizer.bin")
-    Llama2cTokenizer(str(work.model / "tokenizer.model")).export(str(path))
-    data, at = path.read_bytes(), 16
-    pieces = []
-    while at < len(data):
-        size = 8 + struct.unpack_from("<I", data, at + 4)[0]
-        pieces.append(data[at : at + size])
-        at += size
-    return path, data[:16], pieces
+    path = write_bin(work.model / "tokenizer.model", work.pte.with_name("tokenizer.bin"))
+    return path, *read_bin(path)
 
 
 @fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,38 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
-def as_transformers_4(folder: Path) -> None:
-    """Rewrite tokenizer.json as transformers 4 wrote it, and as LLaVA-1.5-7B was published: the blank in front of a text is made by a
-    normalizer, so that text behind a special token has one too."""
+def prepend(data: dict[str, Any]) -> None:
+    """Make a tokenizer.json put its blank in front of a text by a normalizer, as transformers 4 wrote it."""
     blanks = [
         {"type": "Prepend", "prepend": BLANK},
         {"type": "Replace", "pattern": {"String": " "}, "content": BLANK},
     ]
-    normalizer = {"type": "Sequence", "normalizers": blanks}
-    rewrite(folder / "tokenizer.json", lambda data: data.update(normalizer=normalizer, pre_tokenizer=None))
+    data.update(normalizer={"type": "Sequence", "normalizers": blanks}, pre_tokenizer=None)
+
+
+def write_bin(model: Path, path: Path) -> Path:
+    """The tokenizer.bin that the exporter's --with-artifacts makes of a tokenizer.model."""
+    from pytorch_tokenizers.llama2c import Llama2cTokenizer
+
+    Llama2cTokenizer(str(model)).export(str(path))
+    return path
+
+
+def read_bin(path: Path) -> tuple[bytes, list[bytes]]:
+    """Head and pieces, with their scores, of a tokenizer.bin."""
+    data, at = path.read_bytes(), 16
+    pieces = []
+    while at < len(data):
+        size = 8 + struct.unpack_from("<I", data, at + 4)[0]
+        pieces.append(data[at : at + size])
+        at += size
+    return data[:16], pieces
+
+
+def as_transformers_4(folder: Path) -> None:
+    """Rewrite tokenizer.json as transformers 4 wrote it, and as LLaVA-1.5-7B was published: the blank in front of a text is made by a
+    normalizer, so that text behind a special token has one too."""
+    rewrite(folder / "tokenizer.json", prepend)
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     keys = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     config = {
