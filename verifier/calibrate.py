@@ -92,7 +92,7 @@ def _clean(made: Difference | Mismatch, evidence: Evidence) -> Difference:
     if isinstance(made, Mismatch):
         raise GoldenError(
             "the program did not answer every golden image",
-            got=evidence.runtime.conversations.message or made.reason,
+            got=evidence.runtime.message or made.reason,
             fix="calibrate with a clean export",
         )
     return made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
-from verifier.errors import GoldenError, VerifierError
 from verifier.export.manifest import Manifest
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
@@ -33,7 +34,7 @@ from verifier.reference import (
     load_hugging_face,
 )
 from verifier.runner.protocol import Array, Bundle, Call, Result, Runner
-from verifier.types import Recipe
+from verifier.types import Missing, Recipe
 
 MAPPING_SAMPLES = 2
 LOAD_TIMEOUT_S = 600.0
@@ -41,6 +42,66 @@ LAST_TOKENS = 3
 """Positions that the filling prompt leaves free: a prefill, a token before the last, the last."""
 USER = "user"
 """Kind of the image that a user gives; all others are golden."""
+
+
+class Part(Enum):
+    """What is gathered only if a check needs it."""
+
+    PROMPTS = auto()
+    """That the tokenizer agrees with transformers'; gathering ends if it does not."""
+    RUNTIME = auto()
+    """What the runtime says of itself and of its machine."""
+    INSTRUCTIONS = auto()
+    """Which microkernels the machine chooses: a few calls are made."""
+    CONVERSATIONS = auto()
+    """The golden conversations, by the fp32 definition and by the program."""
+    PUBLISHED = auto()
+    """Golden pictures framed by the checkpoint's own processor, answered by the definition."""
+    MAPPING = auto()
+    """Activations of Hugging Face's model and of the definition."""
+    AUDIT = auto()
+    """The constants of the file against the checkpoint."""
+    LAYERS = auto()
+    """A traced conversation, instruction by instruction."""
+    CACHE = auto()
+    """Histories, poison and rows of the KV-cache."""
+    CHUNKS = auto()
+    """The whole cache in chunks and token by token, and what lies beyond its end."""
+    THREADS = auto()
+    """The same calls repeated, with several thread counts."""
+    TOKENIZERS = auto()
+    """The tokenizer files that ship, read by ExecuTorch's tokenizers."""
+    SPEED = auto()
+    """Time and memory of a conversation, alone on the machine."""
+
+
+RESTS_ON: dict[Part, tuple[Part, ...]] = {
+    Part.INSTRUCTIONS: (Part.RUNTIME,),
+    Part.CONVERSATIONS: (Part.RUNTIME, Part.PROMPTS),
+    Part.PUBLISHED: (Part.CONVERSATIONS,),
+    Part.LAYERS: (Part.AUDIT, Part.RUNTIME, Part.PROMPTS),
+    Part.CACHE: (Part.RUNTIME,),
+    Part.CHUNKS: (Part.CACHE,),
+    Part.THREADS: (Part.RUNTIME,),
+}
+"""Parts that a part cannot be gathered without."""
+
+
+def with_foundations(parts: Iterable[Part]) -> frozenset[Part]:
+    """Some parts and all that they rest on."""
+    found: set[Part] = set()
+    open_ones = list(parts)
+    while open_ones:
+        part = open_ones.pop()
+        if part not in found:
+            found.add(part)
+            open_ones += RESTS_ON.get(part, ())
+    return frozenset(found)
+
+
+def unasked(what: str) -> Missing:
+    """No check asked for it."""
+    return Missing(f"no check asked for {what}", "unasked")
 
 
 @dataclass(frozen=True)
@@ -70,16 +131,22 @@ class FullAnswer:
 @dataclass(frozen=True)
 class RuntimeEvidence:
     """The conversation bundle and the probes, as they came back. `free` are the logits [T, V] of free-running answers by
-    image, and `again` those of the first conversation after all others; None where a call did not return. `speed` is None without a budget."""
+    image, and `again` those of the first conversation after all others; None where a call did not return."""
 
-    conversations: Result
+    conversations: Result | Missing
     vocabulary: Array | None
     full: FullAnswer
     free: dict[str, Array | None]
     again: Array | None
-    cache: CacheEvidence | None
-    threads: ThreadEvidence | None
-    speed: Speed | None = None
+    cache: CacheEvidence | Missing
+    threads: ThreadEvidence | Missing
+    speed: Speed | Missing
+
+    @property
+    def message(self) -> str:
+        """What the run of the conversations said at its end, or why there was none."""
+        ran = self.conversations
+        return ran.reason if isinstance(ran, Missing) else ran.message
 
 
 @dataclass(frozen=True)
@@ -94,8 +161,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Input of every check. `tolerances` and `audit` may be the reason why there are none; `layers` is None if no check
-    asked for it, `budget` if nobody recorded one, `shipped` if no check asked for the tokenizer files."""
+    """Input of every check. `budget` is None if nobody recorded one."""
 
     artifact: Artifact
     manifest: Manifest | None
@@ -104,20 +170,20 @@ class Evidence:
     tokenizer: Tokenizer
     recipe: Recipe
     subjects: Subjects
-    audit: Audit | VerifierError
-    layers: LayerEvidence | None
+    audit: Audit | Missing
+    layers: LayerEvidence | Missing
     golden: GoldenSet
     expectation: Expectation | None
-    tolerances: Tolerances | GoldenError
+    tolerances: Tolerances | Missing
     budget: dict[str, Budget] | None
     cases: tuple[Case, ...]
     user_case: Case | None
     mapping: dict[str, list[LayerPair]]
     runtime: RuntimeEvidence
     rounding: RoundingNoise
+    shipped: TokenizerEvidence | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
-    shipped: TokenizerEvidence | None = None
 
     @property
     def patches(self) -> int:
@@ -220,9 +286,10 @@ def logits_of(conversation: Conversation, result: Result) -> Array | None:
 
 
 def collect_cases(
-    made: ConversationBundle, result: Result, samples: list[Sample], answers: list[Answered]
+    made: ConversationBundle, result: Result | Missing, samples: list[Sample], answers: list[Answered]
 ) -> tuple[Case, ...]:
     """Pair the runtime's outputs with the references."""
+    assert not isinstance(result, Missing), "who asks for answers asks for conversations"
     cases = []
     for sample, expected, conversation, (first, last) in zip(
         samples, answers, made.conversations, made.ranges, strict=True
@@ -241,7 +308,7 @@ def collect_cases(
     return tuple(cases)
 
 
-def collect_vocabulary(made: ConversationBundle, result: Result) -> Array | None:
+def _vocabulary(made: ConversationBundle, result: Result) -> Array | None:
     """The embedding of every token id [V, D], None if a call did not return."""
     import numpy as np
 
@@ -249,6 +316,28 @@ def collect_vocabulary(made: ConversationBundle, result: Result) -> Array | None
     if any(part is None for part in parts):
         return None
     return np.concatenate([np.asarray(p).reshape(-1, np.asarray(p).shape[-1]) for p in parts])
+
+
+def collect_runtime(
+    made: ConversationBundle,
+    result: Result | Missing,
+    *,
+    cache: CacheEvidence | Missing,
+    threads: ThreadEvidence | Missing,
+    speed: Speed | Missing,
+) -> RuntimeEvidence:
+    """What the runtime gave in the conversations, beside the probes. Where none was asked for, no call returned."""
+    ran = Result("ok", result.reason) if isinstance(result, Missing) else result
+    return RuntimeEvidence(
+        result,
+        _vocabulary(made, ran),
+        FullAnswer(logits_of(made.full, ran), made.full.position, LAST_TOKENS + 1),
+        {name: logits_of(conversation, ran) for name, conversation in made.free.items()},
+        logits_of(made.again, ran),
+        cache,
+        threads,
+        speed,
+    )
 
 
 def run_bundle(runner: Runner, bundle: Bundle, *, per_call_s: float = 60.0) -> Result:

@@ -13,8 +13,8 @@ from verifier.audit.inventory import Constant
 from verifier.audit.run import Audit
 from verifier.checks.budget import planned_bytes
 from verifier.checks.layers import worst_by_block
-from verifier.errors import GoldenError
 from verifier.evidence import Evidence
+from verifier.types import Missing
 
 DIGEST_BYTES = 8
 """Enough to tell two contents apart that nobody made alike on purpose; what the bytes are worth is the audit's question."""
@@ -26,19 +26,19 @@ def facts(evidence: Evidence) -> dict[str, Any]:
     speed = evidence.runtime.speed
     measured = (
         {}
-        if speed is None
+        if isinstance(speed, Missing)
         else {name: getattr(speed, name) for name in ("prefill_loops", "decode_loops", "peak_rss_bytes")}
     )
     tolerances = evidence.tolerances
-    bands = {} if isinstance(tolerances, GoldenError) else tolerances.bands
+    bands = {} if isinstance(tolerances, Missing) else tolerances.bands
     return {
         "max_seq_len": artifact.max_seq_len,
         "file_bytes": artifact.header.file_bytes,
         "planned_bytes": planned_bytes(artifact),
         "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in METHODS},
         "census": artifact.census(),
-        "constants": {} if not isinstance(evidence.audit, Audit) else _digests(evidence, evidence.audit),
-        "profile_db": {} if evidence.layers is None else _finite(worst_by_block(evidence.layers.profile)),
+        "constants": {} if isinstance(evidence.audit, Missing) else _digests(evidence, evidence.audit),
+        "profile_db": {} if isinstance(evidence.layers, Missing) else _finite(worst_by_block(evidence.layers.profile)),
         "speed": {name: value for name, value in measured.items() if value is not None},
         "prompt_rule": evidence.tokenizer.rule.as_json(),
         "noise": {name: {"spread": band.spread, "margin": band.margin} for name, band in bands.items()},

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from verifier.checks.common import up_to_ties
+from verifier.checks.bands import up_to_ties
 from verifier.checks.vision import channel_center, compare_about
 from verifier.core.compare import EQUAL_DB, Array, Difference, compare
 from verifier.evidence import Case, Evidence
 from verifier.metrics import top2_margin
+from verifier.types import Missing
 
 SHOWN_IMAGES = 40
 THUMBNAIL_PX, JPEG_QUALITY = 224, 78
@@ -106,7 +107,7 @@ def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
 
 def _streams(evidence: Evidence) -> dict[str, Any] | None:
     """SQNR of the residual stream against fp32, a row for each decoder layer and a column for each traced position of one conversation."""
-    if evidence.layers is None:
+    if isinstance(evidence.layers, Missing):
         return None
     found = [error for error in evidence.layers.profile if error.rows_db and error.block.startswith("text_decoder")]
     if not found:
@@ -125,7 +126,7 @@ def _streams(evidence: Evidence) -> dict[str, Any] | None:
 def _cache(evidence: Evidence) -> dict[str, Any] | None:
     """SQNR between the logits of two splits at the same position."""
     probe = evidence.runtime.cache
-    if probe is None or not probe.chunks.pairs:
+    if isinstance(probe, Missing) or isinstance(probe.chunks, Missing):
         return None
     outputs = probe.chunks.result.outputs
     cells: list[dict[str, Any]] = []

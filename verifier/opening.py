@@ -11,8 +11,8 @@ from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.assign import list_parameters
 from verifier.audit.infer import infer_recipe
 from verifier.checkpoint import Checkpoint, open_checkpoint
-from verifier.checks.common import Check
-from verifier.checks.registry import needs_golden, select
+from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
+from verifier.checks.registry import select
 from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.evidence import (
     Subjects,
@@ -153,14 +153,13 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
     runner = make_runner(request.target, told)
-    checks = select(
-        request.checks,
-        with_image=request.image is not None,
-        with_expectation=expectation is not None,
-        with_device=runner.isa != platform.machine(),
-        with_all_images=not request.images,
-        budgeted=frozenset(budget or ()),
-    )
+    having = {
+        IMAGE: request.image is not None,
+        PUBLISHED_ANSWER: request.image is not None and expectation is not None,
+        DEVICE: runner.isa != platform.machine(),
+        ALL_IMAGES: not request.images,
+    } | dict.fromkeys(budget or (), True)
+    checks = select(request.checks, frozenset(name for name, has in having.items() if has))
     if not golden.images:
         _refuse_without_golden(golden, checks)
     return Opened(
@@ -179,7 +178,7 @@ def _golden_of(checkpoint: Checkpoint) -> GoldenSet:
 
 def _refuse_without_golden(golden: GoldenSet, checks: tuple[Check, ...]) -> None:
     """Raise `GoldenError` if a chosen check compares golden answers, which this checkpoint does not have."""
-    lacking = [check.id for check in checks if needs_golden(check)]
+    lacking = [check.id for check in checks if check.golden]
     if not lacking:
         return
     raise GoldenError(

@@ -9,12 +9,12 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ from torch import Tensor
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, audit_weights
 from verifier.checkpoint import Checkpoint
+from verifier.checks.check import run_checks
 from verifier.checks.device import unsound
 from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
-    LAST_TOKENS,
     Evidence,
-    FullAnswer,
-    RuntimeEvidence,
+    Part,
     collect_cases,
-    collect_vocabulary,
+    collect_runtime,
     conversation_bundle,
     golden_folder,
-    logits_of,
     mapping_pairs,
     run_bundle,
+    unasked,
+    with_foundations,
 )
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.facts import facts
@@ -60,14 +60,12 @@ from verifier.published import compare_published
 from verifier.reference import Answered, Sample, answer_samples, load_sample
 from verifier.runner.protocol import Bundle, Result
 from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
-from verifier.types import CheckResult, Recipe
-from verifier.verdict import Judgement, doubt, judge_run
+from verifier.types import CheckResult, Missing, Recipe
+from verifier.verdict import Judgement, judge_run
 
+P = ParamSpec("P")
+R = TypeVar("R")
 AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
-CONVERSING = ("preprocess.", "splice.", "vision.", "embedding.", "logits.", "greedy.")
-"""Families that look at the golden conversations."""
-PUBLISHED = "preprocess.processor"
-"""The check that looks at answers to the checkpoint's own processor."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +89,27 @@ class Run:
     environment: dict[str, Any]
 
 
-def _wants(opened: Opened, *families: str) -> bool:
-    return any(check.id.startswith(families) for check in opened.checks)
+def _parts(opened: Opened) -> frozenset[Part]:
+    """What the chosen checks need."""
+    return with_foundations(part for check in opened.checks for part in check.needs.parts)
 
 
-def _audit(opened: Opened, tell: Tell) -> Audit | VerifierError:
-    """The audit of the constants, or why there is none. Not made if no check wants it."""
-    if not _wants(opened, "weights.", "layers.", "device."):
-        return VerifierError("no check asked for the audit")
+def _audit(opened: Opened, tell: Tell) -> Audit | Missing:
+    """The audit of the constants, or why there is none."""
     try:
         return audit_weights(opened.artifact, opened.checkpoint, opened.recipe, tell=tell)
     except VerifierError as error:
-        return error
+        return Missing(error.one_line, "program" if isinstance(error, ArtifactError) else "verifier")
 
 
 def _compare_layers(
-    opened: Opened, audit: Audit | VerifierError, definition: Definition, traced: Traced | None, tell: Tell
-) -> LayerEvidence | None:
-    """The comparison layer by layer; None if no check wants it."""
-    if traced is None:
-        return None
-    if isinstance(audit, VerifierError):
-        culprit = "program" if isinstance(audit, ArtifactError) else "verifier"
-        return LayerEvidence({}, None, problem=audit.one_line, culprit=culprit)
+    opened: Opened, audit: Audit | Missing, definition: Definition, traced: Traced | Missing, tell: Tell
+) -> LayerEvidence | Missing:
+    """The comparison layer by layer."""
+    for absent in (traced, audit):
+        if isinstance(absent, Missing):
+            return absent
+    assert isinstance(traced, Traced) and isinstance(audit, Audit)
     return compare_layers(
         opened.artifact,
         opened.checkpoint,
@@ -127,33 +123,25 @@ def _compare_layers(
     )
 
 
-def _tolerances(opened: Opened) -> Tolerances | GoldenError:
+def _tolerances(opened: Opened) -> Tolerances | Missing:
     try:
         return load_tolerances(golden_folder(opened.checkpoint), opened.checkpoint.sha256, opened.recipe.name)
     except GoldenError as error:
-        return error
+        return Missing(error.one_line, "verifier")
 
 
-def _probe_cache(opened: Opened, image: Tensor) -> CacheEvidence | None:
-    """The cache probes, None if no check wants it."""
-    if not _wants(opened, "kvcache."):
-        return None
-    table = embedding_table(opened.checkpoint).numpy()
-    in_chunks = _wants(opened, "kvcache.chunks", "kvcache.capacity")
+def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> CacheEvidence:
     return ask_cache(
         opened.artifact,
-        table,
+        embedding_table(opened.checkpoint).numpy(),
         image.numpy(),
         lambda bundle: run_bundle(opened.runner, bundle),
-        in_chunks=in_chunks,
+        in_chunks=Part.CHUNKS in parts,
         large=is_large(opened.checkpoint),
     )
 
 
-def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence | None:
-    """The repetitions, None if no check wants them."""
-    if not _wants(opened, "threads."):
-        return None
+def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence:
     return ask_threads(
         opened.artifact,
         table.numpy(),
@@ -195,25 +183,22 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
     """
-    checkpoint, artifact, golden = opened.checkpoint, opened.artifact, opened.golden
-    geometry = checkpoint.geometry
-    tokenizer = opened.tokenizer
-    if _wants(opened, *CONVERSING, "layers.", "device."):
+    checkpoint, artifact, golden, tokenizer = opened.checkpoint, opened.artifact, opened.golden, opened.tokenizer
+    geometry, parts = checkpoint.geometry, _parts(opened)
+    if Part.PROMPTS in parts:
         with progress.stage("tokenizer against Hugging Face"):
             compare_with_transformers(tokenizer)
-    square = opened.recipe.static_image_shape
-    samples = [load_sample(i, tokenizer, side_px=geometry.vision.image_px, square=square) for i in golden.images]
-    samples = samples or [probe_sample(tokenizer, side_px=geometry.vision.image_px, square=square)]
+    samples = _samples(opened)
     with ExitStack() as stack:
         stack.enter_context(_one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
-        children = stack.enter_context(ThreadPoolExecutor(opened.runner.at_once))
-        tracing = children.submit(_trace, opened, list(samples), folder)  # first: this process waits for it first
-        probed = children.submit(_probe_cache, opened, samples[0].image)
-        shipped = (
-            children.submit(tokenizers_asked, opened.to_ship, checkpoint, tokenizer, golden)
-            if _wants(opened, "tokenizer.")
-            else None
+        children = _Children(stack.enter_context(ThreadPoolExecutor(opened.runner.at_once)), parts)
+        image = samples[0].image
+        # first: this process waits for it first
+        tracing = children.submit(Part.LAYERS, "a trace", _trace, opened, list(samples), folder)
+        probed = children.submit(Part.CACHE, "the cache", _probe_cache, opened, parts, image)
+        shipped = children.submit(
+            Part.TOKENIZERS, "the tokenizer files", tokenizers_asked, opened.to_ship, checkpoint, tokenizer, golden
         )
         with progress.stage("fp32 reference"):
             longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
@@ -228,20 +213,20 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
                 vocabulary=geometry.text.vocabulary,
                 large=is_large(checkpoint),
             )
-            answered = children.submit(_converse, opened, made.bundle)
-            repeated = children.submit(_ask_threads, opened, definition.embedding, samples[0].image)
-            published = golden_by_its_processor(opened, samples) if _wants(opened, PUBLISHED) else []
-            answers = (
-                (answer or answer_samples)(definition, [*samples, *published]) if _wants(opened, *CONVERSING) else []
-            )
+            answered = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
+            repeated = children.submit(Part.THREADS, "repetitions", _ask_threads, opened, definition.embedding, image)
+            published = golden_by_its_processor(opened, samples) if Part.PUBLISHED in parts else []
+            answers = []
+            if Part.CONVERSATIONS in parts:
+                answers = (answer or answer_samples)(definition, [*samples, *published])
             if answers and golden.images and not tokenizer.rule.same_prompt(golden.prompt_rule):
                 pairs = zip(samples, answers[: len(samples)], strict=True)
                 samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
-            mapping = mapping_pairs(checkpoint, definition, samples) if _wants(opened, "mapping.") else {}
+            mapping = mapping_pairs(checkpoint, definition, samples) if Part.MAPPING in parts else {}
         with progress.stage("audit of the constants"):
-            audit = _audit(opened, progress.counted)
+            audit = _audit(opened, progress.counted) if Part.AUDIT in parts else unasked("the audit")
         with progress.stage("layer by layer"):
             layers = _compare_layers(opened, audit, definition, tracing.result(), progress.counted)
         definition.forget()
@@ -249,11 +234,11 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         return_freed()
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = answered.result()
-        speed = None
-        if _wants(opened, "budget.peak", "budget.prefill", "budget.decode"):
+        speed: Speed | Missing = unasked("time and memory")
+        if Part.SPEED in parts:
             with progress.stage("time and memory"):
-                children.shutdown()
-                speed = measure_speed(opened, definition.embedding, samples[0].image)
+                children.pool.shutdown()
+                speed = measure_speed(opened, definition.embedding, image)
     cases = collect_cases(made, result, samples, answers[: len(samples)]) if answers else ()
     return Evidence(
         artifact=artifact,
@@ -272,27 +257,43 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         cases=cases[: len(golden.images)],
         user_case=cases[-1] if opened.request.image is not None else None,
         mapping=mapping,
-        runtime=RuntimeEvidence(
-            result,
-            collect_vocabulary(made, result),
-            FullAnswer(logits_of(made.full, result), made.full.position, LAST_TOKENS + 1),
-            {name: logits_of(conversation, result) for name, conversation in made.free.items()},
-            logits_of(made.again, result),
-            probed.result(),
-            repeated.result(),
-            speed,
-        ),
+        runtime=collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed),
         rounding=RoundingNoise(partial(_rounding_noise_db, opened, audit, definition, samples[0])),
+        shipped=shipped.result(),
         published=compare_published(samples, published, answers) if answers else (),
-        shipped=None if shipped is None else shipped.result(),
     )
 
 
-def _rounding_noise_db(opened: Opened, audit: Audit | VerifierError, definition: Definition, sample: Sample) -> float:
+def _samples(opened: Opened) -> list[Sample]:
+    """The golden images with their prompts; one that is made up where there are none."""
+    side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
+    golden = [load_sample(i, opened.tokenizer, side_px=side_px, square=square) for i in opened.golden.images]
+    return golden or [probe_sample(opened.tokenizer, side_px=side_px, square=square)]
+
+
+@dataclass(frozen=True)
+class _Children:
+    """Runs of the program beside this process, of the parts that are needed."""
+
+    pool: ThreadPoolExecutor
+    parts: frozenset[Part]
+
+    def submit(
+        self, part: Part, what: str, work: Callable[P, R], *given: P.args, **named: P.kwargs
+    ) -> Future[R | Missing]:
+        """Start some work, or say that no check asked for what it gives."""
+        if part in self.parts:
+            return cast("Future[R | Missing]", self.pool.submit(work, *given, **named))
+        absent: Future[R | Missing] = Future()
+        absent.set_result(unasked(what))
+        return absent
+
+
+def _rounding_noise_db(opened: Opened, audit: Audit | Missing, definition: Definition, sample: Sample) -> float:
     """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
     rounding = Rounding()
     held: Held = nothing_held
-    if is_large(opened.checkpoint) and not isinstance(audit, VerifierError):
+    if is_large(opened.checkpoint) and isinstance(audit, Audit):
         held = held_in(opened.artifact, audit)
     quantized = build_quantized_decoder(opened.checkpoint, opened.recipe, held, rounding)
     ids = torch.tensor([(*sample.prompt.before, *sample.prompt.after)[:NOISE_TOKENS]])
@@ -310,21 +311,15 @@ def _one_core_for_children() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _converse(opened: Opened, bundle: Bundle) -> Result:
-    """The golden conversations, if a check wants them; no call at all if others only want to know what ran: operators,
-    versions, CPU features. The audit of weights alone runs nothing."""
-    if _wants(opened, *CONVERSING):
-        return run_bundle(opened.runner, bundle)
-    if _wants(opened, "structure.", "layers.", "kvcache.", "threads.", "device."):
-        # a device tells which instructions its kernels are made of once some were chosen: the encoder, a lookup, and a first chunk of text
-        calls = bundle.calls[:3] if _wants(opened, "device.") else ()
-        return run_bundle(opened.runner, replace(bundle, calls=calls))
-    return Result("ok", "no check asked for a conversation")
+def _converse(opened: Opened, parts: frozenset[Part], bundle: Bundle) -> Result:
+    """The golden conversations, if a check needs them; else no call at all, for those who want to know what ran: operators, versions, CPU
+    features. A device tells which instructions its kernels are made of once some were chosen: the encoder, a lookup, and a first chunk of text."""
+    if Part.CONVERSATIONS not in parts:
+        bundle = replace(bundle, calls=bundle.calls[:3] if Part.INSTRUCTIONS in parts else ())
+    return run_bundle(opened.runner, bundle)
 
 
-def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None:
-    if not _wants(opened, "layers.", "device."):
-        return None
+def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
     patches, large = opened.checkpoint.geometry.vision.patches, is_large(opened.checkpoint)
     chosen = choose_samples(samples, large=large)
     return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
@@ -333,6 +328,8 @@ def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | None
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
     """The machine that ran the program, as its runner says."""
     ran = evidence.runtime.conversations
+    if isinstance(ran, Missing):
+        ran = Result("ok", ran.reason)
     return {
         "name": opened.runner.name,
         "isa": opened.runner.isa,
@@ -344,13 +341,11 @@ def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def run_checks(opened: Opened, evidence: Evidence) -> list[CheckResult]:
-    """All results of all checks, in registry order. On a machine of another kind than this one the kernels that ran are the
-    device's, and so is the step."""
-    results = [result for check in opened.checks for result in check.run(check, evidence)]
-    foreign = opened.runner.isa != platform.machine()
-    placed = [replace(r, step="device") if foreign and r.step == "kernel" else r for r in results]
-    return doubt(placed, unsound(evidence.runtime.conversations.instructions))
+def judge(opened: Opened, evidence: Evidence) -> list[CheckResult]:
+    """All results of the chosen checks, in the order of the registry."""
+    ran = evidence.runtime.conversations
+    wrong = "" if isinstance(ran, Missing) else unsound(ran.instructions)
+    return run_checks(opened.checks, evidence, foreign=opened.runner.isa != platform.machine(), unsound=wrong)
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:
@@ -364,9 +359,14 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
         with closing(opened.runner):
             evidence = gather(opened, progress)
         with progress.stage("checks"):
-            results = run_checks(opened, evidence)
+            results = judge(opened, evidence)
             known, drawn = facts(evidence), figures(evidence)
-    judgement = judge_run(results, expected=len(planned_cases(opened)), allow_partial=request.allow_partial)
+    judgement = judge_run(
+        results,
+        expected=len(planned_cases(opened)),
+        allow_partial=request.allow_partial,
+        optional=frozenset(check.id for check in opened.checks if check.optional),
+    )
     usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Run(
         request,

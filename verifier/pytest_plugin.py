@@ -21,25 +21,6 @@ from _pytest.config import ConftestImportFailure
 
 from verifier.pytest_judge import Judge, Question, Refused
 
-FAMILIES = (
-    "structure",
-    "mapping",
-    "preprocess",
-    "splice",
-    "tokenizer",
-    "weights",
-    "layers",
-    "kvcache",
-    "threads",
-    "embedding",
-    "vision",
-    "logits",
-    "greedy",
-    "budget",
-    "device",
-)
-"""Of `verifier.checks.registry`, which is not imported here: every pytest run would pay for it."""
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options under their own heading in `--help`, and settings for an ini file; an option goes before its setting."""
@@ -98,8 +79,9 @@ def _unknown_options(config: pytest.Config, parser: pytest.Parser, args: list[st
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers and, with `--pte`, the collector of gate tests."""
-    for family in FAMILIES:
-        config.addinivalue_line("markers", f"pte_{family}: checks {family}.* of the release gate")
+    config.addinivalue_line(
+        "markers", "pte_FAMILY: with --pte, the checks FAMILY.* of the release gate, such as pte_weights"
+    )
     if config.getoption("--pte"):
         config.pluginmanager.register(_Gate(config), "verifier-gate")
 
@@ -208,6 +190,8 @@ class _Gate:
             raise pytest.UsageError(f"not verified: {error}") from error
         for pair, cases in zip(self.pairs, planned, strict=True):
             pair.planned = [(check, case) for check, case in cases]
+        for family in dict.fromkeys(check.partition(".")[0] for pair in self.pairs for check, _ in pair.planned):
+            session.config.addinivalue_line("markers", f"pte_{family}: checks {family}.* of the release gate")
         self._chosen = self._named(session.config)
 
     @pytest.hookimpl(optionalhook=True)

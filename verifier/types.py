@@ -78,6 +78,20 @@ class Where:
     index: tuple[int, ...] | None = None
 
 
+Culprit = Literal["program", "verifier", "unasked"]
+"""Who is to blame where something is absent: the program under test, this verifier or what it was given, or nobody, as it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why something is absent. Every case of a check that needs it fails if the `program` is to blame, and is an error otherwise."""
+
+    reason: str
+    culprit: Culprit
+    where: Where | None = None
+    accuses: str = ""
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """The outcome of one check on one case. `measured` and `allowed` share their keys; `exception` is a difference by design, with its

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from verifier.core.compare import EQUAL_DB
@@ -11,8 +11,6 @@ from verifier.core.scales import scale_of
 from verifier.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
-# Checks that may be skipped without leaving a hole: what they look at is optional.
-OPTIONAL = frozenset({"structure.manifest", "splice.template", "tokenizer.loads", "device.instructions"})
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
 Overall = Literal["pass", "fail", "error"]
 
@@ -43,33 +41,20 @@ class Judgement:
         return EXIT_STATUS[self.verdict]
 
 
-STATIC = ("structure.", "mapping.", "preprocess.", "splice.", "tokenizer.", "weights.")
-"""Families that look at the file, or at this machine's references, and not at what the program computed."""
-
-
-def doubt(results: list[CheckResult], unsound: str) -> list[CheckResult]:
-    """Failures that a machine may be to blame for itself are no failures of the file: on an `unsound` one they are errors."""
-    if not unsound:
-        return results
-    return [
-        replace(r, verdict="error", message=f"not to be trusted on this machine: {r.message}")
-        if r.verdict == "fail" and not r.id.startswith(STATIC)
-        else r
-        for r in results
-    ]
-
-
-def judge_run(results: list[CheckResult], *, expected: int, allow_partial: bool = False) -> Judgement:
+def judge_run(
+    results: list[CheckResult], *, expected: int, allow_partial: bool = False, optional: frozenset[str] = frozenset()
+) -> Judgement:
     """Judge all results. A failure is a fail; else anything missing, skipped or in error is an error, never a pass.
 
-    `expected` is how many results the selected checks promise. `allow_partial` forgives errors and holes, not failures,
+    `expected` is how many results the selected checks promise; `optional` are the ids of those that may be skipped, because what they look at
+    need not exist. `allow_partial` forgives errors and holes, not failures,
     and still wants something to have passed.
     """
     rungs = tuple(_rung(step, results) for step in STEPS)
     failed = [r for r in results if r.verdict == "fail"]
     if failed:
         return Judgement("fail", f"{len(failed)} of {len(results)} checks failed", failed[0], rungs)
-    holes = [r for r in results if r.verdict == "error" or (r.verdict == "skipped" and r.id not in OPTIONAL)]
+    holes = [r for r in results if r.verdict == "error" or (r.verdict == "skipped" and r.id not in optional)]
     passed = sum(r.verdict == "pass" for r in results)
     if passed == 0:
         return Judgement("error", "nothing was verified", holes[0] if holes else None, rungs)

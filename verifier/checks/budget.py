@@ -7,15 +7,16 @@ is no longer delegated. Times count in a loop on the same machine, so that a slo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from verifier.artifact.program import METHODS, Artifact
-from verifier.checks.common import Check, one_case
+from verifier.checks.check import Check, Fields, Finding, Need, check, failed, need, one_case, passed
 from verifier.core.limits import stated
-from verifier.evidence import Evidence
-from verifier.types import CheckResult
-
-Measured = Callable[[Evidence], float | None]
+from verifier.evidence import Evidence, Part
+from verifier.golden import Budget
+from verifier.probes.speed import Speed
+from verifier.types import Missing
 
 _HINTS = {
     "file_bytes": "Was a table or a linear left in fp32, or a constant stored twice? weights.* and structure.census name it.",
@@ -31,45 +32,81 @@ def planned_bytes(artifact: Artifact) -> int:
     return sum(sum(artifact.plans[method].arenas_bytes) for method in METHODS)
 
 
-def _of_speed(name: str) -> Measured:
-    def measured(evidence: Evidence) -> float | None:
-        speed = evidence.runtime.speed
-        value: float | None = None if speed is None else getattr(speed, name)
-        return value
+@dataclass(frozen=True)
+class Spent:
+    """What was spent, what was recorded for this release, and why nothing was measured, if so."""
 
-    return measured
+    value: float | None
+    budget: Budget
+    said: str = ""
 
 
-def _check(id: str, what: str, name: str, unit: Literal["bytes", "loops"], measured: Measured) -> Check:
-    def run(check: Check, evidence: Evidence) -> list[CheckResult]:
-        budget = evidence.budget.get(name) if evidence.budget is not None else None
-        value = measured(evidence)
-        if budget is None:
-            return [check.error("program", f"there is no budget for {what}: python -m verifier.budgets PTE")]
+def _budget(evidence: Evidence, name: str) -> Budget | Missing:
+    found = None if evidence.budget is None else evidence.budget.get(name)
+    return found or Missing(f"there is no budget for {name}: python -m verifier.budgets PTE", "verifier")
+
+
+def _of_file(name: str, measured: Callable[[Artifact], float]) -> Need[Spent]:
+    """A figure of the file itself."""
+
+    def take(evidence: Evidence) -> Spent | Missing:
+        budget = _budget(evidence, name)
+        return budget if isinstance(budget, Missing) else Spent(measured(evidence.artifact), budget)
+
+    return need()(take)
+
+
+def _of_run(name: str, measured: Callable[[Speed], float | None]) -> Need[Spent]:
+    """A figure of a conversation that was run for it."""
+
+    def take(evidence: Evidence) -> Spent | Missing:
+        budget, speed = _budget(evidence, name), evidence.runtime.speed
+        for absent in (budget, speed):
+            if isinstance(absent, Missing):
+                return absent
+        assert isinstance(budget, Budget) and isinstance(speed, Speed)
+        return Spent(measured(speed), budget, f"{speed.result.outcome} {speed.result.message}")
+
+    return need(Part.SPEED, computed=True)(take)
+
+
+def _check(id: str, what: str, name: str, unit: Literal["bytes", "loops"], needs: Need[Spent]) -> Check:
+    def judge(spent: Spent, _case: str) -> Finding:
+        value, budget = spent.value, spent.budget
         if value is None:
-            speed = evidence.runtime.speed
-            said = "nothing was run" if speed is None else f"{speed.result.outcome} {speed.result.message}"
-            return [check.failed("program", f"{what} could not be measured: {said}")]
-        fields = {"measured": {name: value}, "allowed": {name: budget.allowed}}
+            return failed(f"{what} could not be measured: {spent.said}")
+        fields: Fields = {"measured": {name: value}, "allowed": {name: budget.allowed}}
         said = f"{what}: {value:,.4g} {unit}" if value < 1e4 else f"{what}: {value:,.0f} {unit}"
-        if not stated(check.id, budget.allowed, unit, "most").admits(value):
+        if not stated(id, budget.allowed, unit, "most").admits(value):
             more = f"{said}, {value / budget.measured - 1:+.0%} against the recorded {budget.measured:,.4g}; the budget is {budget.allowed:,.4g}"
-            return [check.failed("program", f"{more}. {_HINTS[name]}", **fields)]
-        return [check.passed("program", f"{said}, within the budget", **fields)]
+            return failed(f"{more}. {_HINTS[name]}", fields)
+        return passed(f"{said}, within the budget", fields)
 
-    run.__doc__ = (
+    judge.__doc__ = (
         f"{what[0].upper()}{what[1:]}, in {unit}, is within what was recorded for this release (docs/budgets.md)."
     )
-    return Check(id, "lowering", one_case, run)
+    return check(id, step="lowering", needs=needs, cases=one_case, having={name})(judge)
 
 
-_FIGURES: tuple[tuple[str, str, str, Literal["bytes", "loops"], Measured], ...] = (
-    ("budget.file", "the file", "file_bytes", "bytes", lambda evidence: evidence.artifact.header.file_bytes),
-    ("budget.memory", "planned memory", "planned_bytes", "bytes", lambda evidence: planned_bytes(evidence.artifact)),
-    ("budget.peak", "the peak of resident memory", "peak_rss_bytes", "bytes", _of_speed("peak_rss_bytes")),
-    ("budget.prefill", "an image and its prefill", "prefill_loops", "loops", _of_speed("prefill_loops")),
-    ("budget.decode", "one token", "decode_loops", "loops", _of_speed("decode_loops")),
+# Source of the figures: the memory and speed tables of ExecuTorch's LLaVA announcement; docs/budgets.md.
+CHECKS = (
+    _check("budget.file", "the file", "file_bytes", "bytes", _of_file("file_bytes", lambda a: a.header.file_bytes)),
+    _check("budget.memory", "planned memory", "planned_bytes", "bytes", _of_file("planned_bytes", planned_bytes)),
+    _check(
+        "budget.peak",
+        "the peak of resident memory",
+        "peak_rss_bytes",
+        "bytes",
+        _of_run("peak_rss_bytes", lambda speed: speed.peak_rss_bytes),
+    ),
+    _check(
+        "budget.prefill",
+        "an image and its prefill",
+        "prefill_loops",
+        "loops",
+        _of_run("prefill_loops", lambda speed: speed.prefill_loops),
+    ),
+    _check(
+        "budget.decode", "one token", "decode_loops", "loops", _of_run("decode_loops", lambda speed: speed.decode_loops)
+    ),
 )
-CHECKS_OF = {figure[2]: _check(*figure) for figure in _FIGURES}
-"""The check of each figure. Source: the memory and speed tables of ExecuTorch's LLaVA announcement; docs/budgets.md."""
-CHECKS = tuple(CHECKS_OF.values())

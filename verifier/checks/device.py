@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from verifier.checks.common import Check, band_of, fixed_cases, one_case, up_to_ties
+from dataclasses import dataclass
+
+from verifier.checks.bands import TIES, band_of, up_to_ties
+from verifier.checks.check import (
+    DEVICE,
+    Fields,
+    Finding,
+    check,
+    failed,
+    fixed_cases,
+    need,
+    one_case,
+    passed,
+    skipped,
+    unverified,
+)
 from verifier.checks.vision import SQNR
 from verifier.core.compare import EQUAL_DB, Mismatch, compare
 from verifier.core.limits import Limit
-from verifier.errors import GoldenError
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, Part
 from verifier.ladder.abroad import COMPARED, Counterpart
+from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import device_limit_db, least_db
-from verifier.types import CheckResult, Where
+from verifier.runner.protocol import Result
+from verifier.types import Missing, Where
 
 LENGTHS = ("one token", "several tokens")
 
 
-def instructions(check: Check, evidence: Evidence) -> list[CheckResult]:
+@need(Part.INSTRUCTIONS, computed=True)
+def machine(evidence: Evidence) -> Result | Missing:
+    """What the target says of itself."""
+    return evidence.runtime.conversations
+
+
+@check("device.instructions", step="device", needs=machine, cases=one_case, having={DEVICE}, optional=True)
+def instructions(ran: Result, _case: str) -> Finding:
     """The matrix instructions that the machine's kernels rest upon compute what the architecture says."""
-    tried = evidence.runtime.conversations.instructions
+    tried = ran.instructions
     if not tried:
-        return [
-            CheckResult(
-                check.id, check.step, "program", "skipped", "this runner does not try the machine's instructions"
-            )
-        ]
+        return skipped("this runner does not try the machine's instructions")
     wrong = {name: said for name, said in tried.items() if said}
-    fields = {"measured": {"wrong": len(wrong), "tried": len(tried)}, "allowed": {"wrong": 0}}
+    fields: Fields = {"measured": {"wrong": len(wrong), "tried": len(tried)}, "allowed": {"wrong": 0}}
     if wrong:
-        return [check.error("program", unsound(tried), **fields)]
-    return [check.passed("program", f"computed rightly: {', '.join(tried)}", **fields)]
+        return unverified(unsound(tried), fields)
+    return passed(f"computed rightly: {', '.join(tried)}", fields)
 
 
 def unsound(tried: dict[str, str]) -> str:
@@ -43,72 +62,89 @@ def unsound(tried: dict[str, str]) -> str:
     )
 
 
-def lengths(check: Check, evidence: Evidence) -> list[CheckResult]:
+@need(Part.LAYERS, Part.INSTRUCTIONS, computed=True)
+def replayed(evidence: Evidence) -> LayerEvidence | Missing:
+    """What was compared instruction by instruction."""
+    layers = evidence.layers
+    if isinstance(layers, Missing):
+        return Missing("no instruction was compared on the device", "verifier")
+    return layers
+
+
+@check("device.lengths", step="device", needs=replayed, cases=fixed_cases(*LENGTHS), having={DEVICE})
+def lengths(layers: LayerEvidence, case: str) -> Finding:
     """Every instruction of the decoder was compared on the device for one token and for several: their kernels are others."""
-    layers = evidence.layers
-    if layers is None or layers.replay is None:
-        return [check.error(case, "no instruction was compared on the device") for case in LENGTHS]
     wanted = layers.replay.computing.get("text_decoder", frozenset())
-    results = []
-    for case in LENGTHS:
-        calls = {n for n, tokens in layers.tokens.items() if (tokens == 1) == (case == LENGTHS[0])}
-        seen = frozenset().union(*(layers.replay.covered_in.get(call, frozenset()) for call in calls))
-        holes = sorted(wanted - seen)
-        measured, allowed = {"compared": len(wanted) - len(holes)}, {"compared": len(wanted)}
-        if holes or not wanted:
-            where = Where(method="text_decoder", instruction=holes[0]) if holes else None
-            message = f"{len(holes)} of {len(wanted)} instructions were not compared for {case}"
-            results.append(check.error(case, message, measured=measured, allowed=allowed, where=where))
-        else:
-            message = f"all {len(wanted)} instructions were compared for {case}"
-            results.append(check.passed(case, message, measured=measured, allowed=allowed))
-    return results
+    calls = {n for n, tokens in layers.tokens.items() if (tokens == 1) == (case == LENGTHS[0])}
+    seen = frozenset().union(*(layers.replay.covered_in.get(call, frozenset()) for call in calls))
+    holes = sorted(wanted - seen)
+    fields: Fields = {"measured": {"compared": len(wanted) - len(holes)}, "allowed": {"compared": len(wanted)}}
+    if holes or not wanted:
+        where = Where(method="text_decoder", instruction=holes[0]) if holes else None
+        return unverified(
+            f"{len(holes)} of {len(wanted)} instructions were not compared for {case}", fields, where=where
+        )
+    return passed(f"all {len(wanted)} instructions were compared for {case}", fields)
 
 
-def host(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """On the same inputs the device gives what this machine gives, but for rounding ties of int8."""
+@dataclass(frozen=True)
+class Both:
+    """The same calls there and here, and all other evidence."""
+
+    evidence: Evidence
+    found: tuple[Counterpart, ...]
+
+
+@need(Part.LAYERS, Part.INSTRUCTIONS, computed=True)
+def counterparts(evidence: Evidence) -> Both | Missing:
+    """The traced calls on both machines."""
     layers = evidence.layers
-    if layers is None or isinstance(layers.counterparts, str):
-        reason = "the program was not traced" if layers is None else layers.counterparts
-        return [check.error(method, f"the two machines cannot be compared: {reason}") for method in COMPARED]
-    found = layers.counterparts
-    return [_host(check, evidence, method, [c for c in found if c.method == method]) for method in COMPARED]
+    found = Missing("the program was not traced", "verifier") if isinstance(layers, Missing) else layers.counterparts
+    if isinstance(found, Missing):
+        return Missing(f"the two machines cannot be compared: {found.reason}", "verifier")
+    return Both(evidence, found)
 
 
-def _host(check: Check, evidence: Evidence, method: str, pairs: list[Counterpart]) -> CheckResult:
+@check(
+    "device.host",
+    step="device",
+    needs=counterparts,
+    cases=fixed_cases(*COMPARED),
+    limit=("device.host.vision", TIES),
+    having={DEVICE},
+)
+def host(both: Both, method: str) -> Finding:
+    """On the same inputs the device gives what this machine gives, but for rounding ties of int8."""
+    pairs = [pair for pair in both.found if pair.method == method]
     if not pairs:
-        return check.error(method, f"{method} was not called")
+        return unverified(f"{method} was not called")
     worst, at = EQUAL_DB, pairs[0]
     for pair in pairs:
         made = compare(actual=pair.there, expected=pair.here)
         if isinstance(made, Mismatch):
             said = f"call {pair.call}: the device and this machine cannot be compared on the same inputs: {made.reason}"
-            return check.failed(method, f"{said}. See layers.finite.", where=Where(method=method, index=made.index))
+            return failed(f"{said}. See layers.finite.", where=Where(method=method, index=made.index))
         if made.sqnr_db < worst:
             worst, at = made.sqnr_db, pair
     where = Where(method=method, index=(at.call,))
     vision = method == "vision_encoder"
-    allowed = _vision_limit(evidence) if vision else up_to_ties(evidence)(worst)
-    fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": where}
+    allowed = _vision_limit(both.evidence) if vision else up_to_ties(both.evidence)(worst)
+    fields: Fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": where}
     if not allowed.admits(worst):
-        return check.failed(
-            method,
+        return failed(
             f"call {at.call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
             "layers.kernel says which instruction of which of the two is wrong.",
-            **fields,
+            fields,
         )
-    return check.passed(method, f"the device gives what this machine gives, {worst:.0f} dB and more", **fields)
+    return passed(f"the device gives what this machine gives, {worst:.0f} dB and more", fields)
 
 
 def _vision_limit(evidence: Evidence) -> Limit:
     """Rounding costs as much on another machine as it was seen to cost when this recipe was calibrated."""
     band = band_of(evidence, SQNR)
-    clean_db = EQUAL_DB if isinstance(band, GoldenError) else min(band.measured.values(), default=EQUAL_DB)
+    clean_db = EQUAL_DB if isinstance(band, Missing) else min(band.measured.values(), default=EQUAL_DB)
     return least_db("device.host", device_limit_db(evidence.checkpoint.geometry.vision.layers, clean_db))
 
 
-CHECKS = (
-    Check("device.instructions", "device", one_case, instructions),
-    Check("device.lengths", "device", fixed_cases(*LENGTHS), lengths),
-    Check("device.host", "device", fixed_cases(*COMPARED), host),
-)
+CHECKS = (lengths, host)
+"""`instructions` stands before the layers in the registry."""

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from verifier.audit.recipe import quantized_embedding
-from verifier.checks.common import Check, one_case
+from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed
 from verifier.core.compare import Array, Mismatch, compare
 from verifier.core.limits import limit
-from verifier.evidence import Evidence
-from verifier.types import EMBEDDING_GROUP, CheckResult, Recipe, Where
+from verifier.evidence import Evidence, Part
+from verifier.types import EMBEDDING_GROUP, Recipe, Where
 
 STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
 ROWS_AT_ONCE = 1024
@@ -64,23 +64,33 @@ def _part(actual: Array, expected: Array, first: int, bits: int, recipe: Recipe 
     return _Part(off, (first + row, column), float(steps[row, column]), float(allowed[row, column]))
 
 
-def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
+@need(Part.CONVERSATIONS, computed=True)
+def answered(evidence: Evidence) -> Evidence:
+    """The runtime's table of all tokens among the rest."""
+    return evidence
+
+
+@check(
+    "embedding.tokens",
+    step="quantization",
+    needs=answered,
+    cases=one_case,
+    limit=("embedding.tokens", "embedding.tokens.hqq"),
+)
+def tokens(evidence: Evidence, _case: str) -> Finding:
     """Every embedding of every token id lies within half a quantization step of the checkpoint's, or as near as HQQ's own rounding."""
     actual = evidence.runtime.vocabulary
     expected = evidence.definition.embedding.numpy()
     where = Where(method="token_embedding")
     if actual is None:
-        return [
-            check.failed(
-                "program",
-                f"token_embedding did not return: {evidence.runtime.conversations.message}",
-                where=where,
-                accuses="calls",
-            )
-        ]
+        return failed(
+            f"token_embedding did not return: {evidence.runtime.message}",
+            where=where,
+            accuses="calls",
+        )
     made = compare(actual=actual, expected=expected)
     if isinstance(made, Mismatch):
-        return [check.failed("program", f"embeddings: {made.reason}", where=Where("token_embedding", index=made.index))]
+        return failed(f"embeddings: {made.reason}", where=Where("token_embedding", index=made.index))
     recipe = evidence.manifest.recipe if evidence.manifest else None
     bits = recipe.embedding_bits if recipe else 8
     unit = "absolute" if bits == 32 else "steps"
@@ -88,23 +98,16 @@ def tokens(check: Check, evidence: Evidence) -> list[CheckResult]:
     worst = max(parts, key=lambda part: part.value - part.allowed)
     (row, column), value, steps_allowed = worst.index, worst.value, worst.allowed
     quality = made.sqnr_db
-    fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
+    fields: Fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
     where = Where(method="token_embedding", index=(row, column))
     if not STEPS.of(steps_allowed).admits(value):
-        return [
-            check.failed(
-                "program",
-                f"{sum(part.off for part in parts)} of {len(expected)} token embeddings are off; worst is token {row}, column {column}: {value:.2f} {unit}, allowed {steps_allowed:.2f}. "
-                "Check that these embedding weights and scales are this checkpoint's.",
-                where=where,
-                **fields,
-            )
-        ]
-    return [
-        check.passed(
-            "program", f"{len(expected)} tokens, worst {value:.3f} {unit}, {quality:.1f} dB", where=where, **fields
+        return failed(
+            f"{sum(part.off for part in parts)} of {len(expected)} token embeddings are off; worst is token {row}, column {column}: {value:.2f} {unit}, allowed {steps_allowed:.2f}. "
+            "Check that these embedding weights and scales are this checkpoint's.",
+            fields,
+            where=where,
         )
-    ]
+    return passed(f"{len(expected)} tokens, worst {value:.3f} {unit}, {quality:.1f} dB", fields, where=where)
 
 
-CHECKS = (Check("embedding.tokens", "quantization", one_case, tokens),)
+CHECKS = (tokens,)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verifier.checks.common import Allowed, Check, fixed_cases, one_case, up_to_ties
+from verifier.artifact.caches import Cache
+from verifier.checks.bands import TIES, Allowed, up_to_ties
+from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal
 from verifier.core.limits import Limit, limit
-from verifier.errors import ArtifactError
-from verifier.evidence import Evidence
-from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, beyond, chunk_name, poisons
+from verifier.evidence import Evidence, Part
+from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, beyond, chunk_name, poisons
 from verifier.probes.tape import Pair
-from verifier.types import CheckResult, Where
+from verifier.types import Missing, Where
 
-CAPACITY = ("last position", "one token beyond", "chunks beyond", "cache after an error")
+CAPACITY = LAST, ONE_BEYOND, CHUNKS_BEYOND, AFTER = (
+    "last position",
+    "one token beyond",
+    "chunks beyond",
+    "cache after an error",
+)
 _HINTS = {
     "after a full cache": "Something of the old prompt is left: check that attention ends at the current position.",
     "other methods in between": "Methods write into each other's memory: check that they do not share an arena.",
@@ -33,12 +39,10 @@ def _where(position: int) -> Where:
     return Where(method="text_decoder", module="kv_cache", index=(position,))
 
 
-def _judge_pairs(
-    check: Check, asked: Asked, case: str, pairs: list[Pair], *, allowed: Allowed, what: str
-) -> CheckResult:
+def _judge_pairs(asked: Asked, pairs: list[Pair], *, allowed: Allowed, what: str) -> Finding:
     """The first pair, in the order of positions, that is further apart than allowed; the closest one if none is."""
     if not pairs:
-        return check.error(case, "nothing was asked")
+        return unverified("nothing was asked")
     outputs = asked.result.outputs
     worst, at = EQUAL_DB, pairs[0].position
     for pair in sorted(pairs, key=lambda pair: pair.position):
@@ -47,68 +51,97 @@ def _judge_pairs(
             said = (
                 f"position {pair.position}: text_decoder did not return: {asked.result.outcome} {asked.result.message}"
             )
-            return check.failed(case, said, where=_where(pair.position))
+            return failed(said, where=_where(pair.position))
         made = compare(actual=actual, expected=expected)
         if isinstance(made, Mismatch):
             said = f"position {pair.position}: logits cannot be compared, {made.reason}. {what}"
-            return check.failed(case, said, where=_where(pair.position))
+            return failed(said, where=_where(pair.position))
         value, least = made.sqnr_db, allowed(made.sqnr_db)
         if not least.admits(value):
             said = f"logits at position {pair.position} differ: {value:.1f} dB, allowed at least {least.value:.1f} dB. {what}"
-            both = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": least.value}}
-            return check.failed(case, said, where=_where(pair.position), **both)
+            both: Fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": least.value}}
+            return failed(said, both, where=_where(pair.position))
         if value < worst:
             worst, at = value, pair.position
-    fields: dict[str, Any] = {
+    fields: Fields = {
         "measured": {"sqnr_db": worst, "pairs": len(pairs)},
         "allowed": {"sqnr_db": allowed(worst).value},
         "where": _where(at),
     }
     words = "the same bits" if worst == EQUAL_DB else f"{worst:.1f} dB and more"
-    return check.passed(case, f"{len(pairs)} logits compared, {words}", **fields)
+    return passed(f"{len(pairs)} logits compared, {words}", fields)
 
 
 def _of(asked: Asked, case: str) -> list[Pair]:
     return [pair for pair in asked.pairs if pair.case == case]
 
 
-def chunks(check: Check, evidence: Evidence) -> list[CheckResult]:
+@dataclass(frozen=True)
+class Probed:
+    """What was asked of the cache, and all other evidence."""
+
+    evidence: Evidence
+    cache: CacheEvidence
+
+
+@need(Part.CACHE, computed=True)
+def probed(evidence: Evidence) -> Probed | Missing:
+    """Histories, poison and rows."""
+    cache = evidence.runtime.cache
+    return cache if isinstance(cache, Missing) else Probed(evidence, cache)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The cache to its limit in chunks, what lies beyond it, and what two splits may differ by."""
+
+    limit: int
+    vocabulary: int
+    chunks: Asked
+    capacity: Asked
+    allowed: Allowed
+
+
+@need(Part.CHUNKS, computed=True)
+def filled(evidence: Evidence) -> Filled | Missing:
+    """The cache to its limit and beyond."""
+    cache = evidence.runtime.cache
+    if isinstance(cache, Missing):
+        return cache
+    for absent in (cache.chunks, cache.capacity):
+        if isinstance(absent, Missing):
+            return absent
+    assert isinstance(cache.chunks, Asked) and isinstance(cache.capacity, Asked)
+    vocabulary = evidence.checkpoint.geometry.text.vocabulary
+    return Filled(cache.limit, vocabulary, cache.chunks, cache.capacity, up_to_ties(evidence))
+
+
+@check("kvcache.chunks", step="kernel", needs=filled, cases=fixed_cases(*SPLITS), limit=TIES)
+def chunks(given: Filled, case: str) -> Finding:
     """The same tokens to the limit give the same logits in any chunks as one by one, up to rounding ties."""
-    cache = evidence.runtime.cache
-    if cache is None:
-        return [check.error(case, "the cache was not probed") for case in SPLITS]
-    allowed = up_to_ties(evidence)
     what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
-    return [
-        _judge_pairs(check, cache.chunks, case, _of(cache.chunks, case), allowed=allowed, what=what) for case in SPLITS
-    ]
+    return _judge_pairs(given.chunks, _of(given.chunks, case), allowed=given.allowed, what=what)
 
 
-def history(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("kvcache.history", step="kernel", needs=probed, cases=fixed_cases(*HISTORIES), limit="equal")
+def history(given: Probed, case: str) -> Finding:
     """What was in the cache before, other methods, another instance: nothing of it shows."""
-    cache = evidence.runtime.cache
-    if cache is None:
-        return [check.error(case, "the cache was not probed") for case in HISTORIES]
-    return [
-        _judge_pairs(check, cache.use, case, _of(cache.use, case), allowed=_equal, what=_HINTS[case])
-        for case in HISTORIES
-    ]
+    use = given.cache.use
+    return _judge_pairs(use, _of(use, case), allowed=_equal, what=_HINTS[case])
 
 
-def poison(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("kvcache.poison", step="kernel", needs=probed, cases=fixed_cases(*POISONS), limit="equal")
+def poison(given: Probed, case: str) -> Finding:
     """Whatever stands in the cache beyond the current position, the next logits are the same bits."""
-    cache = evidence.runtime.cache
-    if cache is None or cache.poison is None:
-        reason = "the cache was not probed" if cache is None else f"the cache cannot be set: {_unread(cache.caches)}"
-        return [check.error(case, reason) for case in POISONS]
-    values = poisons(evidence.artifact)
-    found = []
-    for case in POISONS:
-        what = f"{values[case]:g} stands beyond that position and leaks in: check mask and attended length."
-        result = _judge_pairs(check, cache.poison, case, _of(cache.poison, case), allowed=_equal, what=what)
-        fresh = _agrees_with_shipped(cache.poison, cache.use)
-        found.append(result if result.verdict != "pass" or fresh else check.error(case, _NOT_SET))
-    return found
+    asked = given.cache.poison
+    if isinstance(asked, Missing):
+        return unverified(asked.reason)
+    value = poisons(given.evidence.artifact)[case]
+    what = f"{value:g} stands beyond that position and leaks in: check mask and attended length."
+    finding = _judge_pairs(asked, _of(asked, case), allowed=_equal, what=what)
+    if finding.verdict == "pass" and not _agrees_with_shipped(asked, given.cache.use):
+        return unverified(_NOT_SET)
+    return finding
 
 
 _NOT_SET = "the program does not answer from the cache that was set as from its own, so the poison proves nothing"
@@ -120,46 +153,35 @@ def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
     return actual is not None and expected is not None and np.array_equal(actual, expected)
 
 
-def _unread(caches: object) -> str:
-    return caches.one_line if isinstance(caches, ArtifactError) else "the program with readable caches did not run"
-
-
-def capacity(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("kvcache.capacity", step="kernel", needs=filled, cases=fixed_cases(*CAPACITY), limit="equal")
+def capacity(given: Filled, case: str) -> Finding:
     """The last position works; one past it is a clean error from every start, and the cache before it is as it was."""
-    cache = evidence.runtime.cache
-    if cache is None:
-        return [check.error(case, "the cache was not probed") for case in CAPACITY]
-    limit, asked = cache.limit, cache.capacity
-    one, longer = ([chunk for chunk in beyond(limit) if (chunk[1] == 1) == single] for single in (True, False))
+    limit, asked = given.limit, given.capacity
+    if case == LAST:
+        return _last(given.chunks, limit, given.vocabulary)
+    if case in (ONE_BEYOND, CHUNKS_BEYOND):
+        return _beyond(asked, [chunk for chunk in beyond(limit) if (chunk[1] == 1) == (case == ONE_BEYOND)])
     hint = "The program computes something else after a refused call: an error must leave what lies before its start."
     # a refused call takes its own pair out of the comparison only if the process died with it
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
-    intact = _judge_pairs(check, asked, "cache after an error", pairs, allowed=_equal, what=hint)
-    return [
-        _last(check, cache.chunks, limit, evidence.checkpoint.geometry.text.vocabulary),
-        _beyond(check, asked, "one token beyond", one),
-        _beyond(check, asked, "chunks beyond", longer),
-        intact,
-    ]
+    return _judge_pairs(asked, pairs, allowed=_equal, what=hint)
 
 
-def _last(check: Check, asked: Asked, limit: int, vocabulary: int) -> CheckResult:
+def _last(asked: Asked, limit: int, vocabulary: int) -> Finding:
     where = Where(method="text_decoder", index=(limit - 1,))
     if asked.marks["last one"] not in asked.result.outputs:
         said = f"position {limit - 1} of {limit} cannot be used: {asked.result.message}. Check mask and cache length."
-        return check.failed("last position", said, where=where)
+        return failed(said, where=where)
     logits = asked.result.outputs[asked.marks["last one"]]
     reason = refusal(logits)
     if reason is None and logits.shape[-1] != vocabulary:
         reason = Mismatch(f"{logits.shape[-1]} numbers, expected {vocabulary}")
     if reason is not None:
-        return check.failed(
-            "last position", f"position {limit - 1} of {limit} gives no logits: {reason.reason}", where=where
-        )
-    return check.passed("last position", f"position {limit - 1} works", where=where)
+        return failed(f"position {limit - 1} of {limit} gives no logits: {reason.reason}", where=where)
+    return passed(f"position {limit - 1} works", where=where)
 
 
-def _beyond(check: Check, asked: Asked, case: str, refused: list[tuple[int, int]]) -> CheckResult:
+def _beyond(asked: Asked, refused: list[tuple[int, int]]) -> Finding:
     kinds = set()
     for start, size in refused:
         call, limit = asked.marks[chunk_name(start, size)], start + size - 1
@@ -167,36 +189,45 @@ def _beyond(check: Check, asked: Asked, case: str, refused: list[tuple[int, int]
         if call in asked.result.outputs:
             said = f"a chunk of {size} from position {start} is accepted, though the cache ends at {limit}"
             hint = f"The program reads or writes beyond its cache. Runners must stop at {limit}."
-            return check.failed(case, f"{said}. {hint}", where=where)
+            return failed(f"{said}. {hint}", where=where)
         if call not in asked.result.errors:
             said = f"a chunk of {size} from position {start} ends in {asked.result.outcome}: {asked.result.message}"
-            return check.failed(case, f"{said}. It should be a clean error.", where=where)
+            return failed(f"{said}. It should be a clean error.", where=where)
         kinds.add(asked.result.errors[call].split("error:")[-1].strip().splitlines()[0])
-    return check.passed(case, f"{len(refused)} refused with an error ({', '.join(sorted(kinds))})")
+    return passed(f"{len(refused)} refused with an error ({', '.join(sorted(kinds))})")
 
 
-def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """What outlives a call is exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
+@dataclass(frozen=True)
+class Kept:
+    """The caches that outlive a call, and all other evidence."""
+
+    evidence: Evidence
+    caches: tuple[Cache, ...]
+
+
+@need(Part.CACHE, computed=True)
+def kept(evidence: Evidence) -> Kept | Missing:
+    """The caches of the file."""
     cache = evidence.runtime.cache
-    if cache is None or not isinstance(cache.caches, tuple):
-        reason = "the cache was not probed" if cache is None else _unread(cache.caches)
-        give = check.error if cache is None else check.failed
-        return [give("program", reason, where=Where(method="text_decoder", module="kv_cache"))]
+    caches = cache if isinstance(cache, Missing) else cache.caches
+    if isinstance(caches, Missing):
+        return replace(caches, where=Where(method="text_decoder", module="kv_cache"))
+    return Kept(evidence, caches)
+
+
+@check("kvcache.memory", step="lowering", needs=kept, cases=one_case)
+def memory(given: Kept, _case: str) -> Finding:
+    """What outlives a call is exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
+    evidence = given.evidence
     text, length = evidence.checkpoint.geometry.text, evidence.recipe.max_context_len
     expected = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
-    actual = sum(one.size_bytes for one in cache.caches)
-    fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}
+    actual = sum(one.size_bytes for one in given.caches)
+    fields: Fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}
     product = f"2 x {text.layers} x {length} x {text.kv_heads} x {text.head_dim} x 4"
     if actual != expected:
         said = f"the caches take {actual:,} bytes, {product} are {expected:,}. Check layers, heads and --max-context-len of the export."
-        return [check.failed("program", said, where=Where(method="text_decoder", module="kv_cache"), **fields)]
-    return [check.passed("program", f"{actual:,} bytes are {product}", **fields)]
+        return failed(said, fields, where=Where(method="text_decoder", module="kv_cache"))
+    return passed(f"{actual:,} bytes are {product}", fields)
 
 
-CHECKS = (
-    Check("kvcache.memory", "lowering", one_case, memory),
-    Check("kvcache.chunks", "kernel", fixed_cases(*SPLITS), chunks),
-    Check("kvcache.capacity", "kernel", fixed_cases(*CAPACITY), capacity),
-    Check("kvcache.history", "kernel", fixed_cases(*HISTORIES), history),
-    Check("kvcache.poison", "kernel", fixed_cases(*POISONS), poison),
-)
+CHECKS = (memory, chunks, capacity, history, poison)

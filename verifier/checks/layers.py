@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from verifier.checks.common import Check, Measure, band_of, judge, one_case, per_block
+from verifier.checks.bands import Measure, band_of, judge
+from verifier.checks.check import (
+    IN_ORDER,
+    Fields,
+    Finding,
+    Need,
+    check,
+    failed,
+    need,
+    one_case,
+    passed,
+    per_block,
+    unverified,
+)
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Subjects
+from verifier.evidence import Evidence, Part, Subjects
 from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
@@ -17,31 +30,69 @@ from verifier.ladder.compared import Compared, is_linear
 from verifier.ladder.finite import NonFinite
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import SHARE, excess, over
-from verifier.ladder.replay import Replay
-from verifier.types import CheckResult, Where
+from verifier.types import Missing, Where
 
 Record = TypeVar("Record", Compared, BlockError)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
+CLIPPED = limit("layers.ranges.clipped")
+RESULT_LIMITS = ("layers.kernel", "layers.kernel.linear", "layers.kernel.step", "layers.kernel.share_off")
+GRAPH_LIMITS = ("layers.graph.rounding", "layers.graph.ties", "layers.graph.tie_share", "layers.graph.tipped")
 
 
-def _compared(
-    check: Check, evidence: Evidence, cases: Iterable[str]
-) -> tuple[LayerEvidence, Replay] | list[CheckResult]:
-    """The comparison, or the results if there is none: the program's fault is a failure, a gap of the interpreter an error."""
+def _layers(evidence: Evidence) -> LayerEvidence | Missing:
+    """The comparison; a program that could not be followed is to blame for that itself."""
     layers = evidence.layers
-    if layers is None:
-        return [check.error(case, "the program was not traced") for case in cases]
-    if layers.replay is None:
-        give = check.failed if layers.culprit == "program" else check.error
-        return [give(case, f"nothing could be compared: {layers.problem}") for case in cases]
-    return layers, layers.replay
+    if isinstance(layers, Missing):
+        return replace(layers, reason=f"nothing could be compared: {layers.reason}")
+    return layers
 
 
-def _by_block(records: Iterable[Record], block: Callable[[Record], str]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(block(record), []).append(record)
-    return found
+@need(Part.LAYERS, computed=True)
+def followed(evidence: Evidence) -> LayerEvidence | Missing:
+    """The program, followed instruction by instruction."""
+    return _layers(evidence)
+
+
+@dataclass(frozen=True)
+class Blocks(Generic[Record]):
+    """Records by the block that they are judged with, and all other evidence."""
+
+    evidence: Evidence
+    layers: LayerEvidence
+    records: dict[str, list[Record]]
+
+
+def _by_block(
+    choose: Callable[[LayerEvidence], Iterable[Record]], block: Callable[[LayerEvidence, Record], str]
+) -> Need[Blocks[Record]]:
+    def take(evidence: Evidence) -> Blocks[Record] | Missing:
+        layers = _layers(evidence)
+        if isinstance(layers, Missing):
+            return layers
+        found: dict[str, list[Record]] = {}
+        for record in choose(layers):
+            found.setdefault(block(layers, record), []).append(record)
+        return Blocks(evidence, layers, found)
+
+    return need(Part.LAYERS, computed=True)(take)
+
+
+def _aligned(layers: LayerEvidence, record: Compared) -> str:
+    return layers.alignment[record.method, record.instruction].block
+
+
+def _named(_layers: LayerEvidence, error: BlockError) -> str:
+    return error.block
+
+
+RESULTS = _by_block(lambda layers: layers.replay.compared, _aligned)
+"""What the runtime computed, against the program's bytes on the same inputs."""
+WITH_RECIPE = _by_block(lambda layers: layers.replay.constants, _aligned)
+"""The same bytes with the recipe's constants."""
+ADDED = _by_block(lambda layers: layers.blocks, _named)
+"""What each block adds to the residual stream, against the rung above."""
+DEPTH = _by_block(lambda layers: layers.profile, _named)
+"""The stream behind each block, against fp32."""
 
 
 def _difference(record: Compared) -> str:
@@ -53,28 +104,6 @@ def _difference(record: Compared) -> str:
     if record.kind == "equal":
         return f"{100 * record.share_off:.3g} % of elements differ where nothing is rounded; {at}"
     return f"{record.sqnr_db:.1f} dB, {record.worst:.3g} times the rounding bound; {at}"
-
-
-def _judge_records(
-    check: Check, evidence: Evidence, choose: Callable[[Replay], tuple[Compared, ...]], hint: str
-) -> list[CheckResult]:
-    """One result for each block: the first instruction in program order that is over its limit is named."""
-    cases = evidence.subjects.blocks
-    ready = _compared(check, evidence, cases)
-    if isinstance(ready, list):
-        return ready
-    layers, replay = ready
-    found = _by_block(choose(replay), lambda record: layers.alignment[record.method, record.instruction].block)
-    judged = [_judge_block(check, layers, case, found.get(case, []), hint) for case in cases]
-    return _first_first(judged)
-
-
-def _first_first(judged: list[tuple[tuple[int, int], CheckResult]]) -> list[CheckResult]:
-    """Results in the order in which they went wrong, by call and place in it: what came first is to blame."""
-    return [result for _, result in sorted(judged, key=lambda pair: pair[0])]
-
-
-NEVER = (1 << 30, 0)
 
 
 def _linears(records: list[Compared]) -> dict[str, float]:
@@ -92,81 +121,68 @@ UNEXPLAINED = (
 )
 
 
-def _judge_block(
-    check: Check, layers: LayerEvidence, case: str, records: list[Compared], hint: str
-) -> tuple[tuple[int, int], CheckResult]:
+def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> Finding:
     if not records:
-        return NEVER, check.error(case, "nothing was compared in this block")
+        return unverified("nothing was compared in this block")
     unknown = [record for record in records if record.undefined]
     broken = [record for record in records if over(record)]
     shown = min(broken or unknown, key=lambda r: (r.call, r.instruction), default=None) or max(records, key=excess)
     aligned: Aligned = layers.alignment[shown.method, shown.instruction]
     where = Where(method=shown.method, instruction=shown.instruction, module=aligned.module, index=shown.index or None)
     share = excess(shown)
-    measured = {
+    measured: dict[str, object] = {
         "share_of_limit": share if math.isfinite(share) else None,
         "sqnr_db": None if math.isnan(shown.sqnr_db) else shown.sqnr_db,
         "propagated_db": shown.propagated_db,
         "compared": len(records),
         **_linears(records),
     }
-    allowed = {"share_of_limit": SHARE.value}
+    fields: Fields = {
+        "measured": measured,
+        "allowed": {"share_of_limit": SHARE.value},
+        "where": where,
+        "since": (shown.call, shown.instruction),
+    }
     if broken:
         found = layers.descents.get((shown.method, shown.instruction))
         inside = f"{found}. " if found else ""
         message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {inside}{hint}"
-        return (shown.call, shown.instruction), check.failed(
-            case, message, measured=measured, allowed=allowed, where=where
-        )
+        return failed(message, fields)
     if unknown:
         message = f"{len(unknown)} of {len(records)} results cannot be judged, first instruction {shown.instruction} in call {shown.call}: {shown.reason}"
-        return (shown.call, shown.instruction), check.error(
-            case, f"{message}. See layers.finite.", measured=measured, allowed=allowed, where=where
-        )
+        return unverified(f"{message}. See layers.finite.", fields)
     if not any(record.elements for record in records):
-        return NEVER, check.error(case, "all results of this block are empty: nothing was compared", where=where)
+        return unverified("all results of this block are empty: nothing was compared", where=where)
     unexplained = [record for record in records if record.unexplained]
     if unexplained:
         first = min(unexplained, key=lambda r: (r.call, r.instruction))
         module = layers.alignment[first.method, first.instruction].module
         where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index or None)
         message = f"{module}: instruction {first.instruction} ({first.operator}) in call {first.call}: {_difference(first)}. {UNEXPLAINED}"
-        return (first.call, first.instruction), replace(
-            check.error(case, message), measured=measured, allowed=allowed, where=where
-        )
+        return unverified(message, fields).but(where=where, since=(first.call, first.instruction))
     message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
-    return NEVER, check.passed(case, message, measured=measured, allowed=allowed, where=where)
+    return passed(message, fields).but(since=IN_ORDER)
 
 
-def finite(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.finite", step="lowering", needs=RESULTS, cases=per_block)
+def finite(given: Blocks[Compared], case: str) -> Finding:
     """Every instruction makes numbers of numbers: no NaN, and no infinity but that of an attention mask. The first one that does not is named."""
-    cases = evidence.subjects.blocks
-    ready = _compared(check, evidence, cases)
-    if isinstance(ready, list):
-        return ready
-    layers, replay = ready
-    found = _by_block(replay.compared, lambda record: layers.alignment[record.method, record.instruction].block)
-    return _first_first([_finite(check, layers, case, found.get(case, [])) for case in cases])
-
-
-def _finite(
-    check: Check, layers: LayerEvidence, case: str, records: list[Compared]
-) -> tuple[tuple[int, int], CheckResult]:
+    records, layers = given.records.get(case, []), given.layers
     if not records:
-        return NEVER, check.error(case, "nothing was looked at in this block")
+        return unverified("nothing was looked at in this block")
     odd = [(r, r.non_finite) for r in records if r.non_finite is not None]
     bad = [(r, found) for r, found in odd if found.arises or math.isnan(found.value)]
-    fields = {"measured": {"results": len(records), "wrong": len(bad)}, "allowed": {"wrong": 0}}
+    fields: Fields = {"measured": {"results": len(records), "wrong": len(bad)}, "allowed": {"wrong": 0}}
     if not bad:
         masks = f", {len(odd)} of them with the infinities of an attention mask" if odd else ""
-        return NEVER, check.passed(case, f"{len(records)} results, all numbers{masks}", **fields)
+        return passed(f"{len(records)} results, all numbers{masks}", fields)
     first, value = min(bad, key=lambda pair: (pair[0].call, pair[0].instruction))
     aligned = layers.alignment[first.method, first.instruction]
     where = Where(method=first.method, instruction=first.instruction, module=aligned.module, index=value.index)
-    given = f" and {value.count - 1:,} more" if value.count > 1 else ""
+    further = f" and {value.count - 1:,} more" if value.count > 1 else ""
     said = (
         f"{aligned.module}: instruction {first.instruction} ({first.operator}) in call {first.call} gives {value.value:g} at "
-        f"{_token(layers, first, value)}{list(value.index)}{given}"
+        f"{_token(layers, first, value)}{list(value.index)}{further}"
     )
     if value.inherited:
         why = "an operand holds it already: an earlier result is to blame"
@@ -174,7 +190,7 @@ def _finite(
         why = "a constant of the file that it uses is not finite: see weights.* for the bytes, then export again"
     else:
         why = "all that it was given are numbers: an overflow, or a division by zero, in what the file says. Check scales, epsilons and masks"
-    return (first.call, first.instruction), check.failed(case, f"{said}; {why}.", where=where, **fields)
+    return failed(f"{said}; {why}.", fields, where=where, since=(first.call, first.instruction))
 
 
 def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
@@ -189,24 +205,24 @@ def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
     return f"{'token' if record.method == 'token_embedding' else 'row'} {value.index[-2]}, "
 
 
-def kernel(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.kernel", step="kernel", needs=RESULTS, cases=per_block, limit=RESULT_LIMITS)
+def kernel(given: Blocks[Compared], case: str) -> Finding:
     """The runtime computes every instruction as the program's bytes say, on its own inputs."""
     hint = "The file says otherwise: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
-    return _judge_records(check, evidence, lambda replay: replay.compared, hint)
+    return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
-def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.constants", step="lowering", needs=WITH_RECIPE, cases=per_block, limit=RESULT_LIMITS)
+def constants(given: Blocks[Compared], case: str) -> Finding:
     """Instructions that use constants give the same with the constants that the recipe makes of the checkpoint."""
     hint = "With the checkpoint's own weights it gives something else: see weights.tensors for the bytes."
-    return _judge_records(check, evidence, lambda replay: replay.constants, hint)
+    return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
-def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.coverage", step="kernel", needs=followed, cases=one_case)
+def coverage(layers: LayerEvidence, _case: str) -> Finding:
     """Every instruction that computes a tensor was compared, in all three methods, and every operand was what its producer made."""
-    ready = _compared(check, evidence, ("program",))
-    if isinstance(ready, list):
-        return ready
-    layers, replay = ready
+    replay = layers.replay
     alignment = layers.alignment
     total = sum(len(found) for found in replay.computing.values())
     holes = [
@@ -220,46 +236,34 @@ def coverage(check: Check, evidence: Evidence) -> list[CheckResult]:
         first = min(replay.handovers, key=lambda h: (h.call, h.instruction))
         module = alignment[first.method, first.instruction].module
         producer = f"instruction {first.producer} made it" if first.producer is not None else "it was there before"
-        return [
-            check.failed(
-                "program",
-                f"{module}: operand {first.operand} of instruction {first.instruction} in call {first.call} is not what its producer "
-                f"made ({producer}): {first.differing:,} elements changed in between. Two tensors share memory, or a thread wrote "
-                "where it must not: check the memory plan.",
-                measured=measured,
-                allowed=allowed,
-                where=Where(method=first.method, instruction=first.instruction, module=module),
-            )
-        ]
+        return failed(
+            f"{module}: operand {first.operand} of instruction {first.instruction} in call {first.call} is not what its producer "
+            f"made ({producer}): {first.differing:,} elements changed in between. Two tensors share memory, or a thread wrote "
+            "where it must not: check the memory plan.",
+            measured=measured,
+            allowed=allowed,
+            where=Where(method=first.method, instruction=first.instruction, module=module),
+        )
     if holes or not total:
         method, instruction = holes[0] if holes else ("", -1)
         where = Where(method=method, instruction=instruction, module=alignment[holes[0]].module) if holes else None
         message = f"{len(holes)} of {total} instructions were not compared, the first is {instruction} of {method}"
-        return [check.error("program", message, measured=measured, allowed=allowed, where=where)]
-    return [
-        check.passed(
-            "program", f"all {total} instructions that compute were compared", measured=measured, allowed=allowed
-        )
-    ]
+        return unverified(message, measured=measured, allowed=allowed, where=where)
+    return passed(f"all {total} instructions that compute were compared", measured=measured, allowed=allowed)
 
 
-CLIPPED = limit("layers.ranges.clipped")
-
-
-def ranges(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.ranges", step="quantization", needs=followed, cases=one_case, limit="layers.ranges.clipped")
+def ranges(layers: LayerEvidence, _case: str) -> Finding:
     """What is converted to static int8 lies within the ranges that calibration gave it."""
-    ready = _compared(check, evidence, ("program",))
-    if isinstance(ready, list):
-        return ready
-    layers, replay = ready
+    replay = layers.replay
     if not replay.ranges:
-        return [check.error("program", "the program converts nothing to static int8: nothing was looked at")]
+        return unverified("the program converts nothing to static int8: nothing was looked at")
     over = [use for use in replay.ranges if not CLIPPED.admits(use.clipped)]
     shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(replay.ranges, key=lambda u: u.clipped)
     module = layers.alignment[shown.method, shown.instruction].module
     where = Where(method=shown.method, instruction=shown.instruction, module=module)
     said = f"{100 * shown.clipped:.3g} % of what {module} is given (instruction {shown.instruction}, node {shown.node})"
-    fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED.value}, "where": where}
+    fields: Fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED.value}, "where": where}
     count = len({(use.method, use.instruction, use.node) for use in replay.ranges})
     if over:
         places = len({(use.method, use.instruction, use.node) for use in over})
@@ -267,84 +271,79 @@ def ranges(check: Check, evidence: Evidence) -> list[CheckResult]:
             f"{said} lies outside its int8 range in call {shown.call}, allowed {100 * CLIPPED.value:g} %; so it is in {places} of {count} places. "
             "The ranges do not fit the images: calibrate with images like those that users send, and export again."
         )
-        return [check.failed("program", message, **fields)]
-    return [
-        check.passed(
-            "program", f"{count} conversions to static int8, each within its range; most is cut off {said}", **fields
-        )
-    ]
+        return failed(message, fields)
+    return passed(f"{count} conversions to static int8, each within its range; most is cut off {said}", fields)
 
 
 GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
 
 
-def graph(check: Check, evidence: Evidence) -> list[CheckResult]:
+def decoder_blocks(subjects: Subjects) -> tuple[str, ...]:
+    """Blocks that add something to the decoder's residual stream."""
+    return tuple(b for b in subjects.blocks if b.startswith("text_decoder") and b != "text_decoder.input")
+
+
+def vision_blocks(subjects: Subjects) -> tuple[str, ...]:
+    """Blocks of the vision tower."""
+    return tuple(block for block in subjects.blocks if block.startswith("vision_encoder"))
+
+
+def with_profile(subjects: Subjects) -> tuple[str, ...]:
+    """Blocks behind which the stream of a whole layer is known."""
+    return tuple(b for b in subjects.blocks if b.startswith("vision_encoder.layers") or b.endswith("feed_forward"))
+
+
+@check("layers.graph", step="lowering", needs=ADDED, cases=decoder_blocks, limit=GRAPH_LIMITS)
+def graph(given: Blocks[BlockError], case: str) -> Finding:
     """Every block of the decoder adds to the residual stream what the eager quantized model adds, on the program's own input."""
-    cases = _decoder_blocks(evidence.subjects)
-    ready = _compared(check, evidence, cases)
-    if isinstance(ready, list):
-        return ready
-    found = _by_block(ready[0].blocks, lambda error: error.block)
-    return _first_first([_graph(check, case, place, found.get(case, [])) for place, case in enumerate(cases)])
-
-
-def _graph(check: Check, case: str, place: int, errors: list[BlockError]) -> tuple[tuple[int, int], CheckResult]:
-    where = Where(method=case.partition(".")[0], module=case)
+    errors = given.records.get(case, [])
     if not errors:
-        return (0, place), _not_found(check, case)
+        return _not_found(case).but(since=(0, 0))
     # the first call in which it departs: later ones inherit a wrong cache
     broken = [error for error in errors if not error.holds]
     shown = broken[0] if broken else min(errors, key=lambda e: e.sqnr_db - e.limit_db)
     limit_db = shown.limit_db
-    fields = {
+    fields: Fields = {
         "measured": {"sqnr_db": None if shown.reason else shown.sqnr_db},
         "allowed": {"sqnr_db": limit_db if math.isfinite(limit_db) else None},
-        "where": where,
+        "where": Where(method=case.partition(".")[0], module=case),
+        "since": (shown.call, 0) if broken else IN_ORDER,
     }
     if broken and not shown.fed:
         said = f"cannot be judged in call {shown.call}: the stream that enters it is not of numbers alone, see layers.finite"
-        return (shown.call, place), check.error(case, f"{case}: {said}", **fields)
+        return unverified(f"{case}: {said}", fields)
     if broken and shown.reason:
         said = f"cannot be compared with the quantized model in call {shown.call}: {shown.reason}"
-        return (shown.call, place), check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
+        return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
     if broken:
         said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit_db:.1f} dB"
-        return (shown.call, place), check.failed(case, f"{case}: {said}. {GRAPH_HINT}", **fields)
-    return NEVER, check.passed(case, f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", **fields)
+        return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
+    return passed(f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", fields)
 
 
-def _not_found(check: Check, case: str) -> CheckResult:
+def _not_found(case: str) -> Finding:
     where = Where(method=case.partition(".")[0], module=case)
     message = f"{case}: its place in the program was not found: a norm of it is missing, or reads something else. Export again."
-    return check.failed(case, message, where=where, accuses="graph")
+    return failed(message, where=where, accuses="graph")
 
 
-def vision(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.vision", step="lowering", needs=ADDED, cases=vision_blocks, limit=VISION)
+def vision(given: Blocks[BlockError], case: str) -> Finding:
     """Every layer of the vision tower adds what the fp32 definition adds, but for calibrated int8 noise, on its own input."""
-    cases = _vision_blocks(evidence.subjects)
-    ready = _compared(check, evidence, cases)
-    if isinstance(ready, list):
-        return ready
-    found = _by_block(ready[0].blocks, lambda error: error.block)
-    return [_vision(check, evidence, case, found.get(case, [])) for case in cases]
+    return _banded(given, case, VISION, what="what it adds, against fp32", hint=GRAPH_HINT)
 
 
-def _vision(check: Check, evidence: Evidence, case: str, errors: list[BlockError]) -> CheckResult:
-    return _banded(check, evidence, case, VISION, errors, what="what it adds, against fp32", hint=GRAPH_HINT)
-
-
-def _banded(
-    check: Check, evidence: Evidence, case: str, metric: str, errors: list[BlockError], *, what: str, hint: str
-) -> CheckResult:
+def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hint: str) -> Finding:
     """Hold the worst of each image against the band of block and image; the one closest to its limit is reported."""
+    errors, evidence = given.records.get(case, []), given.evidence
     if not errors:
-        return _not_found(check, case)
+        return _not_found(case)
     where = Where(method=case.partition(".")[0], module=case)
     unlike = next((error for error in errors if error.reason), None)
     if unlike is not None:
-        give = check.failed if unlike.fed else check.error
+        give = failed if unlike.fed else unverified
         said = f"{case}, {what}, on {unlike.sample}: cannot be compared in call {unlike.call}: {unlike.reason}"
-        return give(case, f"{said}. See layers.finite.", measured={metric: None}, where=where)
+        return give(f"{said}. See layers.finite.", measured={metric: None}, where=where)
     worst = worst_by_block(errors)
     band = band_of(evidence, metric)
     limits = {name: band.allowed(name) for name in worst} if isinstance(band, Band) else {}
@@ -352,38 +351,17 @@ def _banded(
     shown = odd[0] if odd else min(worst, key=lambda name: worst[name] - (limits.get(name) or math.inf))
     measure = Measure(metric, worst[shown], "dB", case=shown)
     image = shown.removeprefix(f"{case} on ")
-    return judge(check, evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
+    return judge(evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
 
 
-def profile(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("layers.profile", step="quantization", needs=DEPTH, cases=with_profile, limit=PROFILE)
+def profile(given: Blocks[BlockError], case: str) -> Finding:
     """The error against fp32 behind every block stays in its calibrated band: quantization costs what it should."""
-    cases = _with_profile(evidence.subjects)
-    ready = _compared(check, evidence, cases)
-    if isinstance(ready, list):
-        return ready
-    layers, _ = ready
-    found = _by_block(layers.profile, lambda error: error.block)
-    results = []
-    for case in cases:
-        what, hint = "the error behind it, against fp32", "Compare recipes: group size, quantizer, calibration images."
-        result = _banded(check, evidence, case, PROFILE, found.get(case, []), what=what, hint=hint)
-        share = layers.error_shares.get(case)
-        known = {} if share is None else {"share_of_logit_error": share}
-        results.append(replace(result, measured=result.measured | known))
-    return results
-
-
-def _decoder_blocks(subjects: Subjects) -> tuple[str, ...]:
-    return tuple(b for b in subjects.blocks if b.startswith("text_decoder") and b != "text_decoder.input")
-
-
-def _vision_blocks(subjects: Subjects) -> tuple[str, ...]:
-    return tuple(block for block in subjects.blocks if block.startswith("vision_encoder"))
-
-
-def _with_profile(subjects: Subjects) -> tuple[str, ...]:
-    """Blocks behind which the stream of a whole layer is known."""
-    return tuple(b for b in subjects.blocks if b.startswith("vision_encoder.layers") or b.endswith("feed_forward"))
+    what, hint = "the error behind it, against fp32", "Compare recipes: group size, quantizer, calibration images."
+    finding = _banded(given, case, PROFILE, what=what, hint=hint)
+    share = given.layers.error_shares.get(case)
+    known = {} if share is None else {"share_of_logit_error": share}
+    return finding.but(measured={**finding.fields.get("measured", {}), **known})
 
 
 def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
@@ -396,13 +374,6 @@ def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
     return worst
 
 
-CHECKS = (
-    Check("layers.coverage", "kernel", one_case, coverage),
-    Check("layers.finite", "lowering", per_block, finite),  # before all comparisons: NaN compares with nothing
-    Check("layers.kernel", "kernel", per_block, kernel),
-    Check("layers.constants", "lowering", per_block, constants),
-    Check("layers.graph", "lowering", _decoder_blocks, graph),
-    Check("layers.ranges", "quantization", one_case, ranges),
-    Check("layers.vision", "lowering", _vision_blocks, vision),
-)
-PROFILE_CHECK = Check("layers.profile", "quantization", _with_profile, profile)
+# finite is before all comparisons: NaN compares with nothing
+CHECKS = (coverage, finite, kernel, constants, graph, ranges, vision)
+"""`profile` stands behind the image tokens in the registry."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from verifier.checks.bands import Conversations, Measure, conversations, judge
 from verifier.checks.channels import recover_hidden, worst_channel
-from verifier.checks.common import Check, Measure, judge, one_case, per_image
+from verifier.checks.check import ALL_IMAGES, Finding, check, failed, one_case, per_image, unverified
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
-from verifier.evidence import Case, Evidence
+from verifier.evidence import Evidence
 from verifier.metrics import agreement_interval
-from verifier.types import CheckResult, Where
+from verifier.types import Where
+
+CASE_METRICS = ("logits.sqnr_db", "logits.kl_mean")
+DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", "logits.top1_agreement")
 
 
 def case_measures(made: Difference) -> list[Measure]:
@@ -20,24 +24,21 @@ def case_measures(made: Difference) -> list[Measure]:
     ]
 
 
-def teacher_forced(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("logits.teacher_forced", step="quantization", needs=conversations, cases=per_image, limit=CASE_METRICS)
+def teacher_forced(given: Conversations, name: str) -> Finding:
     """SQNR and KL divergence of every golden answer stay in their bands."""
-    return [_teacher_forced(check, evidence, case) for case in evidence.cases]
-
-
-def _teacher_forced(check: Check, evidence: Evidence, case: Case) -> CheckResult:
-    name, first = case.sample.golden.name, case.sample.prompt.length(evidence.patches) - 1
+    case, evidence = given.cases[name], given.evidence
+    first = case.sample.prompt.length(evidence.patches) - 1
     if case.logits is None:
-        said = f"text_decoder did not return: {evidence.runtime.conversations.message}"
-        return check.failed(name, said, where=Where(method="text_decoder"), accuses="calls")
+        said = f"text_decoder did not return: {evidence.runtime.message}"
+        return failed(said, where=Where(method="text_decoder"), accuses="calls")
     made = compare(actual=case.logits, expected=case.expected.logits)
     if isinstance(made, Mismatch):
         position = first + (made.index[0] if made.index else 0)
-        return check.failed(name, f"logits: {made.reason}", where=Where("text_decoder", index=(position,)))
+        return failed(f"logits: {made.reason}", where=Where("text_decoder", index=(position,)))
     worst = int(made.kl_nats.argmax())
     position = first + worst
     return judge(
-        check,
         evidence,
         name,
         case_measures(made),
@@ -62,25 +63,29 @@ def distribution_measures(made: Difference) -> list[Measure]:
     ]
 
 
-def distribution(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check(
+    "logits.distribution",
+    step="quantization",
+    needs=conversations,
+    cases=one_case,
+    limit=DISTRIBUTION,
+    having={ALL_IMAGES},
+)
+def distribution(given: Conversations, case: str) -> Finding:
     """Over all answers: percentiles of KL, and top-1 agreement with its 95 % Wilson interval."""
-    made = all_logits(evidence)
+    made = all_logits(given.evidence)
     if isinstance(made, Mismatch):
-        return [
-            check.error("program", f"not every golden answer has logits ({made.reason}); see logits.teacher_forced")
-        ]
+        return unverified(f"not every golden answer has logits ({made.reason}); see logits.teacher_forced")
     hits, rows = made.same_winners, len(made.actual)
     low, high = agreement_interval(hits, rows)
-    result = judge(
-        check,
-        evidence,
-        "program",
+    return judge(
+        given.evidence,
+        case,
         distribution_measures(made),
         what=f"distribution over {rows} positions (top-1 agrees on {hits}, 95 % interval {low:.3f}..{high:.3f})",
         where=Where(method="text_decoder"),
         hint="Check decoder weights and the recipe's group size and quantizer.",
     )
-    return [result]
 
 
 def channel_measures(evidence: Evidence) -> tuple[list[Measure], int, float] | Mismatch:
@@ -101,29 +106,28 @@ def channel_measures(evidence: Evidence) -> tuple[list[Measure], int, float] | M
     )
 
 
-def channels(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """No channel behind the final norm has another gain than in fp32: one wrong norm weight shows, whatever the 4-bit noise."""
-    fitted = channel_measures(evidence)
-    if isinstance(fitted, Mismatch):
-        return [
-            check.error("program", f"not every golden answer has logits ({fitted.reason}); see logits.teacher_forced")
-        ]
-    measures, channel, gain = fitted
-    return [
-        judge(
-            check,
-            evidence,
-            "program",
-            measures,
-            what="channels of the final hidden state",
-            where=Where(method="text_decoder", module="norm", index=(channel,)),
-            hint=f"Channel {channel} has gain {gain:.3f}. Check that element of the final norm's weight, and column {channel} of the output head.",
-        )
-    ]
-
-
-CHECKS = (
-    Check("logits.channels", "quantization", one_case, channels),
-    Check("logits.teacher_forced", "quantization", per_image, teacher_forced),
-    Check("logits.distribution", "quantization", one_case, distribution),
+@check(
+    "logits.channels",
+    step="quantization",
+    needs=conversations,
+    cases=one_case,
+    limit="logits.channel_gain_change",
+    having={ALL_IMAGES},
 )
+def channels(given: Conversations, case: str) -> Finding:
+    """No channel behind the final norm has another gain than in fp32: one wrong norm weight shows, whatever the 4-bit noise."""
+    fitted = channel_measures(given.evidence)
+    if isinstance(fitted, Mismatch):
+        return unverified(f"not every golden answer has logits ({fitted.reason}); see logits.teacher_forced")
+    measures, channel, gain = fitted
+    return judge(
+        given.evidence,
+        case,
+        measures,
+        what="channels of the final hidden state",
+        where=Where(method="text_decoder", module="norm", index=(channel,)),
+        hint=f"Channel {channel} has gain {gain:.3f}. Check that element of the final norm's weight, and column {channel} of the output head.",
+    )
+
+
+CHECKS = (channels, teacher_forced, distribution)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from verifier.artifact.program import Scalar
-from verifier.checks.common import Check
+from verifier.checks.bands import whole
+from verifier.checks.check import Finding, check, failed, one_case, passed, unverified
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
 from verifier.model.ending import Said, begin_statements, end_ids, end_statements
-from verifier.types import CheckResult, Where
+from verifier.types import Where
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ FALLBACKS = {
 """By the name of the method."""
 
 
-def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.metadata", step="lowering", needs=whole, cases=one_case)
+def metadata(evidence: Evidence, _case: str) -> Finding:
     """The metadata methods return what checkpoint and recipe imply: BOS, all ids that end an answer, vocabulary size, lengths, kind of cache.
 
     A file that has most of the methods which this exporter writes has to have all of them. One of another exporter that has few is passed,
@@ -54,7 +56,7 @@ def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
     actual = {name: evidence.artifact.metadata(name) for name in expected}
     present = {name: value for name, value in actual.items() if value is not None}
     if not present:
-        return [check.error("program", "the file has none of the metadata methods that runners ask for")]
+        return unverified("the file has none of the metadata methods that runners ask for")
     measured = {name: list(value) if isinstance(value, tuple) else value for name, value in present.items()}
     wrong = [
         f"{name} returns {_shown(value)}, expected {_shown(expected[name])}{_source(name, evidence, end_statements(directory, config))}"
@@ -71,12 +73,12 @@ def metadata(check: Check, evidence: Evidence) -> list[CheckResult]:
             f"the metadata is wrong: {said}. A runner that asks the file starts, stops or counts wrongly; the weights are not concerned. Export "
             "again with the checkpoint's own tokenizer and generation_config.json."
         )
-        return [check.failed("program", message, measured=measured, where=Where(method=place))]
+        return failed(message, measured=measured, where=Where(method=place))
     notes = [*absent, *_disagreement(begin_statements(directory, config), evidence.tokenizer.bos_id)]
     message = f"{len(present)} metadata methods, all as checkpoint and recipe imply" + "".join(
         f"; {note}" for note in notes
     )
-    return [check.passed("program", message, measured=measured)]
+    return passed(message, measured=measured)
 
 
 def _ids(value: Scalar | tuple[Scalar, ...]) -> frozenset[Scalar]:

@@ -33,6 +33,7 @@ DRAWN = (
 not resized."""
 _MODES = {"RGB": "", "RGBA": " with alpha", "P": " palette", "L": " grey", "LA": " grey with alpha"}
 DRAWN_CASES = tuple(f"{width} x {height}{_MODES[mode]}" for width, height, mode in DRAWN)
+DRAWN_OF = dict(zip(DRAWN_CASES, DRAWN, strict=True))
 
 
 def drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:

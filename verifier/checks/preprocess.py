@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,63 +14,89 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verifier.checks.common import Check, fixed_cases, per_image
-from verifier.checks.pictures import DRAWN, DRAWN_CASES, FILE_CASES, FILES, LOSSY, drawn
-from verifier.checks.processor import CONSTANTS, PROCESSOR
+from verifier.checks.bands import Conversations, calls_of_conversations, whole
+from verifier.checks.check import (
+    IMAGE,
+    Fields,
+    Finding,
+    check,
+    failed,
+    fixed_cases,
+    need,
+    passed,
+    per_image,
+    unverified,
+)
+from verifier.checks.pictures import DRAWN_CASES, DRAWN_OF, FILE_CASES, FILES, LOSSY, drawn
+from verifier.checks.processor import constants, processor
 from verifier.core.limits import limit
 from verifier.errors import ImageError, VerifierError
-from verifier.evidence import Case, Evidence
+from verifier.evidence import Case, Evidence, Part
 from verifier.model.image_file import read_image
 from verifier.model.preprocess import prepare_image
 from verifier.model.processor import DEFAULTS, ImageFields, read_processor
 from verifier.model.resampling import FILTERS, Pixels, resample
 from verifier.model.vision import CLIP_MEAN, CLIP_STD
 from verifier.published import hugging_face_frame, hugging_face_image, normalization
-from verifier.types import CheckResult, Where
+from verifier.types import Missing, Where
 
-Subject = tuple[Check, Evidence, str]
-"""The check, what it looks at, and the name of the case."""
+PIXEL_LIMITS = ("preprocess.pixels", "preprocess.margins", "preprocess.frame")
 Framed = Callable[[int, int], Iterable[Any]]
 """From the width and height of the picture in its frame to what it may be there: normalized pixels [3, height, width]."""
 
 
-def pixels(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("preprocess.pixels", step="mapping", needs=calls_of_conversations, cases=per_image, limit=PIXEL_LIMITS)
+def pixels(given: Conversations, name: str) -> Finding:
     """The picture in its frame equals, to one step of 255, what Hugging Face's loader reads from the file and Hugging Face's image processor
     resizes to that size, with the filter, mean and std of the checkpoint. It is centred on black, its longer side as long as the frame."""
-    return [_as_hugging_face(check, evidence, case, case.sample.golden.name) for case in evidence.cases]
+    return _as_hugging_face(given.evidence, given.cases[name])
 
 
-def user_image(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The same for the user's own image."""
+@dataclass(frozen=True)
+class OwnImage:
+    """The user's own image, and all other evidence."""
+
+    evidence: Evidence
+    case: Case
+
+
+@need(Part.CONVERSATIONS)
+def own_image(evidence: Evidence) -> OwnImage | Missing:
+    """The user's own image."""
     if evidence.user_case is None:
-        return [check.error("image", "no image was given")]
-    return [_as_hugging_face(check, evidence, evidence.user_case, "image")]
+        return Missing("no image was given", "verifier")
+    return OwnImage(evidence, evidence.user_case)
 
 
-def _as_hugging_face(check: Check, evidence: Evidence, case: Case, name: str) -> CheckResult:
+@check(
+    "preprocess.image", step="mapping", needs=own_image, cases=fixed_cases("image"), limit=PIXEL_LIMITS, having={IMAGE}
+)
+def image(given: OwnImage, _case: str) -> Finding:
+    """The same for the user's own image."""
+    return _as_hugging_face(given.evidence, given.case)
+
+
+def _as_hugging_face(evidence: Evidence, case: Case) -> Finding:
     fields = _fields(evidence)
     try:
         picture = hugging_face_image(case.sample.golden.path)
     except (ValueError, OSError) as error:
-        return check.error(name, f"Hugging Face's loader failed: {error}")
+        return unverified(f"Hugging Face's loader failed: {error}")
 
     def expected(width: int, height: int) -> Iterator[Any]:
         yield hugging_face_frame(fields, picture, width, height)
 
-    return _compare((check, evidence, name), picture, case.sample.image, expected)
+    return _compare(evidence, picture, case.sample.image, expected)
 
 
-def sizes(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("preprocess.sizes", step="mapping", needs=whole, cases=fixed_cases(*DRAWN_CASES), limit=PIXEL_LIMITS)
+def sizes(evidence: Evidence, case: str) -> Finding:
     """The same for textured pictures of many shapes and modes, resized by the filter's definition in place of Hugging Face's processor: what
     that has in common with this program, Pillow, is then under test, too."""
     side_px, square = evidence.checkpoint.geometry.vision.image_px, evidence.recipe.static_image_shape
-    fields = _fields(evidence)
-    found = []
-    for case, (width, height, mode) in zip(DRAWN_CASES, DRAWN, strict=True):
-        image = drawn(width, height, mode)
-        ours = prepare_image(image, side_px=side_px, square=square)
-        found.append(_compare((check, evidence, case), hugging_face_image(image), ours, _by_definition(fields, image)))
-    return found
+    picture = drawn(*DRAWN_OF[case])
+    ours = prepare_image(picture, side_px=side_px, square=square)
+    return _compare(evidence, hugging_face_image(picture), ours, _by_definition(_fields(evidence), picture))
 
 
 def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
@@ -89,20 +116,27 @@ def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
     return framed
 
 
-def files(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check(
+    "preprocess.files",
+    step="mapping",
+    needs=need()(lambda _evidence: None),
+    cases=fixed_cases(*FILE_CASES),
+    limit="preprocess.files",
+)
+def files(_nothing: None, case: str) -> Finding:
     """Files of every kind that is read, with every orientation tag, give the pixels that Hugging Face's loader gives; those of a format
     without loss, the upright picture that was stored."""
     with tempfile.TemporaryDirectory(prefix="verifier-pictures-") as folder:
-        return [_read(check, case, Path(folder) / str(number)) for number, case in enumerate(FILE_CASES)]
+        return _read(case, Path(folder) / "picture")
 
 
-def _read(check: Check, case: str, stem: Path) -> CheckResult:
+def _read(case: str, stem: Path) -> Finding:
     stored = np.asarray(FILES[case](stem))
     path = next(stem.parent.glob(f"{stem.name}.*"))
     try:
         actual = np.asarray(read_image(path))
     except ImageError as error:
-        return check.failed(case, f"the reader refuses a file that Hugging Face's loader reads: {error.one_line}")
+        return failed(f"the reader refuses a file that Hugging Face's loader reads: {error.one_line}")
     expected = {"Hugging Face's loader": hugging_face_image(path)}
     expected |= {} if case.startswith(LOSSY) else {"the picture that was stored": stored}
     allowed = limit("preprocess.files")
@@ -111,9 +145,9 @@ def _read(check: Check, case: str, stem: Path) -> CheckResult:
         if not allowed.admits(different):
             size = f"{actual.shape[1]} x {actual.shape[0]}, expected {picture.shape[1]} x {picture.shape[0]}"
             said = f"the file is not read as {name} has it: {different} pixels differ, {size}. Check the orientation tag and the conversion to RGB."
-            return check.failed(case, said, measured={"different": different}, allowed={"different": allowed.value})
-    return check.passed(
-        case, "read as Hugging Face's loader reads it", measured={"different": 0}, allowed={"different": allowed.value}
+            return failed(said, measured={"different": different}, allowed={"different": allowed.value})
+    return passed(
+        "read as Hugging Face's loader reads it", measured={"different": 0}, allowed={"different": allowed.value}
     )
 
 
@@ -141,14 +175,13 @@ def frame_sizes(width: int, height: int, side_px: int) -> tuple[tuple[int, int],
     return tuple((side_px, short) if width >= height else (short, side_px) for short in near)
 
 
-def _compare(subject: Subject, picture: Pixels, ours: Tensor, framed: Framed) -> CheckResult:
-    check, evidence, name = subject
+def _compare(evidence: Evidence, picture: Pixels, ours: Tensor, framed: Framed) -> Finding:
     side_px = evidence.checkpoint.geometry.vision.image_px
     possible = frame_sizes(picture.shape[1], picture.shape[0], side_px)
     given = (ours.shape[2], ours.shape[1])
     if given not in possible and given != (side_px, side_px):
         said = f"the pixels are {given[0]} x {given[1]}, expected {possible[0][0]} x {possible[0][1]}: the picture of {picture.shape[1]} x {picture.shape[0]} px in a frame of {side_px}"
-        return check.failed(name, said, where=Where(method="vision_encoder"))
+        return failed(said, where=Where(method="vision_encoder"))
     width, height = given if given in possible else possible[0]
     with torch.no_grad():
         actual = evidence.definition.vision.normalize(ours)[0].numpy()
@@ -164,24 +197,21 @@ def _compare(subject: Subject, picture: Pixels, ours: Tensor, framed: Framed) ->
             if steps < 0.5:
                 break
     except VerifierError as error:
-        return check.error(name, f"there is nothing to compare the pixels with: {error.one_line}")
-    fields = {"measured": {"worst_steps": steps}, "allowed": {"worst_steps": allowed.value}}
+        return unverified(f"there is nothing to compare the pixels with: {error.one_line}")
+    fields: Fields = {"measured": {"worst_steps": steps}, "allowed": {"worst_steps": allowed.value}}
     if not allowed.admits(steps):
         channel, y, x = (int(i) for i in np.unravel_index(int(np.argmax(worst)), worst.shape))
-        return check.failed(
-            name,
+        return failed(
             f"pixels differ by {steps:.1f} steps of 255 from the checkpoint's processor, most in channel {'RGB'[channel]} at column {x}, row {y} "
             f"of the {width} x {height} picture; allowed {allowed.value:g}. Check the orientation, the channel order, the resampling filter, mean and std.",
+            fields,
             where=Where(method="vision_encoder", index=(channel, y, x)),
-            **fields,
         )
-    margins = _margins(check, name, actual, (width, height), side_px)
-    return margins or check.passed(
-        name, f"pixels as the checkpoint's processor has them, to {steps:.2f} steps", **fields
-    )
+    margins = _margins(actual, (width, height), side_px)
+    return margins or passed(f"pixels as the checkpoint's processor has them, to {steps:.2f} steps", fields)
 
 
-def _margins(check: Check, name: str, actual: Any, size: tuple[int, int], side_px: int) -> CheckResult | None:
+def _margins(actual: Any, size: tuple[int, int], side_px: int) -> Finding | None:
     """The picture is centred, the odd pixel right and below, and all around it is black."""
     width, height = size
     left, top = (side_px - width) // 2, (side_px - height) // 2
@@ -195,15 +225,7 @@ def _margins(check: Check, name: str, actual: Any, size: tuple[int, int], side_p
     y, x = (int(i) for i in np.argwhere(~(off <= allowed.value) & margin)[0])
     said = f"the margin is not black at column {x}, row {y}: the picture of {width} x {height} belongs at {left}, {top}"
     hint = "Check the fill colour, and that an odd margin puts its extra pixel right and below."
-    return check.failed(name, f"{said}. {hint}", where=Where(method="vision_encoder", index=(y, x)))
+    return failed(f"{said}. {hint}", where=Where(method="vision_encoder", index=(y, x)))
 
 
-USER_IMAGE = Check("preprocess.image", "mapping", fixed_cases("image"), user_image)
-CHECKS = (
-    CONSTANTS,
-    PROCESSOR,
-    Check("preprocess.files", "mapping", fixed_cases(*FILE_CASES), files),
-    Check("preprocess.pixels", "mapping", per_image, pixels),
-    Check("preprocess.sizes", "mapping", fixed_cases(*DRAWN_CASES), sizes),
-    USER_IMAGE,
-)
+CHECKS = (constants, processor, files, pixels, sizes, image)

@@ -11,37 +11,61 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from verifier.checkpoint import Checkpoint, read_json
-from verifier.checks.common import Check, fixed_cases, one_case
+from verifier.checks.check import Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.limits import limit
 from verifier.errors import VerifierError
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, Part
 from verifier.model.geometry import VisionGeometry
 from verifier.model.processor import DEFAULTS, ImageFields, Processor, read_processor
 from verifier.model.resampling import FILTERS
 from verifier.model.vision import CLIP_MEAN, CLIP_STD
-from verifier.types import CheckResult
+from verifier.published import PublishedAnswer
+from verifier.types import Missing
 
 BICUBIC = 3
 _TOKENIZER_LIMIT_BYTES = 64 << 20
 
 
-def constants(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The checkpoint's processor uses the mean and std that the program has built in."""
+@dataclass(frozen=True)
+class Stated:
+    """The checkpoint, its processor files, and what they cost where they differ by design."""
+
+    checkpoint: Checkpoint
+    processor: Processor
+    published: tuple[PublishedAnswer, ...] = ()
+
+
+def _take(evidence: Evidence) -> Stated | Missing:
+    checkpoint = evidence.checkpoint
     try:
-        processor = read_processor(evidence.checkpoint.directory)
+        return Stated(checkpoint, read_processor(checkpoint.directory), evidence.published)
     except VerifierError as error:
-        return [check.error("program", f"the processor cannot be compared: {error.one_line}")]
-    for source in processor.sources:
+        return Missing(f"the processor cannot be compared: {error.one_line}", "verifier")
+
+
+@need()
+def files_alone(evidence: Evidence) -> Stated | Missing:
+    """The processor files."""
+    return _take(evidence)
+
+
+@need(Part.PUBLISHED)
+def files_and_cost(evidence: Evidence) -> Stated | Missing:
+    """The processor files, and what the fp32 model answers to pictures that are framed as they say."""
+    return _take(evidence)
+
+
+@check("preprocess.constants", step="mapping", needs=files_alone, cases=one_case, limit="preprocess.constants")
+def constants(stated: Stated, _case: str) -> Finding:
+    """The checkpoint's processor uses the mean and std that the program has built in."""
+    for source in stated.processor.sources:
         for field, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
             actual = source.value(field)
             if not _near(actual, expected):
-                return [
-                    check.failed(
-                        "program",
-                        f"{source.file} has {field} {_shown(actual)}, the program has {list(expected)}. Export with the checkpoint's own values.",
-                    )
-                ]
-    return [check.passed("program", "mean and std of the checkpoint's processor are those of the program")]
+                return failed(
+                    f"{source.file} has {field} {_shown(actual)}, the program has {list(expected)}. Export with the checkpoint's own values.",
+                )
+    return passed("mean and std of the checkpoint's processor are those of the program")
 
 
 def _near(actual: Any, expected: tuple[float, ...]) -> bool:
@@ -158,29 +182,33 @@ _SAYS_NOTHING = frozenset(
 _KNOWN = _SAYS_NOTHING | DEFAULTS.keys() | frozenset(TOKEN_CASES)
 
 
-def processor(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check(
+    "preprocess.processor",
+    step="mapping",
+    needs=files_and_cost,
+    cases=fixed_cases(*CASES),
+    limit="preprocess.constants",
+)
+def processor(stated: Stated, field: str) -> Finding:
     """Every field of the checkpoint's processor files is what the program does: resizing, filter, rescaling, normalization, tokens of an image.
     A field that is missing is what transformers takes for it. How a picture that is not square fills the frame differs by design and
     stands in every report with its cost."""
-    checkpoint = evidence.checkpoint
-    try:
-        found = read_processor(checkpoint.directory)
-    except VerifierError as error:
-        return [check.error(case, f"the processor cannot be compared: {error.one_line}") for case in CASES]
-    results = [_judge_rule(check, evidence, found, field) for field in RULES]
-    results += [_judge_token(check, checkpoint, found, field) for field in TOKEN_CASES]
-    return [*results, _judge_others(check, found)]
+    if field in RULES:
+        return _judge_rule(stated, field)
+    if field in TOKEN_CASES:
+        return _judge_token(stated.checkpoint, stated.processor, field)
+    return _judge_others(stated.processor)
 
 
-def _judge_rule(check: Check, evidence: Evidence, found: Processor, field: str) -> CheckResult:
-    rule, vision = RULES[field], evidence.checkpoint.geometry.vision
+def _judge_rule(stated: Stated, field: str) -> Finding:
+    found, rule, vision = stated.processor, RULES[field], stated.checkpoint.geometry.vision
     for source in found.sources:
         if not rule.holds(source, vision):
-            return check.failed(field, f"{_stated(source, field)}, expected {rule.expected(vision)}: {rule.means}")
-    exception = _exception(evidence, found.image, field)
+            return failed(f"{_stated(source, field)}, expected {rule.expected(vision)}: {rule.means}")
+    exception = _exception(stated.published, found.image, field)
     if exception:
-        return check.passed(field, f"by design: {exception}", exception=exception)
-    return check.passed(field, f"{_stated(found.image, field)}, as the program has it")
+        return passed(f"by design: {exception}", exception=exception)
+    return passed(f"{_stated(found.image, field)}, as the program has it")
 
 
 def _stated(source: ImageFields, field: str) -> str:
@@ -208,19 +236,18 @@ FRAMINGS = {
 """Frames that differ by design: the field that says so, and what the processor does."""
 
 
-def _exception(evidence: Evidence, source: ImageFields, field: str) -> str:
+def _exception(published: tuple[PublishedAnswer, ...], source: ImageFields, field: str) -> str:
     """The named exception that belongs to a field, with its cost; nothing if there is none."""
     decisive, does = FRAMINGS.get(source.framing, ("", ""))
     if field != decisive:
         return ""
     return (
         f"{source.file} {does}; LLaVA on ExecuTorch resizes the longer side and pads with black, because constant padding is what its kernels "
-        f"have. Square pictures are the same in both. {_cost(evidence)}"
+        f"have. Square pictures are the same in both. {_cost(published)}"
     )
 
 
-def _cost(evidence: Evidence) -> str:
-    answers = evidence.published
+def _cost(answers: tuple[PublishedAnswer, ...]) -> str:
     if not answers:
         return "The cost was not measured: there is no golden picture that is not square."
     known = [a.tokens_db for a in answers if a.tokens_db is not None]
@@ -233,7 +260,7 @@ def _cost(evidence: Evidence) -> str:
     )
 
 
-def _judge_token(check: Check, checkpoint: Checkpoint, found: Processor, field: str) -> CheckResult:
+def _judge_token(checkpoint: Checkpoint, found: Processor, field: str) -> Finding:
     """The fields that count an image's tokens, against config.json. The program does not read them: a missing one is not wrong."""
     vision, tokens = checkpoint.geometry.vision, found.tokens
     expected, means = {
@@ -254,13 +281,13 @@ def _judge_token(check: Check, checkpoint: Checkpoint, found: Processor, field: 
             if count != vision.patches
             else ""
         )
-        return check.passed(field, f"{said}; the program does not need it")
+        return passed(f"{said}; the program does not need it")
     actual: Any = source.fields[field]
     if field == "image_token":
-        return _judge_image_token(check, checkpoint, source, actual)
+        return _judge_image_token(checkpoint, source, actual)
     if isinstance(actual, bool) or actual != expected:
-        return check.failed(field, f"{source.file} has {field} {_shown(actual)}, expected {expected}: {means}")
-    return check.passed(field, f"{source.file} has {field} {_shown(actual)}, as config.json")
+        return failed(f"{source.file} has {field} {_shown(actual)}, expected {expected}: {means}")
+    return passed(f"{source.file} has {field} {_shown(actual)}, as config.json")
 
 
 def _counted(found: Processor, vision: VisionGeometry) -> int | None:
@@ -273,29 +300,27 @@ def _counted(found: Processor, vision: VisionGeometry) -> int | None:
     return (vision.image_px // patch) ** 2 + more - dropped
 
 
-def _judge_image_token(check: Check, checkpoint: Checkpoint, source: ImageFields, token: Any) -> CheckResult:
+def _judge_image_token(checkpoint: Checkpoint, source: ImageFields, token: Any) -> Finding:
     expected = checkpoint.geometry.image_token_id
     path = checkpoint.directory / "tokenizer.json"
     if not path.is_file():
-        return check.passed(
-            "image_token",
+        return passed(
             f"{source.file} has image_token {_shown(token)}; there is no tokenizer.json that gives its id",
         )
     try:
         added = read_json(path, limit_bytes=_TOKENIZER_LIMIT_BYTES).get("added_tokens") or []
         ids = {entry["content"]: entry["id"] for entry in added}
     except (VerifierError, TypeError, KeyError) as error:
-        return check.error("image_token", f"tokenizer.json cannot be read: {error}")
+        return unverified(f"tokenizer.json cannot be read: {error}")
     actual = ids.get(token) if isinstance(token, str) else None
     if actual != expected:
-        return check.failed(
-            "image_token",
+        return failed(
             f"{source.file} has image_token {_shown(token)}, which is {actual} in tokenizer.json; config.json has the image at {expected}",
         )
-    return check.passed("image_token", f"{source.file} has image_token {_shown(token)}, token {actual} as config.json")
+    return passed(f"{source.file} has image_token {_shown(token)}, token {actual} as config.json")
 
 
-def _judge_others(check: Check, found: Processor) -> CheckResult:
+def _judge_others(found: Processor) -> Finding:
     """Fields that nobody here knows may change what a picture becomes: they are named, and the file is not verified."""
     unknown = [
         f"{s.file} {field} {_shown(s.fields[field])}"
@@ -304,11 +329,5 @@ def _judge_others(check: Check, found: Processor) -> CheckResult:
         if field not in _KNOWN
     ]
     if unknown:
-        return check.error(
-            OTHER, f"not understood: {'; '.join(unknown)}. Remove what transformers does not read either."
-        )
-    return check.passed(OTHER, "there are none")
-
-
-CONSTANTS = Check("preprocess.constants", "mapping", one_case, constants)
-PROCESSOR = Check("preprocess.processor", "mapping", fixed_cases(*CASES), processor)
+        return unverified(f"not understood: {'; '.join(unknown)}. Remove what transformers does not read either.")
+    return passed("there are none")

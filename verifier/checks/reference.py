@@ -6,7 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from verifier.checks.common import Check
+from verifier.checks.check import Check
 from verifier.checks.registry import CHECKS
 from verifier.files import replacing
 from verifier.types import STEP_MEANS
@@ -23,7 +23,7 @@ In the order in which they are made and blame is sought: the first that fails is
 
 def _said(check: Check) -> str:
     """The docstring of the function that makes a check, as one paragraph; of the family's module where it is made by a closure."""
-    found = inspect.getdoc(check.run) or ""
+    found = inspect.getdoc(check.judge) or ""
     return " ".join(found.split())
 
 
@@ -33,7 +33,7 @@ def reference() -> str:
     family = ""
     for check in CHECKS:
         own = check.id.partition(".")[0]
-        module = inspect.getmodule(check.run)
+        module = inspect.getmodule(check.judge)
         if own != family:
             lines.append(f"\n## {own}\n\n| check | step | what must hold |\n|---|---|---|")
             family = own

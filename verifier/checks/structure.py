@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from verifier.artifact.handover import handovers
-from verifier.artifact.program import MethodFacts, TensorFacts
-from verifier.checks.common import Check, one_case
+from verifier.artifact.lifetimes import find_overlaps, outside_arena
+from verifier.artifact.lifetimes import lifetimes as tensor_lifetimes
+from verifier.artifact.program import METHODS, MethodFacts, TensorFacts
+from verifier.checks.bands import whole
+from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, skipped, unverified
 from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
-from verifier.errors import ArtifactError, GoldenError
-from verifier.evidence import Evidence
+from verifier.errors import ArtifactError
+from verifier.evidence import Evidence, Part
 from verifier.model.tokenizer import described
-from verifier.types import CheckResult, Where
+from verifier.types import Missing, Where
 
 # Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
 _HEAVY = (
@@ -53,7 +58,8 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
     return actual.dynamic == (expected.dynamic and not static) or (not expected.dynamic)
 
 
-def signatures(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.signatures", step="lowering", needs=whole, cases=one_case)
+def signatures(evidence: Evidence, _case: str) -> Finding:
     """Methods take and give the dtypes, sizes and dynamic bounds that runners rely on."""
     static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
     for name in ("vision_encoder", "token_embedding", "text_decoder"):
@@ -64,36 +70,31 @@ def signatures(check: Check, evidence: Evidence) -> list[CheckResult]:
         right = len(facts.inputs) == len(inputs) and len(facts.outputs) == 1
         if not right or not all(_same(a, e, static=static) for a, e in pairs):
             shown = ", ".join(map(str, facts.inputs)), ", ".join(map(str, facts.outputs))
-            return [
-                check.failed(
-                    "program",
-                    f"{name} has another signature: ({shown[0]}) -> ({shown[1]}), expected ({', '.join(map(str, inputs))}) -> ({output}). "
-                    "Export with this project's exporter, or fix the runner that was changed with it.",
-                    where=Where(method=name),
-                )
-            ]
-    return [check.passed("program", "three methods with the signatures that runners rely on")]
+            return failed(
+                f"{name} has another signature: ({shown[0]}) -> ({shown[1]}), expected ({', '.join(map(str, inputs))}) -> ({output}). "
+                "Export with this project's exporter, or fix the runner that was changed with it.",
+                where=Where(method=name),
+            )
+    return passed("three methods with the signatures that runners rely on")
 
 
-def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.limits", step="lowering", needs=whole, cases=one_case)
+def limits(evidence: Evidence, _case: str) -> Finding:
     """`get_max_seq_len`, the decoder's bound and the cache agree; where the cache is longer than the positions that the model was trained
     for (`max_position_embeddings`), the message says so."""
     limit = evidence.artifact.max_seq_len
     trained, held = evidence.checkpoint.geometry.text.max_positions, evidence.recipe.max_context_len
     declared = evidence.artifact.methods["text_decoder"].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
-    fields = {
+    fields: Fields = {
         "measured": {"get_max_seq_len": limit, "text_decoder bound": bound, "max_position_embeddings": trained},
         "where": Where(method="text_decoder"),
     }
     if bound != limit:
-        return [
-            check.failed(
-                "program",
-                f"get_max_seq_len says {limit}, text_decoder takes up to {bound} tokens. Export again with one --max-seq-len.",
-                **fields,
-            )
-        ]
+        return failed(
+            f"get_max_seq_len says {limit}, text_decoder takes up to {bound} tokens. Export again with one --max-seq-len.",
+            fields,
+        )
     message = f"at most {limit} tokens by get_max_seq_len and by the decoder's bound"
     if held > trained:
         message += (
@@ -101,31 +102,31 @@ def limits(check: Check, evidence: Evidence) -> list[CheckResult]:
             f"that go on behind position {trained} are those of an untrained model. Export with --max-context-len {trained} at most, or cut "
             "conversations in the app"
         )
-    return [check.passed("program", message, **fields)]
+    return passed(message, fields)
 
 
-def quantization(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.quantization", step="lowering", needs=whole, cases=one_case)
+def quantization(evidence: Evidence, _case: str) -> Finding:
     """Every int8 tensor between two delegates is read with the scale and zero point that it was written with (ET#21773)."""
     try:
         found = handovers(evidence.artifact)
     except ArtifactError as error:
-        return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
+        return failed(f"a delegate cannot be read: {error.one_line}")
     if not found.compared:
-        return [check.error("program", "no int8 tensor goes from one delegate to another: nothing was compared")]
+        return unverified("no int8 tensor goes from one delegate to another: nothing was compared")
     if not found.misread:
-        return [
-            check.passed("program", f"{found.compared} int8 tensors between delegates, each read as it was written")
-        ]
+        return passed(f"{found.compared} int8 tensors between delegates, each read as it was written")
     first = found.misread[0]
     message = (
         f"{len(found.misread)} of {found.compared} int8 tensors between delegates are misread, first EValue {first.value} of {first.method}: "
         f"instruction {first.writer} writes it with {first.written}, instruction {first.reader} reads it with {first.read}. The "
         "serialization of quantization parameters is at fault: export again."
     )
-    return [check.failed("program", message, where=Where(method=first.method, instruction=first.reader))]
+    return failed(message, where=Where(method=first.method, instruction=first.reader))
 
 
-def scalars(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.scalars", step="lowering", needs=whole, cases=one_case, limit="structure.scalars")
+def scalars(evidence: Evidence, _case: str) -> Finding:
     """The vision tower's attention scale: queries and keys are each multiplied by head_dim^-1/4, as PyTorch decomposes attention.
 
     int8 hides a scale that is a little off from every band, so the number itself is looked at.
@@ -139,72 +140,81 @@ def scalars(check: Check, evidence: Evidence) -> list[CheckResult]:
     ]
     wrong = [(at, x) for at, x in found if not (isinstance(x, float) and SCALAR.admits(abs(x / expected - 1)))]
     if not found:
-        return [check.error("program", "the vision tower multiplies by no scalar: nothing was compared")]
+        return unverified("the vision tower multiplies by no scalar: nothing was compared")
     if wrong:
         at, value = wrong[0]
         message = (
             f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {at}: {value}, expected "
             f"head_dim^-1/4 = {expected:.9g}. The attention scale was changed on the way: export again."
         )
-        return [check.failed("program", message, where=Where(method="vision_encoder", instruction=at))]
-    return [check.passed("program", f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")]
+        return failed(message, where=Where(method="vision_encoder", instruction=at))
+    return passed(f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")
 
 
-def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
+@dataclass(frozen=True)
+class OperatorsOf:
+    """Operators that a runtime has kernels for, and the methods that need some."""
+
+    available: frozenset[str]
+    methods: dict[str, MethodFacts]
+
+
+@need(Part.RUNTIME)
+def runtime_itself(evidence: Evidence) -> OperatorsOf | Missing:
+    """What the runtime that ran the program says it can do."""
+    ran = evidence.runtime.conversations
+    if isinstance(ran, Missing):
+        return ran
+    if not ran.operators:
+        return Missing("the runtime did not say which operators it has; see the runtime's own failure", "verifier")
+    return OperatorsOf(frozenset(ran.operators), evidence.artifact.methods)
+
+
+@check("structure.operators", step="lowering", needs=runtime_itself, cases=one_case)
+def operators(ran: OperatorsOf, _case: str) -> Finding:
     """Every operator of the program has a kernel in the runtime that runs it."""
-    available = set(evidence.runtime.conversations.operators)
-    if not available:
-        return [check.error("program", "the runtime did not say which operators it has; see the runtime's own failure")]
-    for name, facts in evidence.artifact.methods.items():
-        missing = sorted(set(facts.operators) - available)
+    for name, facts in ran.methods.items():
+        missing = sorted(set(facts.operators) - ran.available)
         if missing:
-            return [
-                check.failed(
-                    "program",
-                    f"{name} needs {len(missing)} operators that this runtime lacks: {', '.join(missing[:5])}. Link their kernel library into the runner.",
-                    where=Where(method=name),
-                )
-            ]
-    count = len({op for facts in evidence.artifact.methods.values() for op in facts.operators})
-    return [check.passed("program", f"all {count} operators have kernels", measured={"operators": count})]
+            return failed(
+                f"{name} needs {len(missing)} operators that this runtime lacks: {', '.join(missing[:5])}. Link their kernel library into the runner.",
+                where=Where(method=name),
+            )
+    count = len({op for facts in ran.methods.values() for op in facts.operators})
+    return passed(f"all {count} operators have kernels", measured={"operators": count})
 
 
-def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.delegation", step="lowering", needs=whole, cases=one_case)
+def delegation(evidence: Evidence, _case: str) -> Finding:
     """Matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.artifact.methods.items():
         heavy = {op: n for op, n in facts.operators.items() if op.rpartition(".")[0] in _HEAVY or op in _HEAVY}
         if heavy:
-            return [
-                check.failed(
-                    "program",
-                    f"{name} runs {sum(heavy.values())} matrix products outside XNNPACK ({', '.join(heavy)}). The partitioner did not take them: check the "
-                    "recipe's quantization and the partitioner list.",
-                    measured=heavy,
-                    where=Where(method=name),
-                )
-            ]
+            return failed(
+                f"{name} runs {sum(heavy.values())} matrix products outside XNNPACK ({', '.join(heavy)}). The partitioner did not take them: check the "
+                "recipe's quantization and the partitioner list.",
+                measured=heavy,
+                where=Where(method=name),
+            )
     delegates = sum(sum(facts.delegates.values()) for facts in evidence.artifact.methods.values())
     if not delegates:
-        return [check.error("program", "the program calls no delegate: nothing was looked at")]
-    return [
-        check.passed("program", f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
-    ]
+        return unverified("the program calls no delegate: nothing was looked at")
+    return passed(f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
 
 
-def census(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.census", step="lowering", needs=whole, cases=one_case)
+def census(evidence: Evidence, _case: str) -> Finding:
     """Instructions, nodes inside delegates and their clamps are as many of each kind as in the calibrated export."""
-    if isinstance(evidence.tolerances, GoldenError):
-        return [check.error("program", f"no census to compare with: {evidence.tolerances.what}")]
+    if isinstance(evidence.tolerances, Missing):
+        return unverified(f"no census to compare with: {evidence.tolerances.reason}")
     try:
         found = evidence.artifact.census()
     except ArtifactError as error:
-        return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
-    return [_compare_census(check, found, evidence.tolerances.census)]
+        return failed(f"a delegate cannot be read: {error.one_line}")
+    return _compare_census(found, evidence.tolerances.census)
 
 
-def _compare_census(
-    check: Check, actual: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]
-) -> CheckResult:
+def _compare_census(actual: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]) -> Finding:
     changes = [
         f"{method} {op}: {actual.get(method, {}).get(op, 0)}, expected {expected.get(method, {}).get(op, 0)}"
         for method in sorted(actual.keys() | expected.keys())
@@ -213,78 +223,89 @@ def _compare_census(
     ]
     if changes:
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
-        return check.failed(
-            "program",
+        return failed(
             f"the instructions are not those of a clean export: {'; '.join(changes[:4])}{more}. Compare versions and recipe in the manifest.",
             measured=actual,
             allowed=expected,
             where=Where(method=changes[0].split()[0]),
         )
-    return check.passed("program", "instruction census as calibrated", measured=actual)
+    return passed("instruction census as calibrated", measured=actual)
 
 
-def memory(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.memory", step="lowering", needs=whole, cases=one_case)
+def memory(evidence: Evidence, _case: str) -> Finding:
     """The decoder's arena holds at least its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
     text = evidence.checkpoint.geometry.text
     length = evidence.recipe.max_context_len
     cache_bytes = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
     planned = evidence.artifact.methods["text_decoder"].planned_bytes
-    fields = {
+    fields: Fields = {
         "measured": {"planned_bytes": planned},
         "allowed": {"planned_bytes": cache_bytes},
         "where": Where(method="text_decoder"),
     }
-    if not stated(check.id, cache_bytes, "bytes", "least").admits(planned):
-        return [
-            check.failed(
-                "program",
-                f"text_decoder plans {planned} bytes, less than its KV-cache of {cache_bytes}: the cache is missing or smaller. Export again.",
-                **fields,
-            )
-        ]
-    return [
-        check.passed("program", f"{planned / 1e6:.1f} MB planned, {cache_bytes / 1e6:.1f} MB of it KV-cache", **fields)
-    ]
+    if not stated("structure.memory", cache_bytes, "bytes", "least").admits(planned):
+        return failed(
+            f"text_decoder plans {planned} bytes, less than its KV-cache of {cache_bytes}: the cache is missing or smaller. Export again.",
+            fields,
+        )
+    return passed(f"{planned / 1e6:.1f} MB planned, {cache_bytes / 1e6:.1f} MB of it KV-cache", fields)
 
 
-def manifest(check: Check, evidence: Evidence) -> list[CheckResult]:
+@check("structure.manifest", step="lowering", needs=whole, cases=one_case, optional=True)
+def manifest(evidence: Evidence, _case: str) -> Finding:
     """The file is the one its manifest describes."""
     made = evidence.manifest
     if made is None:
-        return [
-            CheckResult(
-                check.id,
-                check.step,
-                "program",
-                "skipped",
-                "no manifest beside the file: its recipe is inferred, its origin unknown",
-            )
-        ]
+        return skipped("no manifest beside the file: its recipe is inferred, its origin unknown")
     actual = evidence.artifact.sha256
-    fields = {"measured": {"sha256": actual}, "allowed": {"sha256": made.pte_sha256}}
+    fields: Fields = {"measured": {"sha256": actual}, "allowed": {"sha256": made.pte_sha256}}
     if actual != made.pte_sha256:
-        return [
-            check.failed(
-                "program",
-                "the bytes are not those that were exported: SHA-256 differs from the manifest's. Copy the file again, or export again.",
-                **fields,
-            )
-        ]
+        return failed(
+            "the bytes are not those that were exported: SHA-256 differs from the manifest's. Copy the file again, or export again.",
+            fields,
+        )
     said, rule = "SHA-256 as in the manifest", evidence.tokenizer.rule
     if made.prompt_rule is not None and not rule.same_prompt(made.prompt_rule):
         said += f"; exported beside another tokenizer: there {described(made.prompt_rule)}, here {described(rule.as_json())}"
-    return [check.passed("program", said, **fields)]
+    return passed(said, fields)
 
 
-CENSUS = Check("structure.census", "lowering", one_case, census)
-MANIFEST = Check("structure.manifest", "lowering", one_case, manifest)
-CHECKS = (
-    Check("structure.signatures", "lowering", one_case, signatures),
-    Check("structure.limits", "lowering", one_case, limits),
-    Check("structure.metadata", "lowering", one_case, metadata),
-    Check("structure.quantization", "lowering", one_case, quantization),
-    Check("structure.scalars", "lowering", one_case, scalars),
-    Check("structure.operators", "lowering", one_case, operators),
-    Check("structure.delegation", "lowering", one_case, delegation),
-    Check("structure.memory", "lowering", one_case, memory),
-)
+@check("structure.lifetimes", step="lowering", needs=whole, cases=one_case)
+def lifetimes(evidence: Evidence, _case: str) -> Finding:
+    """No two tensors that live at the same time share memory, and none ends outside its arena.
+
+    Source: ET#12182, where a cache's lifetime ended early.
+    """
+    planned = 0
+    for method in METHODS:
+        found = evidence.artifact.plans[method]
+        planned += len(tensor_lifetimes(found))
+        outside = outside_arena(found)
+        if outside:
+            first = outside[0]
+            where = Where(method=method, instruction=max(first.first, 0), index=(first.value,))
+            message = f"{method}: EValue {first.value} ends at byte {first.end:,} of arena {first.arena}, which has {found.arenas_bytes}. Export again."
+            return failed(message, where=where)
+        overlaps = find_overlaps(found)
+        if overlaps:
+            one, other = overlaps[0].first, overlaps[0].second
+            where = Where(method=method, instruction=max(one.first, other.first), index=(one.value, other.value))
+            kind = "a cache" if one.permanent or other.permanent else "a tensor"
+            message = (
+                f"{method}: EValues {one.value} and {other.value} share bytes {max(one.begin, other.begin):,} to "
+                f"{min(one.end, other.end):,} of arena {one.arena} while both live (instructions {one.first}..{one.last} and "
+                f"{other.first}..{other.last}): {kind} will be overwritten. Check the memory planning pass."
+            )
+            return failed(message, measured={"overlaps": len(overlaps)}, allowed={"overlaps": 0}, where=where)
+    if not planned:
+        return unverified("the program plans no memory: nothing was compared")
+    return passed(
+        f"{planned} tensors, none overwritten while it lives",
+        measured={"overlaps": 0},
+        allowed={"overlaps": 0},
+    )
+
+
+CHECKS = (signatures, limits, metadata, quantization, scalars, operators, delegation, memory, lifetimes)
+"""`census` and `manifest` stand further down in the registry."""

@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
 
-from verifier.checks.common import Check
+from verifier.checks.check import Fields, Finding, Need, check, failed, need, passed, skipped, unverified
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Subjects
+from verifier.evidence import Evidence, Part, Subjects
 from verifier.model.spelling import BLANK, described, first_out_of_order, own_damage
-from verifier.probes.tokenizer import Shipped
+from verifier.probes.tokenizer import Shipped, TokenizerEvidence
 from verifier.runner.file_kinds import describe
-from verifier.types import CheckResult, Where
+from verifier.types import Missing, Where
 
 _READERS = ("Llama2cTokenizer", "SPTokenizer", "HFTokenizer")
 _SHOWN = 60
@@ -26,7 +25,7 @@ _TAKES = "tokenizer.bin (verifier.export_llava --with-artifacts writes it)"
 
 
 @dataclass
-class Finding:
+class FileFinding:
     """What came of one file: `wrong` in words, or nothing; how many were compared; what its format does by design. `unusable` is a file that
     no app can use, where another one of the same folder may do."""
 
@@ -40,36 +39,51 @@ class Finding:
     noted: str = ""
 
 
-Judge = Callable[[Evidence, Shipped], Finding]
+Comparison = Callable[[Evidence, Shipped], FileFinding]
 
 
-def _results(check: Check, evidence: Evidence, judge: Judge) -> list[CheckResult]:
-    shipped = evidence.shipped
-    if shipped is None:
-        return [check.error(case, "the tokenizer files were not read") for case in check.cases(evidence.subjects)]
-    if not shipped.files:
-        return []
-    findings = {file.path.name: _finding(evidence, file, judge) for file in shipped.files}
-    # a file that was not loaded fails once, in tokenizer.loads
-    absent = "" if judge is _loads else "nothing to compare: ExecuTorch cannot load the file (tokenizer.loads)"
-    lacking = {file.path.name: file.problem or ("" if file.reader else absent) for file in shipped.files}
-    if shipped.together:
-        problem = next((file.problem for file in shipped.files if file.problem), "")
-        problem = problem or (absent if all(lacking.values()) else "")
-        return [check.error("program", problem) if problem else _together(check, findings)]
-    return [
-        check.error(name, lacking[name]) if lacking[name] else _single(check, name, finding)
-        for name, finding in findings.items()
-    ]
+@dataclass(frozen=True)
+class Files:
+    """The files that ship, what was found out about each, and what nothing can be found out about."""
+
+    shipped: TokenizerEvidence
+    findings: dict[str, FileFinding]
+    lacking: dict[str, str]
 
 
-def _finding(evidence: Evidence, file: Shipped, judge: Judge) -> Finding:
+def _need(compare: Comparison, *, golden: bool = False) -> Need[Files]:
+    """All files, compared with the checkpoint's tokenizer in one way."""
+
+    def take(evidence: Evidence) -> Files | Missing:
+        shipped = evidence.shipped
+        if isinstance(shipped, Missing):
+            return shipped
+        findings = {file.path.name: _finding(evidence, file, compare) for file in shipped.files}
+        # a file that was not loaded fails once, in tokenizer.loads
+        absent = "" if compare is _loads else "nothing to compare: ExecuTorch cannot load the file (tokenizer.loads)"
+        lacking = {file.path.name: file.problem or ("" if file.reader else absent) for file in shipped.files}
+        return Files(shipped, findings, lacking)
+
+    return need(Part.TOKENIZERS, golden=golden)(take)
+
+
+def _judge(files: Files, case: str) -> Finding:
+    shipped, lacking = files.shipped, files.lacking
+    if not shipped.together:
+        return unverified(lacking[case]) if lacking[case] else _single(files.findings[case])
+    problem = next((file.problem for file in shipped.files if file.problem), "")
+    if not problem and all(lacking.values()):
+        problem = next(iter(lacking.values()))
+    return unverified(problem) if problem else _together(files.findings)
+
+
+def _finding(evidence: Evidence, file: Shipped, compare: Comparison) -> FileFinding:
     if not file.reader:
-        return Finding(unusable=_refused(file))
-    return judge(evidence, file)
+        return FileFinding(unusable=_refused(file))
+    return compare(evidence, file)
 
 
-def _fields(findings: list[Finding]) -> dict[str, Any]:
+def _fields(findings: list[FileFinding]) -> Fields:
     return {
         "measured": {
             "compared": sum(f.compared for f in findings),
@@ -81,32 +95,32 @@ def _fields(findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def _single(check: Check, name: str, finding: Finding) -> CheckResult:
+def _single(finding: FileFinding) -> Finding:
     said = finding.wrong or finding.unusable
     if said or not limit("tokenizer.different").admits(finding.different):
-        return check.failed(name, f"{said}. Ship the checkpoint's tokenizer as {_TAKES}.", **_fields([finding]))
+        return failed(f"{said}. Ship the checkpoint's tokenizer as {_TAKES}.", _fields([finding]))
     if not finding.compared:
-        return check.error(name, "nothing was compared", **_fields([finding]))
-    return check.passed(name, _praise(finding), **_fields([finding]))
+        return unverified("nothing was compared", _fields([finding]))
+    return passed(_praise(finding), _fields([finding]))
 
 
-def _together(check: Check, findings: dict[str, Finding]) -> CheckResult:
+def _together(findings: dict[str, FileFinding]) -> Finding:
     """A checkpoint's own folder: no file may be wrong, and one has to be usable."""
     fields = _fields([finding for finding in findings.values() if not finding.unusable])
     wrong = [f"{name}: {finding.wrong}" for name, finding in findings.items() if finding.wrong]
     if wrong:
-        return check.failed("program", f"{wrong[0]}. Ship the checkpoint's tokenizer as {_TAKES}.", **fields)
+        return failed(f"{wrong[0]}. Ship the checkpoint's tokenizer as {_TAKES}.", fields)
     usable = {name: finding for name, finding in findings.items() if not finding.unusable}
     unusable = [f"{name} is not for an app: {f.unusable}" for name, f in findings.items() if f.unusable]
     if not usable:
-        return check.failed("program", f"{'; '.join(unusable)}. Ship the checkpoint's tokenizer as {_TAKES}.", **fields)
+        return failed(f"{'; '.join(unusable)}. Ship the checkpoint's tokenizer as {_TAKES}.", fields)
     if not all(finding.compared for finding in usable.values()):
-        return check.error("program", "nothing was compared", **fields)
+        return unverified("nothing was compared", fields)
     praised = [f"{name}: {_praise(finding)}" for name, finding in usable.items()]
-    return check.passed("program", "; ".join((*praised, *unusable)), **fields)
+    return passed("; ".join((*praised, *unusable)), fields)
 
 
-def _praise(finding: Finding) -> str:
+def _praise(finding: FileFinding) -> str:
     said = f"{finding.compared} {finding.noted} as the checkpoint's" if finding.counted else finding.noted
     parted = [f"{count} {why}, for example {finding.examples[why]}" for why, count in finding.by_format.items()]
     return f"{said}; but, as its format has it, {'; '.join(parted)}" if parted else said
@@ -124,18 +138,10 @@ def _refused(file: Shipped) -> str:
     return f"ExecuTorch cannot load it{kind}: {file.reasons.get(wanted, '')}"
 
 
-def loads(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """ExecuTorch's runners load the file, and take BOS and EOS from it that are the checkpoint's."""
-    if evidence.shipped is not None and not evidence.shipped.files:
-        said = "no tokenizer file lies beside the program; give the one that ships with --tokenizer FILE"
-        return [CheckResult(check.id, check.step, "program", "skipped", said)]
-    return _results(check, evidence, _loads)
-
-
-def _loads(evidence: Evidence, file: Shipped) -> Finding:
+def _loads(evidence: Evidence, file: Shipped) -> FileFinding:
     tokenizer = evidence.tokenizer
     said = f"ExecuTorch's {file.reader} loads it, {file.vocabulary} pieces"
-    finding = Finding(noted=said, counted=False, compared=1)
+    finding = FileFinding(noted=said, counted=False, compared=1)
     if file.reader not in _READERS:
         is_ = describe(file.path.read_bytes()[:4096])
         finding.wrong = f"ExecuTorch loads it as {file.reader}, which no LLaVA of Llama has: the file is {is_}"
@@ -152,7 +158,7 @@ def _loads(evidence: Evidence, file: Shipped) -> Finding:
 
 
 def _compare(  # noqa: PLR0917
-    finding: Finding,
+    finding: FileFinding,
     evidence: Evidence,
     file: Shipped,
     text: str,
@@ -160,7 +166,7 @@ def _compare(  # noqa: PLR0917
     front: list[int],
 ) -> None:
     """Hold the ids of one text against the checkpoint's, or against those that the format explains."""
-    assert evidence.shipped is not None
+    assert not isinstance(evidence.shipped, Missing)
     shipped = evidence.shipped
     if actual is None:
         actual = f"the process ended here: {file.crash}"
@@ -179,7 +185,7 @@ def _compare(  # noqa: PLR0917
 
 
 def _first_difference(evidence: Evidence, text: str, actual: tuple[int, ...] | str, expected: list[int]) -> str:
-    assert evidence.shipped is not None
+    assert not isinstance(evidence.shipped, Missing)
     shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
     if isinstance(actual, str):
         return f"{shown} cannot be encoded: {actual}"
@@ -190,15 +196,9 @@ def _first_difference(evidence: Evidence, text: str, actual: tuple[int, ...] | s
     return f"token {at} of {shown} is {one}, the checkpoint's tokenizer has {two}"
 
 
-def texts(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """500 texts (many scripts, emoji, digits, blanks, special tokens spelled out, long ones) get the checkpoint's ids, or exactly those that the
-    file's format explains."""
-    return _results(check, evidence, _texts)
-
-
-def _texts(evidence: Evidence, file: Shipped) -> Finding:
-    assert evidence.shipped is not None
-    finding = Finding(noted="texts")
+def _texts(evidence: Evidence, file: Shipped) -> FileFinding:
+    assert not isinstance(evidence.shipped, Missing)
+    finding = FileFinding(noted="texts")
     for text, ids in _answers(evidence.shipped.texts, file.ids):
         _compare(finding, evidence, file, text, ids, [])
     return finding
@@ -214,16 +214,10 @@ def _answers(
             return
 
 
-def pieces(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """Every piece of the checkpoint's vocabulary has its id in the file: a text with that piece gets it, and the id is printed as that piece.
-    Pieces are joined in the checkpoint's order."""
-    return _results(check, evidence, _pieces)
-
-
-def _pieces(evidence: Evidence, file: Shipped) -> Finding:
-    assert evidence.shipped is not None
+def _pieces(evidence: Evidence, file: Shipped) -> FileFinding:
+    assert not isinstance(evidence.shipped, Missing)
     shipped = evidence.shipped
-    finding = Finding(noted="pieces and merges")
+    finding = FileFinding(noted="pieces and merges")
     for text, ids in _answers(shipped.pieces_texts, file.ids[len(shipped.texts) :]):
         _compare(finding, evidence, file, text, ids, [])
         if ids is None:
@@ -249,7 +243,7 @@ def _pieces(evidence: Evidence, file: Shipped) -> Finding:
     return finding
 
 
-def _compare_print(finding: Finding, file: Shipped, number: int, piece: str) -> None:
+def _compare_print(finding: FileFinding, file: Shipped, number: int, piece: str) -> None:
     printed, wanted = file.printed[number], _printed_as(piece)
     finding.compared += 1
     if printed == wanted:
@@ -275,17 +269,11 @@ def _printed_as(piece: str) -> str:
     return piece.replace(BLANK, " ")
 
 
-def prompts(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The golden prompts get the reference's ids, BOS in front, fed as ExecuTorch's runner feeds them: a text before the image, another behind it.
-    Where the checkpoint puts no blank behind the image, the runner does all the same; that is said, with the number of prompts."""
-    return _results(check, evidence, _prompts)
-
-
-def _prompts(evidence: Evidence, file: Shipped) -> Finding:
-    assert evidence.shipped is not None
+def _prompts(evidence: Evidence, file: Shipped) -> FileFinding:
+    assert not isinstance(evidence.shipped, Missing)
     shipped = evidence.shipped
     behind = evidence.tokenizer.encode_behind
-    finding = Finding()
+    finding = FileFinding()
     blanks = [text for text in shipped.behind if behind(text) != evidence.tokenizer.encode(text)]
     for text, ids in _answers(shipped.before, file.with_bos):
         _compare(finding, evidence, file, text, ids, shipped.front)
@@ -302,13 +290,8 @@ def _prompts(evidence: Evidence, file: Shipped) -> Finding:
     return finding
 
 
-def answers(check: Check, evidence: Evidence) -> list[CheckResult]:
-    """The golden answers, printed token by token as ExecuTorch's runner prints them, read as the reference's text."""
-    return _results(check, evidence, _answers_of)
-
-
-def _answers_of(evidence: Evidence, file: Shipped) -> Finding:
-    finding = Finding(noted="answers, printed token by token,")
+def _answers_of(evidence: Evidence, file: Shipped) -> FileFinding:
+    finding = FileFinding(noted="answers, printed token by token,")
     for image in evidence.golden.images:
         ids = [number for number in image.ids if number != evidence.tokenizer.eos_id]
         lacking = next((number for number in ids if not 0 <= number < len(file.printed)), None)
@@ -347,10 +330,52 @@ def per_tokenizer_or_none(subjects: Subjects) -> tuple[str, ...]:
     return subjects.tokenizers or ("program",)
 
 
-CHECKS = (
-    Check("tokenizer.loads", "mapping", per_tokenizer_or_none, loads),
-    Check("tokenizer.texts", "mapping", per_tokenizer, texts),
-    Check("tokenizer.pieces", "mapping", per_tokenizer, pieces),
-    Check("tokenizer.prompts", "mapping", per_tokenizer, prompts),
-    Check("tokenizer.answers", "mapping", per_tokenizer, answers),
+@check(
+    "tokenizer.loads",
+    step="mapping",
+    needs=_need(_loads),
+    cases=per_tokenizer_or_none,
+    limit="tokenizer.different",
+    optional=True,
 )
+def loads(files: Files, case: str) -> Finding:
+    """ExecuTorch's runners load the file, and take BOS and EOS from it that are the checkpoint's."""
+    if not files.shipped.files:
+        return skipped("no tokenizer file lies beside the program; give the one that ships with --tokenizer FILE")
+    return _judge(files, case)
+
+
+@check("tokenizer.texts", step="mapping", needs=_need(_texts), cases=per_tokenizer, limit="tokenizer.different")
+def texts(files: Files, case: str) -> Finding:
+    """500 texts (many scripts, emoji, digits, blanks, special tokens spelled out, long ones) get the checkpoint's ids, or exactly those that the
+    file's format explains."""
+    return _judge(files, case)
+
+
+@check("tokenizer.pieces", step="mapping", needs=_need(_pieces), cases=per_tokenizer, limit="tokenizer.different")
+def pieces(files: Files, case: str) -> Finding:
+    """Every piece of the checkpoint's vocabulary has its id in the file: a text with that piece gets it, and the id is printed as that piece.
+    Pieces are joined in the checkpoint's order."""
+    return _judge(files, case)
+
+
+@check("tokenizer.prompts", step="mapping", needs=_need(_prompts), cases=per_tokenizer, limit="tokenizer.different")
+def prompts(files: Files, case: str) -> Finding:
+    """The golden prompts get the reference's ids, BOS in front, fed as ExecuTorch's runner feeds them: a text before the image, another behind it.
+    Where the checkpoint puts no blank behind the image, the runner does all the same; that is said, with the number of prompts."""
+    return _judge(files, case)
+
+
+@check(
+    "tokenizer.answers",
+    step="mapping",
+    needs=_need(_answers_of, golden=True),
+    cases=per_tokenizer,
+    limit="tokenizer.different",
+)
+def answers(files: Files, case: str) -> Finding:
+    """The golden answers, printed token by token as ExecuTorch's runner prints them, read as the reference's text."""
+    return _judge(files, case)
+
+
+CHECKS = (loads, texts, pieces, prompts, answers)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from verifier.checks.bands import Conversations, Measure, conversations, judge, take_conversations
 from verifier.checks.channels import worst_channel
-from verifier.checks.common import Check, Measure, judge, one_case, per_image
+from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Array, Difference, Mismatch, compare, compare_all
-from verifier.evidence import Case, Evidence
-from verifier.types import CheckResult, Where
+from verifier.evidence import Case, Evidence, Part
+from verifier.types import Missing, Where
 
 SQNR = "vision.sqnr_db"
 """The metric of whole image tokens, over all of them."""
@@ -37,25 +40,36 @@ def vision_measures(made: Difference) -> list[Measure]:
     ]
 
 
-def embedding(check: Check, evidence: Evidence) -> list[CheckResult]:
+@dataclass(frozen=True)
+class Images(Conversations):
+    """The golden conversations, and what the image tokens of all of them have in common in fp32, [D]."""
+
+    center: Array
+
+
+@need(Part.CONVERSATIONS, golden=True, computed=True)
+def images(evidence: Evidence) -> Images | Missing:
+    """Image tokens about their common mean."""
+    found = take_conversations(evidence)
+    return found if isinstance(found, Missing) else Images(evidence, found.cases, channel_center(evidence))
+
+
+SQNRS = (SQNR, "vision.token_sqnr_p10_db")
+
+
+@check("vision.embedding", step="quantization", needs=images, cases=per_image, limit=SQNRS)
+def embedding(given: Images, name: str) -> Finding:
     """SQNR over the image and over its weakest tokens stays in the calibrated band."""
-    center = channel_center(evidence)
-    return [_embedding(check, evidence, case, center) for case in evidence.cases]
-
-
-def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> CheckResult:
-    name = case.sample.golden.name
+    case, evidence = given.cases[name], given.evidence
     if case.vision is None:
-        return check.failed(
-            name,
-            f"vision_encoder did not return: {evidence.runtime.conversations.message}",
+        return failed(
+            f"vision_encoder did not return: {evidence.runtime.message}",
             where=Where(method="vision_encoder"),
             accuses="calls",
         )
-    made = compare_about(case, center)
+    made = compare_about(case, given.center)
     if isinstance(made, Mismatch):
-        return check.failed(
-            name,
+        return failed(
             f"image tokens: {made.reason}. Look for an overflow or an uninitialized buffer.",
             where=Where("vision_encoder", index=made.index),
         )
@@ -63,7 +77,6 @@ def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> C
     token = int(rows.argmin())
     side = round(len(rows) ** 0.5)
     return judge(
-        check,
         evidence,
         name,
         vision_measures(made),
@@ -73,31 +86,29 @@ def _embedding(check: Check, evidence: Evidence, case: Case, center: Array) -> C
     )
 
 
-def channels(check: Check, evidence: Evidence) -> list[CheckResult]:
+CHANNELS = ("vision.channel_gain_change", "vision.channel_offset_change")
+
+
+@check("vision.channels", step="quantization", needs=conversations, cases=one_case, limit=CHANNELS, having={ALL_IMAGES})
+def channels(given: Conversations, case: str) -> Finding:
     """Over all golden images, no output channel of the projector has another gain or offset than in fp32."""
-    made = compare_all((case.vision, case.expected.vision) for case in evidence.cases)
+    made = compare_all((one.vision, one.expected.vision) for one in given.cases.values())
     if isinstance(made, Mismatch):
-        return [check.error("program", f"the image tokens cannot be fitted: {made.reason}; see vision.embedding")]
+        return unverified(f"the image tokens cannot be fitted: {made.reason}; see vision.embedding")
     worst = worst_channel(made)
     gain, offset = worst.fit.gain[worst.gain_channel], worst.offset_change
-    return [
-        judge(
-            check,
-            evidence,
-            "program",
-            [
-                Measure("vision.channel_gain_change", worst.gain_change, ""),
-                Measure("vision.channel_offset_change", offset, "sd"),
-            ],
-            what="projector channels",
-            where=Where(method="vision_encoder", module="projector.linear_2", index=(worst.gain_channel,)),
-            hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} is off by {offset:.3f} standard deviations. "
-            "Check scales and biases of the projector.",
-        )
-    ]
+    return judge(
+        given.evidence,
+        case,
+        [
+            Measure("vision.channel_gain_change", worst.gain_change, ""),
+            Measure("vision.channel_offset_change", offset, "sd"),
+        ],
+        what="projector channels",
+        where=Where(method="vision_encoder", module="projector.linear_2", index=(worst.gain_channel,)),
+        hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} is off by {offset:.3f} standard deviations. "
+        "Check scales and biases of the projector.",
+    )
 
 
-CHECKS = (
-    Check("vision.embedding", "quantization", per_image, embedding),
-    Check("vision.channels", "quantization", one_case, channels),
-)
+CHECKS = (embedding, channels)

@@ -43,7 +43,7 @@ from verifier.progress import Tell, unheard
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, OutputOf, Runner, TraceRequest
-from verifier.types import Recipe
+from verifier.types import Missing, Recipe
 
 SHARED_TOKENS = 16
 """Tokens of a large model's prompt on which its layers' shares in the error are measured: all layers' variants go through each."""
@@ -58,23 +58,23 @@ TRIMMED_EVERY = 64
 TIMEOUT_S = 3600.0
 
 
+AT_HOME = Missing("the program ran on this machine", "unasked")
+
+
 @dataclass(frozen=True)
 class LayerEvidence:
-    """Everything known layer by layer. `problem` says why there is no replay; `culprit` is `program` if the program is to
-    blame for that and `verifier` if the interpreter lacks something. `descents` say of a delegate that the runtime computes
+    """Everything known layer by layer. `descents` say of a delegate that the runtime computes
     wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits. `tokens` are
-    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine, or why there are none."""
+    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine."""
 
     alignment: dict[tuple[str, int], Aligned]
-    replay: Replay | None
+    replay: Replay
     blocks: tuple[BlockError, ...] = ()
     profile: tuple[BlockError, ...] = ()
-    problem: str = ""
-    culprit: str = ""
     descents: dict[tuple[str, int], str] = field(default_factory=dict)
     error_shares: dict[str, float] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
-    counterparts: tuple[Counterpart, ...] | str = "the program ran on this machine"
+    counterparts: tuple[Counterpart, ...] | Missing = AT_HOME
 
 
 def choose_samples(samples: list[Sample], *, large: bool = False) -> list[Sample]:
@@ -157,22 +157,22 @@ def compare_layers(  # noqa: PLR0917
     runner: Runner,
     reproduction: Path | None = None,
     tell: Tell = unheard,
-) -> LayerEvidence:
+) -> LayerEvidence | Missing:
     """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `tell`
-    hears how far it is. Raises `VerifierError` for our own failures."""
+    hears how far it is. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
     try:
         alignment = align_program(Machine(artifact), audit, checkpoint.geometry)
         if traced.problem:
-            return LayerEvidence(alignment, None, problem=traced.problem, culprit="program")
+            return Missing(traced.problem, "program")
         taps = find_taps(artifact, audit)
         recipe_storage = with_recipe_constants(artifact, audit, large=is_large(checkpoint))
         seen = _counter(artifact, traced, tell)
         replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched(), seen=seen)
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
-        return LayerEvidence({}, None, problem=error.one_line, culprit="verifier")
+        return Missing(error.one_line, "verifier")
     except ProgramFaultError as error:
-        return LayerEvidence(alignment, None, problem=str(error), culprit="program")
+        return Missing(str(error), "program")
     replay = replayer.finish()
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
@@ -214,15 +214,15 @@ def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], Non
     return seen
 
 
-def _at_home(artifact: Artifact, traced: Traced, runner: Runner) -> tuple[Counterpart, ...] | str:
+def _at_home(artifact: Artifact, traced: Traced, runner: Runner) -> tuple[Counterpart, ...] | Missing:
     """The traced calls on this machine, if they ran on one of another kind."""
     host = LocalRunner()
     if runner.isa == host.isa:
-        return "the program ran on this machine"
+        return AT_HOME
     try:
         return run_here(artifact, traced.calls, host)
     except VerifierError as error:
-        return error.one_line
+        return Missing(error.one_line, "verifier")
 
 
 def against_fp32(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +24,7 @@ from verifier.driver import ids_array
 from verifier.errors import ArtifactError
 from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
 from verifier.runner.protocol import Array, Bundle, Part, Result
+from verifier.types import Missing
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
 EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
@@ -79,18 +80,21 @@ class Asked:
     marks: dict[str, int] = field(default_factory=dict)
 
 
+UNREAD = Missing("the cache cannot be set: the program with readable caches did not run", "verifier")
+
+
 @dataclass(frozen=True)
 class CacheEvidence:
-    """All that was asked of the cache. `caches` may be the reason why its rows could not be read; `chunks`, `capacity` and
-    `use` are of the shipped program, `rows` and `poison` of its copies that return and take caches."""
+    """All that was asked of the cache. `chunks`, `capacity` and `use` are of the shipped program, `rows` and `poison` of its copies that
+    return and take caches."""
 
     limit: int
-    caches: tuple[Cache, ...] | ArtifactError
-    chunks: Asked
-    capacity: Asked
+    caches: tuple[Cache, ...] | Missing
+    chunks: Asked | Missing
+    capacity: Asked | Missing
     use: Asked
-    rows: Asked | None = None
-    poison: Asked | None = None
+    rows: Asked | Missing
+    poison: Asked | Missing
 
 
 def splits(limit: int) -> dict[str, tuple[int, ...]]:
@@ -128,14 +132,19 @@ def ask_cache(
     limit = artifact.max_seq_len
     tokens = random_tokens(table, limit + 8, seed=0)
     others = random_tokens(table, limit + 8, seed=1)
-    unasked = Asked(Result("ok", "not asked"))
+    unasked = Missing("no check asked for the whole cache in chunks", "unasked")
     chunks = _ask(run, artifact.path, _chunks(tokens, limit, large=large)) if in_chunks else unasked
     capacity = _ask(run, artifact.path, _capacity(tokens, limit, large=large)) if in_chunks else unasked
     use = _ask(run, artifact.path, _use(tokens, others, image, limit))
     try:
         caches = find_caches(artifact)
     except ArtifactError as error:
-        return CacheEvidence(limit, error, chunks, capacity, use)
+        unread, unset = (
+            Missing(said, "verifier") for said in (error.one_line, f"the cache cannot be set: {error.one_line}")
+        )
+        return CacheEvidence(
+            limit, replace(unread, culprit="program"), chunks, capacity, use, rows=unread, poison=unset
+        )
     with tempfile.TemporaryDirectory(prefix="verifier-rewired-") as folder:
         reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
         numbers = [cache.value for cache in caches]
@@ -144,7 +153,7 @@ def ask_cache(
         rewire(artifact, writing, "text_decoder", inputs=numbers)
         held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
         if any(part is None for part in held):
-            return CacheEvidence(limit, caches, chunks, capacity, use, rows)
+            return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison=UNREAD)
         prompt = [np.asarray(part) for part in held]
         asked = partial(_poison, tokens, caches, prompt)
         poison = _ask_poison(run, writing, asked, poisons(artifact), apart=large)
