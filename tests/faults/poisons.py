@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from verifier.artifact.xnnpack import PerTensor
-from verifier.errors import GoldenError, VerifierError
 from verifier.evidence import Case, Evidence
 from verifier.golden import Budget, Expectation
 from verifier.ladder.abroad import Counterpart
@@ -24,6 +23,7 @@ from verifier.ladder.finite import NonFinite
 from verifier.probes.kvcache import Asked
 from verifier.probes.speed import Speed
 from verifier.runner.protocol import Result
+from verifier.types import Missing
 
 Array = Any
 Poison = Callable[[Evidence], Evidence] | str
@@ -66,6 +66,7 @@ def arrays(change: ArrayChange, *, only: Callable[[str], bool] = lambda _case: T
 INTEGERS = "the file stores integers here"
 NAMES = "names are compared, no numbers"
 DRAWN = "the pictures are drawn by the check itself, as 8-bit integers"
+NOTHING = Missing("no check asked for it", "unasked")
 IDS = "ids of tokens are integers"
 COUNTS = "instructions are counted, no numbers are compared"
 
@@ -114,9 +115,9 @@ def _mapped(outputs: dict[Any, Array], f: Any) -> dict[Any, Array]:
     return {key: array for key, array in made.items() if array is not None}
 
 
-def _asked(asked: Asked | None, f: Any) -> Asked | None:
+def _asked(asked: Asked | Missing, f: Any) -> Asked | Missing:
     """Every second output, so that two that are compared are not poisoned alike."""
-    if asked is None:
+    if isinstance(asked, Missing):
         return None
     odd = {pair.actual for pair in asked.pairs} - {pair.expected for pair in asked.pairs}
     outputs = {call: x for call, x in asked.result.outputs.items() if call not in odd}
@@ -127,7 +128,7 @@ def _asked(asked: Asked | None, f: Any) -> Asked | None:
 
 def _cache(*names: str) -> ArrayChange:
     def change(e: Evidence, f: Any) -> Evidence:
-        assert e.runtime.cache is not None
+        assert not isinstance(e.runtime.cache, Missing)
         return _runtime(
             e, cache=replace(e.runtime.cache, **{name: _asked(getattr(e.runtime.cache, name), f) for name in names})
         )
@@ -138,8 +139,9 @@ def _cache(*names: str) -> ArrayChange:
 def _last_position(e: Evidence, f: Any) -> Evidence:
     """What a refused call leaves, and the logits at the last position."""
     made = _cache("capacity")(e, f)
-    assert made.runtime.cache is not None
+    assert not isinstance(made.runtime.cache, Missing)
     chunks = made.runtime.cache.chunks
+    assert not isinstance(chunks, Missing)
     last = chunks.marks["last one"]
     outputs = {call: x for call, x in chunks.result.outputs.items() if call != last}
     outputs |= _mapped({last: chunks.result.outputs[last]}, f)
@@ -148,7 +150,7 @@ def _last_position(e: Evidence, f: Any) -> Evidence:
 
 
 def _threads(e: Evidence, f: Any) -> Evidence:
-    assert e.runtime.threads is not None
+    assert not isinstance(e.runtime.threads, Missing)
     made = {
         name: replace(one, result=replace(one.result, outputs=_mapped(one.result.outputs, f)))
         for name, one in e.runtime.threads.items()
@@ -158,8 +160,8 @@ def _threads(e: Evidence, f: Any) -> Evidence:
 
 def _thread_counts(e: Evidence, f: Any) -> Evidence:
     """All configurations but the one that the others are held against."""
-    assert e.runtime.threads is not None
-    return _runtime(e, threads={**(_threads(e, f).runtime.threads or {}), "1 thread": e.runtime.threads["1 thread"]})
+    assert not isinstance(e.runtime.threads, Missing)
+    return _runtime(e, threads={**_threads(e, f).runtime.threads, "1 thread": e.runtime.threads["1 thread"]})
 
 
 def _counterparts(e: Evidence, f: Any) -> Evidence:
@@ -169,12 +171,12 @@ def _counterparts(e: Evidence, f: Any) -> Evidence:
 
 
 def _layers(e: Evidence, **fields: Any) -> Evidence:
-    assert e.layers is not None
+    assert not isinstance(e.layers, Missing)
     return replace(e, layers=replace(e.layers, **fields))
 
 
 def _replay(e: Evidence, **fields: Any) -> Evidence:
-    assert e.layers is not None and e.layers.replay is not None
+    assert not isinstance(e.layers, Missing)
     return _layers(e, replay=replace(e.layers.replay, **fields))
 
 
@@ -183,7 +185,7 @@ def _records(name: str) -> Poisons:
 
     def change(**fields: Any) -> Callable[[Evidence], Evidence]:
         def made(e: Evidence) -> Evidence:
-            assert e.layers is not None and e.layers.replay is not None
+            assert not isinstance(e.layers, Missing)
             return _replay(e, **{name: tuple(replace(r, **fields) for r in getattr(e.layers.replay, name))})
 
         return made
@@ -220,7 +222,7 @@ def _blocks(name: str) -> Poisons:
 
 def _held(value: float) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        assert e.layers is not None and e.layers.replay is not None
+        assert not isinstance(e.layers, Missing)
         odd = NonFinite(value, (0,), 1)
         return _replay(e, compared=tuple(replace(r, non_finite=odd) for r in e.layers.replay.compared))
 
@@ -229,7 +231,7 @@ def _held(value: float) -> Callable[[Evidence], Evidence]:
 
 def _clipped(value: float) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        assert e.layers is not None and e.layers.replay is not None
+        assert not isinstance(e.layers, Missing)
         first, *others = e.layers.replay.ranges
         return _replay(e, ranges=(*others, replace(first, clipped=value)))
 
@@ -304,7 +306,7 @@ def _operators(operators: tuple[str, ...]) -> Callable[[Evidence], Evidence]:
 
 def _census(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        assert not isinstance(e.tolerances, GoldenError)
+        assert not isinstance(e.tolerances, Missing)
         census = {method: change(found) for method, found in e.tolerances.census.items()}
         return replace(e, tolerances=replace(e.tolerances, census=census))
 
@@ -321,7 +323,7 @@ def _manifest(sha256: Any) -> Callable[[Evidence], Evidence]:
 
 def _audited(**fields: Any) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        assert not isinstance(e.audit, VerifierError)
+        assert not isinstance(e.audit, Missing)
         return replace(e, audit=replace(e.audit, constants=tuple(replace(c, **fields) for c in e.audit.constants)))
 
     return made
@@ -352,10 +354,10 @@ def _tokenizer(**fields: Any) -> Poisons:
     """Each file gives less than was asked; or none was read."""
 
     def made(e: Evidence) -> Evidence:
-        assert e.shipped is not None
+        assert not isinstance(e.shipped, Missing)
         return replace(e, shipped=replace(e.shipped, files=tuple(replace(f, **fields) for f in e.shipped.files)))
 
-    return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=None))
+    return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=NOTHING))
 
 
 class _Mute:
@@ -432,12 +434,12 @@ def _is_linear(case: str) -> bool:
 
 
 def _gone(reason: str) -> Callable[[Evidence], Evidence]:
-    return lambda e: replace(e, audit=VerifierError(reason))
+    return lambda e: replace(e, audit=Missing(reason, "verifier"))
 
 
 def _one_shorter(e: Evidence) -> Evidence:
     """The same calls give another shape in the second repetition, and in the other process."""
-    assert e.runtime.threads is not None
+    assert not isinstance(e.runtime.threads, Missing)
     made = {}
     for name, one in e.runtime.threads.items():
         calls = {call for repetition in one.calls[1:] or one.calls for call in repetition}
@@ -570,7 +572,9 @@ POISONS: dict[str, Poisons] = {
     ),
     "layers.vision": _blocks("blocks"),
     "layers.profile": _blocks("profile"),
-    "device.lengths": Poisons(COUNTS, COUNTS, lambda e: _replay(e, covered_in={}), lambda e: replace(e, layers=None)),
+    "device.lengths": Poisons(
+        COUNTS, COUNTS, lambda e: _replay(e, covered_in={}), lambda e: replace(e, layers=NOTHING)
+    ),
     "device.host": replace(arrays(_counterparts), nothing=lambda e: _layers(e, counterparts=())),
     "kvcache.mask": arrays(_cache("rows")),
     "kvcache.rows": arrays(_cache("rows")),
@@ -578,7 +582,7 @@ POISONS: dict[str, Poisons] = {
         INTEGERS,
         INTEGERS,
         lambda e: _runtime(e, cache=replace(e.runtime.cache, caches=e.runtime.cache.caches[:1])),  # type: ignore[union-attr,index,type-var]
-        lambda e: _runtime(e, cache=None),
+        lambda e: _runtime(e, cache=NOTHING),
     ),
     "kvcache.chunks": arrays(_cache("chunks")),
     "kvcache.capacity": arrays(_last_position, only=lambda case: case in ("last position", "cache after an error")),

@@ -14,11 +14,11 @@ from verifier.artifact.caches import find_caches
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.checks.registry import CHECKS
-from verifier.errors import ArtifactError
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, unasked
 from verifier.faults.surgery import program_of, write_scalar
 from verifier.probes.kvcache import HISTORIES, PERTURBED, POISONS, SPLITS, Asked
 from verifier.probes.threads import CONFIGURATIONS
+from verifier.types import Missing
 
 pytestmark = pytest.mark.xdist_group("faults")
 ROWS = "kvcache.rows,kvcache.mask"
@@ -113,7 +113,7 @@ def test_clean_cache_and_threads_pass(gathered: Evidence) -> None:
 
 def _with(gathered: Evidence, name: str, change: Callable[[Asked], Asked]) -> Evidence:
     cache = gathered.runtime.cache
-    assert cache is not None
+    assert not isinstance(cache, Missing)
     changed = replace(cache, **{name: change(getattr(cache, name))})
     return replace(gathered, runtime=replace(gathered.runtime, cache=changed))
 
@@ -206,7 +206,7 @@ def _row(mark: str, place: int, change: Callable[[np.ndarray], None]) -> Callabl
 
 def _place(gathered: Evidence, kind: str, layer: int) -> int:
     cache = gathered.runtime.cache
-    assert cache is not None and isinstance(cache.caches, tuple)
+    assert not isinstance(cache, Missing) and isinstance(cache.caches, tuple)
     return next(i for i, one in enumerate(cache.caches) if (one.kind, one.layer) == (kind, layer))
 
 
@@ -279,8 +279,8 @@ def test_masks_that_see_too_much_or_too_little_fail(gathered: Evidence) -> None:
 def test_caches_of_another_size_fail(gathered: Evidence) -> None:
     """One layer's cache too few, and a cache that is none."""
     cache = gathered.runtime.cache
-    assert cache is not None and isinstance(cache.caches, tuple)
-    for caches in (cache.caches[:-1], ArtifactError("no cache")):
+    assert not isinstance(cache, Missing) and isinstance(cache.caches, tuple)
+    for caches in (cache.caches[:-1], Missing("no cache", "program")):
         runtime = replace(gathered.runtime, cache=replace(cache, caches=caches))
         assert _failed("kvcache.memory", replace(gathered, runtime=runtime)) == {"program"}
 
@@ -288,7 +288,7 @@ def test_caches_of_another_size_fail(gathered: Evidence) -> None:
 def test_54_results_that_change_from_run_to_run_fail(gathered: Evidence) -> None:
     """One element of the seventh repetition is another: named as not deterministic, and only there."""
     threads = gathered.runtime.threads
-    assert threads is not None
+    assert not isinstance(threads, Missing)
     for case in CONFIGURATIONS:
         mine = threads[case]
         call = mine.calls[min(6, len(mine.calls) - 1)][2]
@@ -305,7 +305,7 @@ def test_54_results_that_change_from_run_to_run_fail(gathered: Evidence) -> None
 def test_wrong_results_of_one_thread_count_fail(gathered: Evidence) -> None:
     """Always the same wrong numbers with many threads: no matter of chance, and told apart from it."""
     threads = gathered.runtime.threads
-    assert threads is not None
+    assert not isinstance(threads, Missing)
     mine = threads[CONFIGURATIONS[2]]
     outputs = {call: np.roll(array, 1, -1) for call, array in mine.result.outputs.items()}
     changed = replace(mine, result=replace(mine.result, outputs=outputs))
@@ -317,7 +317,7 @@ def test_wrong_results_of_one_thread_count_fail(gathered: Evidence) -> None:
 @pytest.mark.parametrize("check_id", CACHE_IDS)
 def test_nothing_asked_is_an_error(gathered: Evidence, check_id: str) -> None:
     """No probe, no pass."""
-    broken = replace(gathered, runtime=replace(gathered.runtime, cache=None, threads=None))
+    broken = replace(gathered, runtime=replace(gathered.runtime, cache=unasked("it"), threads=unasked("it")))
     assert {result.verdict for result in results_of(check_id, broken)} == {"error"}
 
 

@@ -117,7 +117,6 @@ def _blamed_by_layers(
     traced = trace_conversation(victim, micro_model, micro, victim.parent / "trace")
     layers = compare_with_trace(victim, micro_model, micro, traced)
     flip.apply(victim)
-    assert layers.replay is not None
     broken = {layers.alignment[r.method, r.instruction].module for r in layers.replay.constants if excess(r) > 1}
     return broken, [record for record in layers.replay.compared if excess(record) > 1]
 

@@ -162,7 +162,7 @@ def test_memory_shared_where_it_must_not_be(
     clean_layers: LayerEvidence, layers_with: Callable[[Fault], LayerEvidence]
 ) -> None:
     """36, 54: what a linear is handed is not what the norm made. Its own arithmetic is right, so only the handover shows it."""
-    assert clean_layers.replay is not None and not clean_layers.replay.handovers
+    assert not clean_layers.replay.handovers
     at = _instruction(clean_layers, "text_decoder.layers.1.attention.wv")
 
     def fault(traces: list[CallTrace]) -> None:
@@ -171,7 +171,6 @@ def test_memory_shared_where_it_must_not_be(
         traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
 
     spoilt = layers_with(fault)
-    assert spoilt.replay is not None
     assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
 
 
@@ -231,7 +230,6 @@ def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Check
 def test_values_outside_their_int8_range_are_named(clean_layers: LayerEvidence, micro: Checkpoint) -> None:
     """Row 13: what a conversion cuts off is counted; a share beyond the limit blames the calibration, and nothing is no pass."""
     replay = clean_layers.replay
-    assert replay is not None
     assert replay.ranges
 
     def judge(layers: LayerEvidence) -> CheckResult:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.faults.poisons import KINDS, POISONS
-from verifier.checks.common import Check
+from verifier.checks.check import Check
 from verifier.checks.registry import CHECKS
+from verifier.core.limits import Limit
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
 
@@ -29,9 +30,26 @@ def test_poison_never_passes(check: Check, kind: str, gathered: Evidence) -> Non
         assert len(poison.split()) > 2
         return
     try:
-        results = check.run(check, poison(gathered))
+        results = check.results(poison(gathered))
     except VerifierError:
         return  # not verified
     passed = [result for result in results if result.verdict == "pass" and row.only(result.case)]
     assert passed == []
     assert all(result.message for result in results)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.id for check in CHECKS])
+def test_a_check_judges_with_the_limits_that_it_names(
+    check: Check, gathered: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what a file or a record states for this very check."""
+    used: set[str] = set()
+    admits = Limit.admits
+
+    def recorded(self: Limit, value: float) -> bool:
+        used.add(self.id)
+        return admits(self, value)
+
+    monkeypatch.setattr(Limit, "admits", recorded)
+    check.results(gathered)
+    assert used <= {*check.limit, check.id}

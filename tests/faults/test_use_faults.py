@@ -14,7 +14,7 @@ import pytest
 from tests.faults.judging import results_of
 from verifier import driver, evidence
 from verifier.checks import splice
-from verifier.evidence import Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation
@@ -31,6 +31,11 @@ pytestmark = pytest.mark.xdist_group("faults")
 COUNT = 3
 
 
+def _only(clean: Evidence, cases: tuple[Case, ...]) -> Evidence:
+    names = tuple(case.sample.golden.name for case in cases)
+    return replace(clean, cases=cases, subjects=replace(clean.subjects, images=names))
+
+
 def _first_failure(check_id: str, broken: Evidence) -> CheckResult:
     return next(result for result in results_of(check_id, broken) if result.verdict == "fail")
 
@@ -43,7 +48,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
         replace(case, sample=sample, calls=made.bundle.calls[first:last])
         for case, sample, (first, last) in zip(clean.cases, samples, made.ranges, strict=False)
     ]
-    return replace(clean, cases=tuple(cases))
+    return _only(clean, tuple(cases))
 
 
 def _made(clean: Evidence, samples: list[Sample]) -> evidence.ConversationBundle:
@@ -61,7 +66,7 @@ def _run(clean: Evidence) -> Evidence:
     full = replace(clean.runtime.full, logits=logits_of(made.full, result), position=made.full.position)
     again = logits_of(made.again, result)
     runtime = replace(clean.runtime, conversations=result, free=free, full=full, again=again)
-    return replace(clean, cases=cases, runtime=runtime)
+    return _only(replace(clean, runtime=runtime), cases)
 
 
 def test_sound_use_passes(gathered: Evidence) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.gate.cases import without_golden_data
 from tests.support import EMBEDDED_PTE, verify
 from verifier.checkpoint import open_checkpoint
-from verifier.checks.registry import CHECKS, needs_golden
+from verifier.checks.registry import CHECKS
 from verifier.faults.surgery import change_bytes, find_constants
 
 
@@ -61,6 +61,6 @@ def test_layers_and_cache_are_compared_on_a_picture_of_our_own(bare: Path, pte: 
 
 def test_checks_that_need_no_golden_data_are_named_once() -> None:
     """A check of every image needs golden data; one of the bytes or of the layers does not."""
-    needing = {check.id for check in CHECKS if needs_golden(check)}
+    needing = {check.id for check in CHECKS if check.golden}
     assert {"greedy.golden", "logits.distribution", "splice.tokens"} <= needing
     assert not any(id.startswith(("weights.", "layers.", "kvcache.", "structure.", "mapping.")) for id in needing)

@@ -19,6 +19,7 @@ from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
 from verifier.errors import UsageError
+from verifier.evidence import unasked
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
 from verifier.golden import load_golden
 from verifier.model.agreement import open_tokenizer
@@ -42,7 +43,7 @@ def judge(pte: Path, named: Path | None = None, model: Path = EMBEDDED) -> Resul
         subjects=SimpleNamespace(tokenizers=to_ship.cases),
         shipped=tokenizers_asked(to_ship, checkpoint, tokenizer, golden),
     )
-    found = [result for check in CHECKS for result in check.run(check, evidence)]
+    found = [result for check in CHECKS for result in check.results(evidence)]
     several = len(to_ship.cases) > 1
     return {f"{r.id} {r.case}" if several else r.id: r for r in found}
 
@@ -291,8 +292,10 @@ def test_without_a_file_nothing_is_claimed(pte: Path) -> None:
 
 def test_evidence_that_is_missing_is_an_error(pte: Path) -> None:
     """Nothing gathered, nothing passed."""
-    evidence: Any = SimpleNamespace(shipped=None, subjects=SimpleNamespace(tokenizers=("tokenizer.bin",)))
-    assert {r.verdict for check in CHECKS for r in check.run(check, evidence)} == {"error"}
+    evidence: Any = SimpleNamespace(
+        shipped=unasked("the tokenizer files"), subjects=SimpleNamespace(tokenizers=("tokenizer.bin",))
+    )
+    assert {r.verdict for check in CHECKS for r in check.results(evidence)} == {"error"}
 
 
 def test_command_names_the_file_that_ships(pte: Path, tmp_path: Path) -> None:

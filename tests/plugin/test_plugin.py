@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.checks.registry import CHECKS
 from verifier.opening import Request, open_request, planned_cases
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,6 @@ from torch import Tensor
 from verifier.artifact.plan import Instruction
 from verifier.artifact.xnnpack import Graph, GraphValue, Node, PerToken
 from verifier.checks.layers import UNEXPLAINED, kernel
-from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
 from verifier.interpret.delegate import run_graph
 from verifier.interpret.errors import UnknownOperationError
@@ -236,15 +235,14 @@ def test_what_no_known_order_gives_is_not_passed() -> None:
     aligned = {("text_decoder", 3): Aligned("text_decoder.layers.0.attention.sdpa", "text_decoder.layers.0.attention")}
     layers = LayerEvidence(aligned, Replay((record,), (), (), {}, {}, {}))
     subjects = Subjects((), (), ("text_decoder.layers.0.attention",))
-    check = next(c for c in CHECKS if c.id == "layers.kernel")
     evidence: Any = SimpleNamespace(layers=layers, subjects=subjects)
-    (result,) = kernel(check, evidence)
+    (result,) = kernel.results(evidence)
     assert result.verdict == "error"
     assert UNEXPLAINED in result.message
     assert "text_decoder.layers.0.attention.sdpa" in result.message
     sound = replace(layers, replay=Replay((replace(record, unexplained=False),), (), (), {}, {}, {}))
     evidence = SimpleNamespace(layers=sound, subjects=subjects)
-    assert kernel(check, evidence)[0].verdict == "pass"
+    assert kernel.results(evidence)[0].verdict == "pass"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

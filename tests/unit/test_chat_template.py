@@ -19,7 +19,6 @@ from verifier.model.prompt import caption_parts
 from verifier.model.tokenizer import Tokenizer
 from verifier.types import CheckResult
 
-CHECK = next(check for check in splice.CHECKS if check.id == "splice.template")
 PUBLISHED = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
@@ -41,8 +40,10 @@ def folder(tmp_path: Path) -> Path:
 
 def judged(folder: Path) -> CheckResult:
     """What the check says."""
-    evidence: Any = SimpleNamespace(tokenizer=Tokenizer(folder), checkpoint=SimpleNamespace(directory=folder))
-    (result,) = CHECK.run(CHECK, evidence)
+    evidence: Any = SimpleNamespace(
+        tokenizer=Tokenizer(folder), checkpoint=SimpleNamespace(directory=folder), subjects=None
+    )
+    (result,) = splice.template.results(evidence)
     return result
 
 

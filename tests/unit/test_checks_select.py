@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.checks.registry import OF_ALL_IMAGES, select
+from verifier.checks.check import ALL_IMAGES, DEVICE
+from verifier.checks.registry import CHECKS, select
 from verifier.errors import UsageError
 from verifier.golden import GoldenImage, GoldenSet
 from verifier.opening import Request, _chosen, open_request, planned_cases
@@ -16,7 +17,7 @@ from verifier.opening import Request, _chosen, open_request, planned_cases
 
 def test_device_checks_are_for_other_machines() -> None:
     """Only where the program runs on another architecture."""
-    here, there = ({c.id for c in select((), with_device=device)} for device in (False, True))
+    here, there = ({c.id for c in select((), having)} for having in (frozenset[str](), frozenset({DEVICE})))
     assert there - here == {"device.instructions", "device.lengths", "device.host"}
 
 
@@ -47,6 +48,8 @@ def test_chosen_images_are_the_only_ones() -> None:
     assert cases == [i.name for i in opened.golden.images]
     assert "wide_0" in cases
     assert all(case == "wide_0" or case.startswith("pair_") for case in cases)
-    assert not OF_ALL_IMAGES & {name for name, _ in planned}
+    needing_all = {check.id for check in CHECKS if ALL_IMAGES in check.having}
+    assert {"vision.channels", "logits.distribution"} <= needing_all
+    assert not needing_all & {name for name, _ in planned}
     with pytest.raises(UsageError, match="no golden image matches"):
         open_request(Request(EMBEDDED_PTE, images=("nothing_*",)))

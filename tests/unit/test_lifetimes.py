@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.artifact.lifetimes import cache_bytes, find_overlaps, lifetimes
+from verifier.artifact.lifetimes import cache_bytes, find_overlaps
+from verifier.artifact.lifetimes import lifetimes as tensor_lifetimes
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import METHODS, Artifact, open_artifact
-from verifier.checks.memory import CHECKS
+from verifier.checks.structure import lifetimes
 from verifier.types import CheckResult
 
 
@@ -31,7 +33,8 @@ def _moved(plan: Plan, index: int, place: tuple[int, int]) -> Plan:
 
 def _judged(artifact: Artifact, plan: Plan) -> CheckResult:
     changed = replace(artifact, plans=artifact.plans | {plan.name: plan})
-    return CHECKS[0].run(CHECKS[0], SimpleNamespace(artifact=changed))[0]  # type: ignore[arg-type]
+    evidence: Any = SimpleNamespace(artifact=changed, subjects=None)
+    return lifetimes.results(evidence)[0]
 
 
 def test_clean_plan_has_no_conflict(artifact: Artifact) -> None:
@@ -48,8 +51,8 @@ def test_cache_is_what_the_geometry_says(artifact: Artifact) -> None:
 def test_36_scratch_in_the_cache_fails(artifact: Artifact) -> None:
     """A tensor of the feed-forward planned into a cache: later calls would read it as keys."""
     plan = artifact.plans["text_decoder"]
-    cache = next(one for one in lifetimes(plan) if one.permanent)
-    scratch = next(one for one in lifetimes(plan) if one.first > 60)
+    cache = next(one for one in tensor_lifetimes(plan) if one.permanent)
+    scratch = next(one for one in tensor_lifetimes(plan) if one.first > 60)
     result = _judged(artifact, _moved(plan, scratch.value, (cache.arena, cache.begin)))
     assert result.verdict == "fail"
     assert "a cache will be overwritten" in result.message
@@ -67,6 +70,6 @@ def test_two_living_tensors_in_one_place_fail(artifact: Artifact) -> None:
 def test_tensor_outside_its_arena_fails(artifact: Artifact) -> None:
     """An offset beyond the planned size."""
     plan = artifact.plans["text_decoder"]
-    one = lifetimes(plan)[10]
+    one = tensor_lifetimes(plan)[10]
     result = _judged(artifact, _moved(plan, one.value, (one.arena, plan.arenas_bytes[one.arena])))
     assert (result.verdict, "ends at byte" in result.message) == ("fail", True)

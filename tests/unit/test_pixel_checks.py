@@ -18,6 +18,7 @@ from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks import preprocess as pixel_checks
 from verifier.checks.pictures import DRAWN, DRAWN_CASES, FILE_CASES, drawn, save_turned
 from verifier.checks.registry import CHECKS
+from verifier.evidence import Subjects
 from verifier.model import image_file
 from verifier.model.preprocess import frame_size, prepare_image, to_tensor
 from verifier.model.resampling import FILTERS, resample
@@ -33,13 +34,17 @@ def _evidence(**others: Any) -> Any:
     vision = VisionEncoder(checkpoint.geometry)
     recipe = SimpleNamespace(static_image_shape=False)
     return SimpleNamespace(
-        checkpoint=checkpoint, recipe=recipe, definition=SimpleNamespace(vision=vision), published=(), **others
+        checkpoint=checkpoint,
+        recipe=recipe,
+        definition=SimpleNamespace(vision=vision),
+        published=(),
+        **({"subjects": None} | others),
     )
 
 
 def _results(check_id: str, evidence: Any) -> list[CheckResult]:
     check = next(c for c in CHECKS if c.id == check_id)
-    return check.run(check, evidence)
+    return check.results(evidence)
 
 
 def _failed(monkeypatch: pytest.MonkeyPatch, way: Way) -> set[str]:
@@ -213,7 +218,8 @@ def test_63_rotation_tag_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def _verdicts(check_id: str, case: Any) -> set[str]:
-    return {r.verdict for r in _results(check_id, _evidence(cases=(case,), user_case=case))}
+    subjects = Subjects((case.sample.golden.name,), (), ())
+    return {r.verdict for r in _results(check_id, _evidence(cases=(case,), user_case=case, subjects=subjects))}
 
 
 def test_user_image_that_was_not_given_is_an_error() -> None:

@@ -57,8 +57,8 @@ def _checkpoint(folder: Path, nested: Fields | None, plain: Fields | None = None
 
 def _run(check_id: str, checkpoint: Checkpoint, published: tuple[PublishedAnswer, ...] = ()) -> list[CheckResult]:
     check = next(c for c in CHECKS if c.id == check_id)
-    evidence: Any = SimpleNamespace(checkpoint=checkpoint, published=published)
-    return check.run(check, evidence)
+    evidence: Any = SimpleNamespace(checkpoint=checkpoint, published=published, subjects=None)
+    return check.results(evidence)
 
 
 def _verdicts(checkpoint: Checkpoint) -> dict[str, CheckResult]:

@@ -46,10 +46,12 @@ class Conversations:
 
 
 def take_conversations(evidence: Evidence) -> Conversations | Missing:
-    """The golden conversations."""
-    if not evidence.cases:
-        return Missing("there is no golden conversation: nothing was compared", "verifier")
-    return Conversations(evidence, {case.sample.golden.name: case for case in evidence.cases})
+    """The golden conversations, one of each golden image."""
+    cases = {case.sample.golden.name: case for case in evidence.cases}
+    lacking = next((name for name in evidence.subjects.images if name not in cases), None)
+    if lacking is not None or not cases:
+        return Missing(f"there is no conversation of {lacking or 'any golden image'}", "verifier")
+    return Conversations(evidence, cases)
 
 
 @need(Part.CONVERSATIONS, golden=True)

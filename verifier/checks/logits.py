@@ -111,7 +111,7 @@ def channel_measures(evidence: Evidence) -> tuple[list[Measure], int, float] | M
     step="quantization",
     needs=conversations,
     cases=one_case,
-    limit="logits.channel_gain_change",
+    limit=("logits.channel_gain_change", "logits.channels.pivot"),
     having={ALL_IMAGES},
 )
 def channels(given: Conversations, case: str) -> Finding:
