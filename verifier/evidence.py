@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
@@ -275,11 +275,15 @@ def conversation_bundle(
     return ConversationBundle(bundle, tuple(told), free, full, again, tuple(ranges), embedded)
 
 
-def logits_of(conversation: Conversation, result: Result) -> Array | None:
+Outputs = Mapping[int, Array]
+"""By call, of those that returned."""
+
+
+def logits_of(conversation: Conversation, outputs: Outputs) -> Array | None:
     """The logits of a conversation [T, V], one row before each answer token; None if a call did not return."""
     import numpy as np
 
-    rows = [result.outputs.get(call) for call in conversation.logits]
+    rows = [outputs.get(call) for call in conversation.logits]
     if any(row is None for row in rows):
         return None
     return np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
@@ -295,7 +299,7 @@ def collect_cases(
         samples, answers, made.conversations, made.ranges, strict=True
     ):
         vision = result.outputs.get(conversation.vision)
-        logits = logits_of(conversation, result)
+        logits = logits_of(conversation, result.outputs)
         cases.append(
             Case(
                 sample,
@@ -308,11 +312,11 @@ def collect_cases(
     return tuple(cases)
 
 
-def _vocabulary(made: ConversationBundle, result: Result) -> Array | None:
+def _vocabulary(made: ConversationBundle, outputs: Outputs) -> Array | None:
     """The embedding of every token id [V, D], None if a call did not return."""
     import numpy as np
 
-    parts = [result.outputs.get(call) for call in made.vocabulary]
+    parts = [outputs.get(call) for call in made.vocabulary]
     if any(part is None for part in parts):
         return None
     return np.concatenate([np.asarray(p).reshape(-1, np.asarray(p).shape[-1]) for p in parts])
@@ -327,13 +331,13 @@ def collect_runtime(
     speed: Speed | Missing,
 ) -> RuntimeEvidence:
     """What the runtime gave in the conversations, beside the probes. Where none was asked for, no call returned."""
-    ran = Result("ok", result.reason) if isinstance(result, Missing) else result
+    outputs: Outputs = {} if isinstance(result, Missing) else result.outputs
     return RuntimeEvidence(
         result,
-        _vocabulary(made, ran),
-        FullAnswer(logits_of(made.full, ran), made.full.position, LAST_TOKENS + 1),
-        {name: logits_of(conversation, ran) for name, conversation in made.free.items()},
-        logits_of(made.again, ran),
+        _vocabulary(made, outputs),
+        FullAnswer(logits_of(made.full, outputs), made.full.position, LAST_TOKENS + 1),
+        {name: logits_of(conversation, outputs) for name, conversation in made.free.items()},
+        logits_of(made.again, outputs),
         cache,
         threads,
         speed,

@@ -89,7 +89,7 @@ def answer_of_program(pte: Path, sample: Sample, *, patches: int) -> tuple[int, 
         limit=artifact.max_seq_len,
     )
     result = run_bundle(LocalRunner(), Bundle(pte, tuple(script.calls)))
-    logits = logits_of(made, result)
+    logits = logits_of(made, result.outputs)
     if logits is None:
         raise GoldenError("the program that is to propose the answer failed", got=result.message, where=pte)
     return tuple(int(token) for token in logits.argmax(axis=-1))

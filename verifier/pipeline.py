@@ -326,13 +326,13 @@ def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
 
 
 def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
-    """The machine that ran the program, as its runner says."""
+    """The machine that ran the program, as its runner says; nothing but its name where nothing ran."""
+    made: dict[str, Any] = {"name": opened.runner.name, "isa": opened.runner.isa}
+    nothing: dict[str, Any] = {"cpu_features": [], "instructions": {}, "in_use": [], "conditions": {}, "versions": {}}
     ran = evidence.runtime.conversations
     if isinstance(ran, Missing):
-        ran = Result("ok", ran.reason)
-    return {
-        "name": opened.runner.name,
-        "isa": opened.runner.isa,
+        return made | nothing
+    return made | {
         "cpu_features": list(ran.cpu_features),
         "instructions": {name: said or "right" for name, said in ran.instructions.items()},
         "in_use": list(ran.in_use),

@@ -62,9 +62,9 @@ def _run(clean: Evidence) -> Evidence:
     made = _made(clean, samples)
     result = run_bundle(LocalRunner(), made.bundle)
     cases = collect_cases(made, result, samples, [case.expected for case in clean.cases[:COUNT]])
-    free = {name: logits_of(talk, result) for name, talk in made.free.items()}
-    full = replace(clean.runtime.full, logits=logits_of(made.full, result), position=made.full.position)
-    again = logits_of(made.again, result)
+    free = {name: logits_of(talk, result.outputs) for name, talk in made.free.items()}
+    full = replace(clean.runtime.full, logits=logits_of(made.full, result.outputs), position=made.full.position)
+    again = logits_of(made.again, result.outputs)
     runtime = replace(clean.runtime, conversations=result, free=free, full=full, again=again)
     return _only(replace(clean, runtime=runtime), cases)
 
