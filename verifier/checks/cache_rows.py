@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from verifier.artifact.caches import Cache
+from verifier.audit.caches import Cache
 from verifier.checks.common import Check, fixed_cases, up_to_ties
 from verifier.core.compare import EQUAL_DB, Array, Mismatch, compare, refusal
 from verifier.core.limits import limit
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence
-from verifier.interpret.rounding import UNIT
+from verifier.operators.rounding import UNIT
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import CheckResult, Where
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from verifier.artifact.lifetimes import find_overlaps, lifetimes, outside_arena
 from verifier.artifact.program import METHODS
+from verifier.audit.lifetimes import find_overlaps, lifetimes, outside_arena
 from verifier.checks.common import Check, one_case
 from verifier.evidence import Evidence
 from verifier.types import CheckResult, Where

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from verifier.artifact.handover import handovers
 from verifier.artifact.program import MethodFacts, TensorFacts
+from verifier.audit.handover import handovers
+from verifier.backends.calls import census_of
 from verifier.checks.common import Check, one_case
 from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError, GoldenError
 from verifier.evidence import Evidence
 from verifier.model.tokenizer import described
+from verifier.operators.registry import is_heavy
 from verifier.types import CheckResult, Where
-
-# Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
-_HEAVY = (
-    "aten::addmm",
-    "aten::mm",
-    "aten::bmm",
-    "aten::linear",
-    "aten::convolution",
-    "aten::_native_batch_norm_legit_no_training",
-)
-
 
 SCALAR = limit("structure.scalars")
 
@@ -172,7 +163,7 @@ def operators(check: Check, evidence: Evidence) -> list[CheckResult]:
 def delegation(check: Check, evidence: Evidence) -> list[CheckResult]:
     """Matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.artifact.methods.items():
-        heavy = {op: n for op, n in facts.operators.items() if op.rpartition(".")[0] in _HEAVY or op in _HEAVY}
+        heavy = {op: n for op, n in facts.operators.items() if is_heavy(op)}
         if heavy:
             return [
                 check.failed(
@@ -196,7 +187,7 @@ def census(check: Check, evidence: Evidence) -> list[CheckResult]:
     if isinstance(evidence.tolerances, GoldenError):
         return [check.error("program", f"no census to compare with: {evidence.tolerances.what}")]
     try:
-        found = evidence.artifact.census()
+        found = census_of(evidence.artifact)
     except ArtifactError as error:
         return [check.failed("program", f"a delegate cannot be read: {error.one_line}")]
     return [_compare_census(check, found, evidence.tolerances.census)]

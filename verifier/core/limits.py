@@ -646,7 +646,7 @@ _ROUNDINGS: tuple[Limit, ...] = (
         "0.3 of the whole bound on llava_tiny",
     ),
 )
-"""What functions may be off by, in units of fp32's roundoff, 2^-24: `verifier.interpret.rounding.units` reads them."""
+"""What functions may be off by, in units of fp32's roundoff, 2^-24: `verifier.operators.rounding.units` reads them."""
 
 LIMITS: dict[str, Limit] = {row.id: row for row in (*_ROWS, *_ROUNDINGS)}
 

@@ -1,7 +1,7 @@
 """How far a correct kernel may be from the interpreter, for each operator of the program, whose operands are exact.
 
 What is not ruled by IEEE's rounding says so: functions have a row in the table of limits, and sums what the rule for them says (see
-`verifier.interpret.rounding`). Results of integers have no bound: they must be equal. Sources: executorch/kernels/portable/cpu and
+`verifier.operators.rounding`). Results of integers have no bound: they must be equal. Sources: executorch/kernels/portable/cpu and
 kernels/optimized/cpu.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.node_bounds import softmax_share
-from verifier.interpret.rounding import UNIT, Sums, gamma, units
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.rounding import UNIT, Sums, gamma, units
 
 
-def _each(results: Sequence[Any], bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+def each(results: Sequence[Any], bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    """The bound of each result by its magnitudes; None for what is no floating-point tensor. Raises `UnknownOperationError` for half precision."""
     found: list[Tensor | None] = []
     for result in results:
         real = isinstance(result, Tensor) and result.is_floating_point()
@@ -39,12 +39,12 @@ def exact(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Ten
 
 def once(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
     """One IEEE operation on two numbers of the result's dtype."""
-    return _each(results, lambda out: UNIT * out)
+    return each(results, lambda out: UNIT * out)
 
 
 def number_product(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
     """A number becomes fp32 before it is multiplied, or does not."""
-    return _each(results, lambda out: gamma(2) * out)
+    return each(results, lambda out: gamma(2) * out)
 
 
 def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
@@ -52,7 +52,7 @@ def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list
     b, alpha = args[1], args[2] if len(args) > 2 and args[2] is not None else 1
     second = b.double().abs() if isinstance(b, Tensor) else torch.tensor(abs(float(b)), dtype=torch.float64)
     plain = isinstance(b, Tensor) and alpha == 1
-    return _each(
+    return each(
         results, lambda out: UNIT * out if plain else gamma(2) * (abs(float(alpha)) * second + out).expand(out.shape)
     )
 
@@ -60,14 +60,14 @@ def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list
 def stepped(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
     """start + i step."""
     start = abs(float(args[0])) if isinstance(args[0], int | float) else 0.0
-    return _each(results, lambda out: gamma(2) * (start + 2 * out))
+    return each(results, lambda out: gamma(2) * (start + 2 * out))
 
 
 def function(name: str) -> Callable[[Sequence[Any], Sequence[Any], Sums], list[Tensor | None]]:
     """So many roundings of the result, by the row of the table."""
 
     def bound(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
-        return _each(results, lambda out: units(name) * out)
+        return each(results, lambda out: units(name) * out)
 
     return bound
 
@@ -82,7 +82,22 @@ def put(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor 
 def product(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
     """[B, M, K] @ [B, K, N]."""
     a, b = (x.double().abs() for x in args[:2])
-    return _each(results, lambda out: sums(a.shape[-1]) * (a @ b) + UNIT * out)
+    return each(results, lambda out: sums(a.shape[-1]) * (a @ b) + UNIT * out)
+
+
+def softmax_share(x: Tensor, out: Tensor, passed: Tensor, own: float) -> Tensor:
+    """What softmax over the last dimension may be off by, as a share of the result: `own` for its functions, its sum and its division.
+
+    exp turns an absolute error of x - max into a relative one: the difference is rounded, and so is the ln 2 by which its range is
+    reduced. All addends' errors come back in the sum, weighted by their parts in it.
+    """
+    # a masked addend is -inf whatever is added to it, and its part is exactly 0: no error comes from it (inf * 0 would be NaN)
+    passed = torch.where(torch.isneginf(x), 0.0, passed)
+    lower = torch.where(out > 0, x.amax(-1, keepdim=True) - x, 0.0)
+    difference = 2 * UNIT * lower + passed
+    # a sum of positive numbers is off by no more than the average of its addends' errors, weighted by them
+    together = difference + passed.amax(-1, keepdim=True) + 2 * UNIT * (out * lower).sum(-1, keepdim=True)
+    return torch.expm1(together + own)
 
 
 def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
@@ -94,7 +109,7 @@ def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Ten
         own = sums(given.shape[-1]) + units("aten::_softmax")
         return (made * softmax_share(given, made, torch.zeros(()).double(), own)).movedim(-1, dim)
 
-    return _each(results, bound)
+    return each(results, bound)
 
 
 def mean(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
@@ -102,7 +117,7 @@ def mean(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor
     x, keep = args[0].double().abs(), bool(args[2])
     dims = list(args[1]) if args[1] else list(range(x.dim()))
     terms = math.prod(x.shape[dim] for dim in dims)
-    return _each(results, lambda out: sums(terms + 1) * x.mean(dims, keepdim=keep) + UNIT * out)
+    return each(results, lambda out: sums(terms + 1) * x.mean(dims, keepdim=keep) + UNIT * out)
 
 
 def layer_norm(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
@@ -129,30 +144,3 @@ def layer_norm(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[
         shift + results[0].double().abs()
     )
     return [first, mean_bound + UNIT * mean.abs(), inverse * (spread + UNIT)]
-
-
-BLOCK = 32
-"""Keys that a kernel takes at a time, at the least; behind each block what was summed is scaled again."""
-UNSEEN = -1e4
-"""A mask below this gives a key no weight at all."""
-
-
-def attention(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
-    """Scores are sums over the width of a head; exp turns their errors, and the rounding of their difference to the largest, into shares of
-    the weights, in sum and addend; the values are summed over the keys, block by block."""
-    q, k, v, start, mask = args[0].double().abs(), args[1].double().abs(), args[2].double().abs(), int(args[3]), args[4]
-    scale = abs(float(args[7])) if len(args) > 7 and args[7] is not None else q.shape[3] ** -0.5
-    length = start + q.shape[1]
-    share = q.shape[2] // k.shape[2]
-    queries, keys, values = (x.transpose(1, 2) for x in (q, k[:, :length], v[:, :length]))
-    keys, values = (x.repeat_interleave(share, dim=1) for x in (keys, values))
-    scores = (queries @ keys.transpose(-1, -2)).amax(-1, keepdim=True) * scale
-    if mask is not None:
-        seen = mask[..., :length].double()
-        scores = scores + torch.where(seen > UNSEEN, seen.abs(), 0.0).amax(-1, keepdim=True)
-    score_bound = sums(q.shape[3] + 4) * scores + 4 * UNIT * scores
-    own = sums(length) + sums(length + 4 * math.ceil(length / BLOCK)) + units("llama::custom_sdpa")
-    # any convex combination of the values is at most their largest magnitude
-    largest = values.amax(-2, keepdim=True)
-    bound = (torch.expm1(2 * score_bound + own) * largest).transpose(1, 2)
-    return _each(results, lambda out: bound + UNIT * out)
