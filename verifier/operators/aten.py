@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifier.artifact.plan import TensorValue
 from verifier.operators import bounds
 from verifier.operators.bounds import exact
-from verifier.operators.operator import Evaluate, KernelBound, Operator, RowWrite, dtype_of
+from verifier.operators.operator import (
+    Arguments,
+    Declared,
+    Evaluate,
+    KernelBound,
+    Operator,
+    Results,
+    RowWrite,
+    dtype_of,
+)
 from verifier.operators.order import Order, dot, softmax, total
 
 HEAVY_WITHOUT_SEMANTICS = (
@@ -31,7 +38,7 @@ def _evaluate(name: str, what: str, *, wide: bool) -> Evaluate:
     schema = operator._schema.arguments
     outs = [argument.name for argument in schema if argument.is_out]
 
-    def apply(args: Sequence[Any], outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+    def apply(args: Arguments, outputs: Declared) -> Results:
         made = {
             out: torch.empty(0, dtype=_wide(dtype_of(fact.dtype), wide))
             for out, fact in zip(outs, outputs, strict=True)
@@ -67,15 +74,15 @@ def _aten(name: str, what: str, bound: KernelBound, *, wide: bool = False, **fac
     return Operator(name, _evaluate(name, what, wide=wide), bound, source=source, **facts)
 
 
-def _product_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
+def _product_in_order(args: Arguments, order: Order) -> Results:
     return (dot(args[0], args[1], order),)
 
 
-def _softmax_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
+def _softmax_in_order(args: Arguments, order: Order) -> Results:
     return (softmax(args[0].movedim(args[1], -1), order).movedim(-1, args[1]),)
 
 
-def _mean_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
+def _mean_in_order(args: Arguments, order: Order) -> Results:
     x = args[0]
     dims = sorted(dim % x.dim() for dim in (args[1] or range(x.dim())))
     rows = x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
@@ -83,7 +90,7 @@ def _mean_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
     return (made.reshape([1 if d in dims else n for d, n in enumerate(x.shape)] if args[2] else rows.shape[:-1]),)
 
 
-def _layer_norm_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
+def _layer_norm_in_order(args: Arguments, order: Order) -> Results:
     """Variance as E[x^2] - mean^2, as kernels/portable/cpu/op_native_layer_norm.cpp has it."""
     x, shape, weight, bias, eps = args[:5]
     rows = x.flatten(-len(shape))
@@ -96,7 +103,7 @@ def _layer_norm_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
     return (made if bias is None else made + bias, mean.reshape(kept), inverse.reshape(kept))
 
 
-def _copy(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _copy(args: Arguments, _outputs: Declared) -> Results:
     """Overwrite the first tensor with the second, in place: how a cache is written back without custom operators."""
     args[0].copy_(args[1])
     return (args[0],)

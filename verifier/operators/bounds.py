@@ -8,28 +8,27 @@ kernels/optimized/cpu.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from verifier.operators.operator import UnknownOperationError
+from verifier.operators.operator import Arguments, KernelBound, Results, UnknownOperationError
 from verifier.operators.rounding import UNIT, Sums, gamma, units
 
 
-def each(results: Sequence[Any], bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+def each(results: Results, bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
     """The bound of each result by its magnitudes; None for what is no floating-point tensor. Raises `UnknownOperationError` for half precision."""
     found: list[Tensor | None] = []
     for result in results:
         real = isinstance(result, Tensor) and result.is_floating_point()
         if real and result.dtype not in (torch.float32, torch.float64):
-            raise UnknownOperationError("a result that is rounded to half precision", got=result.dtype, expected="fp32")
+            raise UnknownOperationError(f"cannot bound a result of {result.dtype}, only fp32 and fp64 are supported")
         found.append(bound(result.double().abs()) if real else None)
     return found
 
 
-def exact(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def exact(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """Values are moved, picked or limited; nothing is rounded. A fill value or another dtype is rounded by IEEE's rule, to the same."""
     return [
         torch.zeros(r.shape, dtype=torch.float64) if isinstance(r, Tensor) and r.is_floating_point() else None
@@ -37,17 +36,17 @@ def exact(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Ten
     ]
 
 
-def once(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def once(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """One IEEE operation on two numbers of the result's dtype."""
     return each(results, lambda out: UNIT * out)
 
 
-def number_product(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def number_product(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """A number becomes fp32 before it is multiplied, or does not."""
     return each(results, lambda out: gamma(2) * out)
 
 
-def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def scaled_sum(args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """a + alpha b: the product is rounded by itself, or fused with the sum; a number as b becomes fp32 before, or does not."""
     b, alpha = args[1], args[2] if len(args) > 2 and args[2] is not None else 1
     second = b.double().abs() if isinstance(b, Tensor) else torch.tensor(abs(float(b)), dtype=torch.float64)
@@ -57,29 +56,31 @@ def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list
     )
 
 
-def stepped(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def stepped(args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """start + i step."""
     start = abs(float(args[0])) if isinstance(args[0], int | float) else 0.0
     return each(results, lambda out: gamma(2) * (start + 2 * out))
 
 
-def function(name: str) -> Callable[[Sequence[Any], Sequence[Any], Sums], list[Tensor | None]]:
+def function(name: str) -> KernelBound:
     """So many roundings of the result, by the row of the table."""
 
-    def bound(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+    def bound(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
         return each(results, lambda out: units(name) * out)
 
     return bound
 
 
-def put(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def put(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Elements replaced; added up they would depend on the order."""
     if len(args) > 3 and args[3] is True:
-        raise UnknownOperationError("aten::index_put.out that accumulates", expected="one that replaces")
+        raise UnknownOperationError(
+            "cannot evaluate aten::index_put.out that accumulates, only one that replaces is supported"
+        )
     return exact(args, results, sums)
 
 
-def product(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def product(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """[B, M, K] @ [B, K, N]."""
     a, b = (x.double().abs() for x in args[:2])
     return each(results, lambda out: sums(a.shape[-1]) * (a @ b) + UNIT * out)
@@ -100,7 +101,7 @@ def softmax_share(x: Tensor, out: Tensor, passed: Tensor, own: float) -> Tensor:
     return torch.expm1(together + own)
 
 
-def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def softmax(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Over a dimension, see `softmax_share`."""
     x, dim = args[0].double(), int(args[1])
 
@@ -112,7 +113,7 @@ def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Ten
     return each(results, bound)
 
 
-def mean(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def mean(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """A sum and a division; all dimensions if none is given."""
     x, keep = args[0].double().abs(), bool(args[2])
     dims = list(args[1]) if args[1] else list(range(x.dim()))
@@ -120,7 +121,7 @@ def mean(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor
     return each(results, lambda out: sums(terms + 1) * x.mean(dims, keepdim=keep) + UNIT * out)
 
 
-def layer_norm(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def layer_norm(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Mean; then variance, which a kernel may take as E[x^2] - mean^2 and lose what cancels; then the scaled difference.
 
     E[x^2] is off by a share g of itself, for g what a sum may be off by; the mean by g E|x|, and its square by 2 g E[x^2] and g^2 E[x^2],

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifier.artifact.plan import TensorValue
 from verifier.operators.bounds import each, exact
-from verifier.operators.operator import Operator, ProgramFaultError, RowWrite
+from verifier.operators.operator import Arguments, Declared, Operator, ProgramFaultError, Results, RowWrite
 from verifier.operators.order import Order, dot, total
 from verifier.operators.rounding import UNIT, Sums, units
 
@@ -21,7 +18,7 @@ UNSEEN = -1e4
 """A mask below this gives a key no weight at all."""
 
 
-def _update_cache(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _update_cache(args: Arguments, _outputs: Declared) -> Results:
     """Write rows [1, S, H, D] into the cache [1, T, H, D] from a position on.
 
     The returned tensor is a dummy. Raises `ProgramFaultError` if the rows do not fit, as the runtime refuses them.
@@ -33,7 +30,7 @@ def _update_cache(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -
     return (None,)
 
 
-def _attention_operands(args: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
+def _attention_operands(args: Arguments) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
     """Queries [1, H, S, D], keys and values [1, H, T, D] of each query head, the scale, and what is added to scores [1, 1, S, T]."""
     q, k, v, start, mask, _dropout, causal, scale = args[:8]
     length = int(start) + q.shape[1]
@@ -49,7 +46,7 @@ def _attention_operands(args: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, fl
     return queries, keys, values, scale or q.shape[3] ** -0.5, added
 
 
-def _attention_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
+def _attention_in_order(args: Arguments, order: Order) -> Results:
     """The weights are divided by their sum behind the product with the values, as op_sdpa_impl.h has it."""
     queries, keys, values, scale, added = _attention_operands(args)
     scores = dot(queries, keys.transpose(-1, -2), order) * scale + added
@@ -58,7 +55,7 @@ def _attention_in_order(args: Sequence[Any], order: Order) -> tuple[Any, ...]:
     return (made.transpose(1, 2).contiguous(),)
 
 
-def _custom_sdpa(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _custom_sdpa(args: Arguments, _outputs: Declared) -> Results:
     """softmax(q k^T / sqrt(D)) v over the cache's first `start + S` rows; query i sees rows up to `start + i` if causal.
 
     q [1, S, H, D], k and v [1, T, Hkv, D]; H / Hkv query heads share a key head, neighbours first. Sums in fp64.
@@ -68,7 +65,7 @@ def _custom_sdpa(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) ->
     return ((torch.softmax(scores, -1) @ values.double()).transpose(1, 2).to(torch.float32).contiguous(),)
 
 
-def _attention_bound(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def _attention_bound(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Scores are sums over the width of a head; exp turns their errors, and the rounding of their difference to the largest, into shares of
     the weights, in sum and addend; the values are summed over the keys, block by block."""
     q, k, v, start, mask = args[0].double().abs(), args[1].double().abs(), args[2].double().abs(), int(args[3]), args[4]

@@ -19,12 +19,16 @@ from verifier.operators.order import Order
 from verifier.operators.rounding import Sums
 from verifier.types import EmbeddingBits
 
-Evaluate = Callable[[Sequence[Any], Sequence[TensorValue | None]], tuple[Any, ...]]
-"""Arguments unboxed (tensors, numbers, lists) and declared outputs -> the outputs' contents in order. The last argument of most operators, the
-return value, repeats the output and is not passed."""
-KernelBound = Callable[[Sequence[Any], Sequence[Any], Sums], list[Tensor | None]]
-"""Arguments, results and the rule for sums -> for every result an error bound, fp64 of its shape; None for integers."""
-InOrder = Callable[[Sequence[Any], Order], tuple[Any, ...]]
+Arguments = Sequence[Any]
+"""Arguments of an operator, unboxed: tensors, numbers, lists. The last argument of most operators, the return value, is not among them."""
+Declared = Sequence[TensorValue | None]
+"""What the program declares of an operator's results; None for a number."""
+Results = tuple[Any, ...]
+"""Contents of an operator's results, in order."""
+Evaluate = Callable[[Arguments, Declared], Results]
+KernelBound = Callable[[Arguments, Results, Sums], list[Tensor | None]]
+"""For every result an error bound, fp64 of its shape; None for integers."""
+InOrder = Callable[[Arguments, Order], Results]
 
 Role = Literal[
     "linear",

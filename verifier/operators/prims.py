@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from verifier.artifact.plan import TensorValue
 from verifier.operators.bounds import exact
-from verifier.operators.operator import Operator, dtype_of
+from verifier.operators.operator import Arguments, Declared, Operator, Results, dtype_of
 
 _SOURCE = "executorch/kernels/prim_ops/register_prim_ops.cpp"
 
 
-def _sym_size(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _sym_size(args: Arguments, _outputs: Declared) -> Results:
     """The size of one dimension, as a number."""
     return (int(args[0].shape[args[1]]),)
 
 
-def _local_scalar(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _local_scalar(args: Arguments, _outputs: Declared) -> Results:
     """The one element of a tensor, as a number."""
     return (args[0].item(),)
 
 
-def _view(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _view(args: Arguments, _outputs: Declared) -> Results:
     """The same elements in another shape, sharing memory; a size of -1 is what the others leave."""
     return (args[0].reshape([int(size) for size in args[1]]),)
 
 
-def _to_dim_order(args: Sequence[Any], outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _to_dim_order(args: Arguments, outputs: Declared) -> Results:
     """A copy in the output's dtype; the order of dimensions in memory does not change what it holds."""
     assert outputs[0] is not None
     return (args[0].to(dtype_of(outputs[0].dtype), copy=True),)
 
 
 def _prim(symbol: str, function: Callable[[Any, Any], Any]) -> Operator:
-    def apply(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+    def apply(args: Arguments, _outputs: Declared) -> Results:
         return (function(args[0], args[1]),)
 
     apply.__doc__ = f"{symbol} of two numbers."

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from verifier.artifact.nibbles import unpack_nibbles
-from verifier.artifact.plan import TensorValue
 from verifier.operators.bounds import once
-from verifier.operators.operator import Operator, ProgramFaultError, Role, UnknownOperationError
+from verifier.operators.operator import (
+    Arguments,
+    Declared,
+    Operator,
+    ProgramFaultError,
+    Results,
+    Role,
+    UnknownOperationError,
+)
 
 
 def _grouped_rows(integers: Tensor, scales: Tensor) -> Tensor:
@@ -20,7 +24,7 @@ def _grouped_rows(integers: Tensor, scales: Tensor) -> Tensor:
     return real.view(len(integers), -1)
 
 
-def _embedding(args: Sequence[Any], nibbles: bool) -> tuple[Any, ...]:
+def _embedding(args: Arguments, nibbles: bool) -> Results:
     table, scales, zero_points, ids = args[0], args[1], args[2], args[5]
     if zero_points is not None:
         raise UnknownOperationError("cannot evaluate an embedding with zero points, only symmetric ones are supported")
@@ -32,12 +36,12 @@ def _embedding(args: Sequence[Any], nibbles: bool) -> tuple[Any, ...]:
     return (_grouped_rows(rows, scales[ids.reshape(-1)]).view(*ids.shape, -1),)
 
 
-def _embedding_byte(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _embedding_byte(args: Arguments, _outputs: Declared) -> Results:
     """Rows of an int8 table, dequantized by groups of columns."""
     return _embedding(args, nibbles=False)
 
 
-def _embedding_4bit(args: Sequence[Any], _outputs: Sequence[TensorValue | None]) -> tuple[Any, ...]:
+def _embedding_4bit(args: Arguments, _outputs: Declared) -> Results:
     """The same with two 4-bit columns a byte, the first in the high nibble, stored plus 8."""
     return _embedding(args, nibbles=True)
 

@@ -47,7 +47,9 @@ def bound_of(context: Context, bounds: Bounds, id: int | None) -> Tensor:
 
 def _tensor(result: Operand) -> Tensor:
     if isinstance(result, QuantizedRows):
-        raise UnknownOperationError("a node that gives dynamically quantized rows", expected="XNNConvert alone")
+        raise UnknownOperationError(
+            "cannot bound a node that gives dynamically quantized rows, only XNNConvert is supported"
+        )
     return result.double().abs()
 
 

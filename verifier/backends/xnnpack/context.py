@@ -40,7 +40,9 @@ class Context:
     def fact(self, id: int | None) -> GraphValue:
         """The declared value."""
         if id is None:
-            raise UnknownOperationError("cannot evaluate an XNNPACK node that lacks an operand which it needs")
+            raise UnknownOperationError(
+                "cannot evaluate an XNNPACK node that lacks an operand, only optional ones may be absent"
+            )
         return self.graph.values[id]
 
     def tensor(self, id: int | None) -> Tensor:
@@ -50,7 +52,9 @@ class Context:
             return constant_weights(value, self.storage)
         content = self.contents[value.id]
         if isinstance(content, QuantizedRows):
-            raise UnknownOperationError("a dynamically quantized operand where none is expected", got=value)
+            raise UnknownOperationError(
+                "cannot evaluate a node on dynamically quantized rows, only XNNFullyConnected is supported", got=value
+            )
         return content
 
     def real(self, id: int | None) -> Tensor:
@@ -67,7 +71,8 @@ def static_range(quantization: object) -> PerTensor:
     """The scale and zero point of a value of static int8. Raises `UnknownOperationError`."""
     if not isinstance(quantization, PerTensor):
         raise UnknownOperationError(
-            "an operand that is not quantized per tensor", got=quantization, expected="PerTensor"
+            "cannot evaluate an int8 operand that is not quantized per tensor, only PerTensor is supported",
+            got=quantization,
         )
     return quantization
 
@@ -102,7 +107,9 @@ def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
         if isinstance(quantization.scales, tuple):
             return torch.tensor(quantization.scales, dtype=torch.float32)
         return torch.from_numpy(np.array(storage.read(quantization.scales).view(np.float32)))
-    raise UnknownOperationError("a weight without scales", got=value)
+    raise UnknownOperationError(
+        "cannot evaluate a weight without scales, only per tensor, channel or group is supported", got=value
+    )
 
 
 @lru_cache(maxsize=1)

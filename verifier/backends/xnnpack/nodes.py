@@ -86,13 +86,15 @@ def _convert(node: Node, context: Context) -> Operand:
     if isinstance(target, PerToken):
         if target.nonbatch_dims != 1:
             raise UnknownOperationError(
-                "dynamic quantization over several dimensions", got=target.nonbatch_dims, expected=1
+                f"cannot evaluate dynamic quantization over {target.nonbatch_dims} dimensions, only over one is supported"
             )
         return quantize_rows(context.real(node.inputs[0]))
     if target is None:
         return context.real(node.inputs[0])
     if context.fact(node.inputs[0]).quantization is not None:
-        raise UnknownOperationError("a conversion between two int8 ranges", got=context.fact(node.inputs[0]))
+        raise UnknownOperationError(
+            "cannot evaluate XNNConvert between two int8 ranges, only from or to fp32 is supported"
+        )
     return quantize(
         context.tensor(node.inputs[0]), scale=static_range(target).scale, zero_point=static_range(target).zero_point
     )
@@ -104,7 +106,9 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     int8 throughout with int32 bias (qs8), and fp32. Sums in fp64."""
     x_id, w_id, b_id = node.inputs
     if node.attributes["flags"]:
-        raise UnknownOperationError("flags of XNNFullyConnected", got=node.attributes["flags"], expected=0)
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0 is supported"
+        )
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
@@ -145,7 +149,9 @@ def _conv2d(node: Node, context: Context) -> Operand:
     """Convolution in NHWC, static int8 with int32 bias or fp32, one group. Padding adds real zeros."""
     a = node.attributes
     if a["groups"] != 1 or a["dilation_height"] != 1 or a["dilation_width"] != 1 or a["flags"]:
-        raise UnknownOperationError("a grouped or dilated convolution", got=a)
+        raise UnknownOperationError(
+            "cannot evaluate a grouped, dilated or flagged XNNConv2d, only plain ones are supported", got=a
+        )
     x_id, w_id, b_id = node.inputs
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
     if x_fact.quantization is None and context.order is not None:
@@ -198,7 +204,10 @@ def _multiply(node: Node, context: Context) -> Operand:
 
 def _only_real(node: Node, context: Context) -> None:
     if any(context.fact(id).quantization is not None for id in (*node.inputs, node.output)):
-        raise UnknownOperationError(f"{node.kind} on quantized values", got=[context.fact(id) for id in node.inputs])
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} on quantized values, only fp32 is supported",
+            got=[context.fact(id) for id in node.inputs],
+        )
 
 
 @_node("XNNSubtract", bound=node_bounds.of_sum, roles=("mean",))
@@ -250,7 +259,9 @@ def _batch_matrix_multiply(node: Node, context: Context) -> Operand:
     """[..., M, K] @ [..., K, N] in fp32; sums in fp64, or in an order."""
     _only_real(node, context)
     if node.attributes["flags"]:
-        raise UnknownOperationError("flags of XNNBatchMatrixMultiply", got=node.attributes["flags"], expected=0)
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0 is supported"
+        )
     return dot(context.tensor(node.inputs[0]), context.tensor(node.inputs[1]), context.order)
 
 
@@ -265,7 +276,11 @@ def _mover(*names: str, moves: bool = True, roles: tuple[Role, ...] = ()) -> Cal
             out = context.fact(node.output).quantization
             odd = [context.fact(id) for id in node.inputs if context.fact(id).quantization != out]
             if odd:
-                raise UnknownOperationError(f"{node.kind} that changes the quantization", got=odd, expected=out)
+                raise UnknownOperationError(
+                    f"cannot evaluate {node.kind} that changes the quantization, only one that keeps it is supported",
+                    got=odd,
+                    expected=out,
+                )
             return move(node, [context.tensor(id) for id in node.inputs])
 
         def bound(node: Node, context: Context, bounds: Bounds, _result: Operand) -> Tensor:
@@ -282,7 +297,7 @@ def _mover(*names: str, moves: bool = True, roles: tuple[Role, ...] = ()) -> Cal
 def _negate(_node: Node, given: list[Tensor]) -> Tensor:
     """-x in fp32."""
     if not given[0].is_floating_point():
-        raise UnknownOperationError("XNNNegate on quantized values")
+        raise UnknownOperationError("cannot evaluate XNNNegate on quantized values, only fp32 is supported")
     return -given[0]
 
 
@@ -303,7 +318,7 @@ def _reshape(node: Node, given: list[Tensor]) -> Tensor:
     """The same elements in another shape; a size of 0 is what the others leave."""
     x, shape = given[0], [int(size) for size in node.attributes["new_shape"]]
     if shape.count(0) > 1:
-        raise UnknownOperationError("a reshape with several unknown sizes", got=shape)
+        raise UnknownOperationError(f"cannot evaluate a reshape to {shape}, only one unknown size is supported")
     known = math.prod(size for size in shape if size)
     return x.reshape([size or x.numel() // max(known, 1) for size in shape])
 
