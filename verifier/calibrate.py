@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 from verifier.audit.run import audit_weights
+from verifier.backends.calls import census_of
 from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
@@ -209,7 +210,7 @@ def write_tolerances(
             "versions": package_versions(),
             "cpu": cpu_kind(),
         },
-        "census": opened.artifact.census(),
+        "census": census_of(opened.artifact),
         "bands": bands(first, variants, repeats),
     }
     with replacing(path) as temporary:

@@ -8,9 +8,10 @@ from typing import Any
 
 from verifier.artifact.program import METHODS
 from verifier.artifact.storage import Span
-from verifier.artifact.xnnpack import GraphValue, PerChannel, PerGroup
 from verifier.audit.inventory import Constant
 from verifier.audit.run import Audit
+from verifier.backends.backend import GraphValue, PerChannel, PerGroup
+from verifier.backends.calls import census_of
 from verifier.checks.budget import planned_bytes
 from verifier.checks.layers import worst_by_block
 from verifier.evidence import Evidence
@@ -36,7 +37,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "file_bytes": artifact.header.file_bytes,
         "planned_bytes": planned_bytes(artifact),
         "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in METHODS},
-        "census": artifact.census(),
+        "census": census_of(artifact),
         "constants": {} if isinstance(evidence.audit, Missing) else _digests(evidence, evidence.audit),
         "profile_db": {} if isinstance(evidence.layers, Missing) else _finite(worst_by_block(evidence.layers.profile)),
         "speed": {name: value for name, value in measured.items() if value is not None},

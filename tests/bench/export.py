@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from verifier.artifact.program import open_artifact
+from verifier.backends.calls import census_of
 from verifier.checkpoint import EMBEDDED
 
 
@@ -50,7 +51,7 @@ def main() -> None:
             b = _seconds(["tests.bench.upstream", str(checkpoint), str(theirs)])
             ratios.append(a / b)
             print(f"round {number + 1}: ours {a:.1f} s, export_all {b:.1f} s, ratio {a / b:.2f}", flush=True)
-        delegates = [open_artifact(path).census() for path in (ours, theirs)]
+        delegates = [census_of(open_artifact(path)) for path in (ours, theirs)]
     print(
         f"export: median ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f}), {rounds} rounds"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.header import read_header
 from verifier.artifact.program import read_program
-from verifier.artifact.xnnpack import read_graph
+from verifier.backends.xnnpack.graph import read_graph
 from verifier.errors import ArtifactError
 
 LIMIT_BYTES = 2 << 30

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifier.artifact.xnnpack import PerTensor
+from verifier.backends.backend import Graph, PerTensor
 from verifier.evidence import Case, Evidence
 from verifier.golden import Budget, Expectation
 from verifier.ladder.abroad import Counterpart
@@ -274,13 +274,14 @@ def _scales(value: float) -> Callable[[Evidence], Evidence]:
 
     def made(e: Evidence) -> Evidence:
         graphs = {}
-        for payload, graph in e.artifact._graphs.items():
+        for payload, graph in e.artifact.decoded.items():
+            assert isinstance(graph, Graph)
             values = {
                 id: replace(v, quantization=PerTensor(value + 0.0, 0)) if isinstance(v.quantization, PerTensor) else v
                 for id, v in graph.values.items()
             }
             graphs[payload] = replace(graph, values=values)
-        return replace(e, artifact=replace(e.artifact, _graphs=graphs))
+        return replace(e, artifact=replace(e.artifact, decoded=graphs))
 
     return made
 

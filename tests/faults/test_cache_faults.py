@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import blamed, results_of
-from verifier.artifact.caches import find_caches
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
+from verifier.audit.caches import find_caches
 from verifier.checks.registry import CHECKS
 from verifier.evidence import Evidence, unasked
 from verifier.faults.surgery import program_of, write_scalar

@@ -14,8 +14,8 @@ import torch
 from tests.faults.judging import compare_with_trace, recipe_of, results_of, trace_conversation
 from verifier.artifact.header import read_header
 from verifier.artifact.program import open_artifact, read_program
-from verifier.artifact.xnnpack import read_graph
 from verifier.audit.recipe import quantized_linear
+from verifier.backends.xnnpack.graph import read_graph
 from verifier.checkpoint import Checkpoint
 from verifier.evidence import Subjects
 from verifier.interpret.machine import Machine

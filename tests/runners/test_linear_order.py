@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.support import sqnr_db
+from verifier.backends.xnnpack.arithmetic import (
+    OFFSETS,
+    centred_rows,
+    multiply_groups,
+    multiply_in_order,
+    quantize_rows,
+)
 from verifier.export.quantize import quantize_linear
-from verifier.interpret.arithmetic import OFFSETS, centred_rows, multiply_groups, multiply_in_order, quantize_rows
 from verifier.ladder.limits import LINEAR
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact, read_program
-from verifier.interpret.errors import UnknownOperationError
+from verifier.backends.calls import graph_of
 from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Replayer
+from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.trace import CallTrace, read_trace
+from verifier.operators import bounds
+from verifier.operators.operator import Operator, UnknownOperationError
+from verifier.operators.registry import OPERATORS
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call, TraceRequest
 
@@ -120,6 +124,78 @@ ATTENDING: dict[str, Program] = {
         (torch.ones(1, 9, 4, 64), _sink(768, 17.7), torch.ones(1, 768, 2, 64)),
     ),
 }
+
+
+class _Kept(nn.Module):
+    """A buffer that is overwritten, as a cache is without custom operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The buffer as it was before."""
+        before = self.kept * 2.0
+        self.kept.copy_(x)
+        return before
+
+
+def _cached(rows: Tensor, cache: Tensor) -> Tensor:
+    cache = cache * 2.0
+    torch.ops.llama.update_cache(rows, cache, 3)
+    return cache * 3.0
+
+
+def _looked_up(operator: str, table: Tensor, scales: Tensor, ids: Tensor) -> Tensor:
+    found: Tensor = getattr(torch.ops.quantized_decomposed, operator).dtype(
+        table, scales, None, -128, 127, ids, dtype=torch.float32
+    )
+    return found
+
+
+_X, _IDS = _drawn(3, 4, 5), torch.tensor([2, 0, 1])
+_TABLE, _SCALES = torch.arange(-64, 64, dtype=torch.int8).reshape(8, 16), _drawn(8, 2).abs()
+MOVING: dict[str, Program] = {
+    "cat": (_Function(lambda a, b: torch.cat([a, b], 1)), (_X, _X + 1)),
+    "clamp": (_Function(lambda x: torch.clamp(x, -0.5, 0.25)), (_X,)),
+    "pad": (_Function(lambda x: nn.functional.pad(x, (1, 2, 0, 1), value=3.0)), (_X,)),
+    "expand": (_Function(lambda x: x.expand(3, 4, 5)), (_X[:, :1],)),
+    "full_like": (_Function(lambda x: torch.full_like(x, 0.1)), (_X,)),
+    "index": (_Function(lambda x, ids: x[:, ids]), (_X, _IDS)),
+    "index_put": (_Function(lambda x, ids, rows: x.index_put((None, ids), rows)), (_X, _IDS, _X[:, :3] + 1)),
+    "permute": (_Function(lambda x: x.permute(2, 0, 1)), (_X,)),
+    "select": (_Function(lambda x: x.select(1, 2)), (_X,)),
+    "slice": (_Function(lambda x: x[:, 1:4:2]), (_X,)),
+    "squeeze": (_Function(lambda x: x.squeeze(1) + 0.5), (_X[:, :1],)),
+    "transpose": (_Function(lambda x: x.transpose(0, 2)), (_X,)),
+    "unsqueeze": (_Function(lambda x: x.unsqueeze(1) + 0.5), (_X,)),
+    "view": (_Function(lambda x: x.reshape(4, 15) + 0.5), (_X,)),
+    "where": (_Function(torch.where), (_X > 0, _X, -_X)),
+    "where_number": (_Function(lambda mask, x: torch.where(mask, x, 0.1)), (_X > 0, _X)),
+    "eq": (_Function(lambda x: x == 2), (_IDS,)),
+    "not": (_Function(torch.logical_not), (_X > 0,)),
+    "any": (_Function(lambda x: torch.any(x, 1)), (_X > 0.5,)),
+    "arange": (_Function(lambda x: torch.arange(0.5, 4.0, 0.3) * x), (_drawn(1),)),
+    "embedding": (_Function(lambda ids: nn.functional.embedding(ids, _X[0])), (_IDS,)),
+    "embedding_byte": (_Function(partial(_looked_up, "embedding_byte")), (_TABLE, _SCALES, _IDS)),
+    "embedding_4bit": (_Function(partial(_looked_up, "embedding_4bit")), (_TABLE.view(torch.uint8), _SCALES, _IDS)),
+    "to_integers": (_Function(lambda x: x.to(torch.int32)), (_X * 9,)),
+    "clone": (_Function(lambda x: x.clone()), (_X,)),
+    "alias": (_Function(torch.ops.aten.alias_copy.default), (_X,)),
+    "add": (_Function(torch.add), (_X, _X + 1)),
+    "sub": (_Function(torch.sub), (_X, _X + 1)),
+    "mul": (_Function(torch.mul), (_X, _X + 1)),
+    "copy": (_Kept(), (_drawn(3, 4),)),
+    "update_cache": (_Function(_cached), (_drawn(1, 2, 2, 8), _drawn(1, 9, 2, 8, seed=1))),
+}
+MOVING_INSIDE: dict[str, Program] = {
+    "negate": (_Function(lambda x: -x), (_X,)),
+    "transpose": (_Function(lambda x: torch.exp(x.permute(2, 0, 1))), (_X,)),
+    "clamp": (_Function(lambda x: torch.clamp(x, -0.5, 0.25)), (_X,)),
+    "reshape": (_Function(lambda x: torch.exp(x.reshape(4, 15))), (_X,)),
+    "slice": (_Function(lambda x: torch.exp(x[:, 1:3])), (_X,)),
+    **{f"cat{n}": (_Function(lambda *x: torch.cat(x, 1)), tuple(_X + i for i in range(n))) for n in range(2, 6)},
+}
 UNKNOWN: dict[str, Program] = {"tanh": (_Function(torch.tanh), (_drawn(2, 3),))}
 
 
@@ -171,18 +247,22 @@ class Traced:
     traces: list[CallTrace]
 
     def compared(self, name: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> list[Compared]:
-        """What the replay says of one program, its last traced result changed if asked."""
+        """What the replay says of the results of one program."""
+        return list(self.replay(name, change).compared)
+
+    def replay(self, name: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> Replay:
+        """The replay of one program, its last traced result changed if asked."""
         trace = dict(self.traces[list(self.programs).index(name)])
         if change is not None:
             plan = self.artifact.plans[name]
             step = next(s for s in reversed(plan.instructions) if s.index in trace)
-            place = len(self.artifact.graph(plan, step).inputs) if step.kind == "delegate" else 0
+            place = len(graph_of(self.artifact, plan, step).inputs) if step.kind == "delegate" else 0
             tensors: list[Any] = list(trace[step.index])
             tensors[place] = _Spoilt(change(tensors[place].array()))
             trace[step.index] = tuple(tensors)
         replayer = Replayer(self.artifact)
         replayer.call(name, [x.clone() for x in self.programs[name][1]], trace)
-        return list(replayer.finish().compared)
+        return replayer.finish()
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +365,21 @@ def test_chain_of_one_sign_is_told_from_a_dropped_product(traced: Traced) -> Non
 def test_unknown_operator_is_named(once: Once) -> None:
     """Not a KeyError, and never a comparison."""
     folder = once("bounds-unknown", _exporting(UNKNOWN, False))
-    with pytest.raises(UnknownOperationError, match="without semantics") as caught:
+    with pytest.raises(UnknownOperationError, match="cannot evaluate operator") as caught:
         Traced(_artifact(folder), UNKNOWN, read_trace(folder)).compared("tanh")
     assert "aten::tanh.out" in str(caught.value)
+
+
+def test_operator_is_one_record(once: Once, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is all that interpreter and replay need: the operator is evaluated, bounded, covered, and a wrong result is seen."""
+    record = Operator(
+        "aten::tanh.out", lambda args, _outputs: (args[0].double().tanh().float(),), bounds.function("aten::sigmoid")
+    )
+    monkeypatch.setitem(OPERATORS.records, record.name, record)
+    folder = once("bounds-unknown", _exporting(UNKNOWN, False))
+    traced = Traced(_artifact(folder), UNKNOWN, read_trace(folder))
+    replay = traced.replay("tanh")
+    assert _passes(list(replay.compared))
+    assert [record.kind for record in replay.compared] == ["bound"]
+    assert replay.covered == replay.computing == {"tanh": frozenset({0})}
+    assert _fails(traced.compared("tanh", lambda made: made * np.float32(1 + 1e-5)))

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bench.fuzz_reader import mutate, read_everything, small_program
+from tests.difference import ProgramDifference, compare_programs
 from tests.support import EMBEDDED_PTE
-from verifier.artifact.difference import ProgramDifference, compare_programs
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import read_header
 from verifier.artifact.nibbles import pack_nibbles, unpack_nibbles
@@ -22,7 +22,9 @@ from verifier.artifact.plan import ListValue, TensorValue
 from verifier.artifact.program import open_artifact, read_program
 from verifier.artifact.schema import parse_schema, program_schema, xnnpack_schema
 from verifier.artifact.storage import Span
-from verifier.artifact.xnnpack import PerGroup, read_graph
+from verifier.backends import calls
+from verifier.backends.backend import PerGroup
+from verifier.backends.xnnpack.graph import read_graph
 from verifier.errors import ArtifactError
 from verifier.faults.surgery import change_bytes, graph_of, write_scalar
 
@@ -100,7 +102,7 @@ def test_difference_of_two_programs_is_measured(tmp_path: Path) -> None:
     assert compare_programs(EMBEDDED_PTE, EMBEDDED_PTE) == ProgramDifference()
     artifact = open_artifact(EMBEDDED_PTE)
     plan = artifact.plans["vision_encoder"]
-    graphs = [(s, artifact.graph(plan, s)) for s in plan.instructions if s.kind == "delegate"]
+    graphs = [(s, calls.graph_of(artifact, plan, s)) for s in plan.instructions if s.kind == "delegate"]
     step, weight = next((s, v) for s, g in graphs for v in g.values.values() if v.constant and v.dtype == "qint8")
     flat = graph_of(artifact, "vision_encoder", step.index)
     quantized = [v.xvalue_union for v in flat.root.xvalues if v.xvalue_union.kind == "XNNQuantizedTensorValue"]

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction
-from verifier.artifact.xnnpack import Graph, GraphValue, Node, PerToken
+from verifier.backends.backend import Graph, GraphValue, Node, PerToken
+from verifier.backends.xnnpack.nodes import NODES, NodeOperator
+from verifier.backends.xnnpack.run import run_graph
 from verifier.checks.layers import UNEXPLAINED, kernel
 from verifier.evidence import Subjects
-from verifier.interpret.delegate import run_graph
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.kernels import KERNELS
-from verifier.interpret.nodes import NODES
-from verifier.interpret.operator import NodeOperator, Operator
-from verifier.interpret.rounding import UNIT, any_order, likely
 from verifier.ladder.align import Aligned
 from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import excess
 from verifier.ladder.replay import Replay
 from verifier.ladder.stages import Again, settle
+from verifier.operators.operator import Operator, UnknownOperationError
+from verifier.operators.registry import OPERATORS
+from verifier.operators.rounding import UNIT, any_order, likely
 
 NO_STORAGE: Any = None
 
@@ -39,7 +38,7 @@ def _graph(kind: str, inputs: list[Tensor], shape: tuple[int, ...], **attributes
     facts = [GraphValue(id, "fp32", tuple(x.shape), None, None, id) for id, x in enumerate(inputs)]
     out = GraphValue(len(inputs), "fp32", shape, None, None, len(inputs))
     ids = tuple(range(len(inputs)))
-    node = Node(0, kind, ids, len(inputs), attributes, None, 0)
+    node = Node(0, kind, ids, len(inputs), attributes, None)
     return Graph((node,), {fact.id: fact for fact in [*facts, out]}, ids, (len(inputs),))
 
 
@@ -63,15 +62,15 @@ def test_operator_without_a_bound_does_not_construct() -> None:
         NodeOperator("XNNMaximum", evaluate)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="bound"):
         Operator("aten::maximum.out", evaluate)  # type: ignore[call-arg]
-    assert len(NODES) >= 25
-    assert len(KERNELS) >= 55
-    assert all(callable(operator.bound) for operator in [*NODES.values(), *KERNELS.values()])
+    assert len(NODES.records) >= 25
+    assert len(OPERATORS.records) >= 55
+    assert all(callable(record.bound) for record in [*NODES, *OPERATORS])
 
 
 def test_unknown_node_is_named() -> None:
     """A node of two operands does not get the bound of an addition."""
     x = [_drawn(4), _drawn(4)]
-    with pytest.raises(UnknownOperationError, match="without semantics") as caught:
+    with pytest.raises(UnknownOperationError, match="cannot evaluate XNNPACK node") as caught:
         _bounded(_graph("XNNMaximum", x, (4,)), x, [0, 0])
     assert "XNNMaximum" in str(caught.value)
 
@@ -150,13 +149,13 @@ def test_rows_quantized_from_inexact_numbers_may_tip() -> None:
         0: GraphValue(0, "fp32", (16, 64), None, None, 0),
         1: GraphValue(1, "qdint8", (16, 64), PerToken(1), None, None),
     }
-    graph = Graph((Node(0, "XNNConvert", (0,), 1, {}, None, 0),), facts, (0,), (1,))
+    graph = Graph((Node(0, "XNNConvert", (0,), 1, {}, None),), facts, (0,), (1,))
     rows: list[Any] = []
 
     def observe(_index: int, value: Any, bound: Tensor | None) -> None:
         rows.append((value, bound))
 
-    from verifier.interpret.arithmetic import dequantize_rows
+    from verifier.backends.xnnpack.arithmetic import dequantize_rows
 
     run_graph(graph, NO_STORAGE, [x], observe=observe, bounds={})
     assert rows[-1][1].eq(0).all()
@@ -261,7 +260,7 @@ def test_no_number_is_excused_by_the_others(operator: str, value: float) -> None
 
 def test_bound_of_an_infinite_result_is_no_nan() -> None:
     """An exact operand plus a mask of -inf: nothing is known of the bound there, which is infinite; NaN would read as a wrong kernel."""
-    from verifier.interpret.rounding import rounded
+    from verifier.operators.rounding import rounded
 
     out = rounded(torch.tensor([1.0, torch.inf]).double(), torch.zeros(2).double())
     assert out.tolist() == [2.0**-24, torch.inf]
@@ -269,7 +268,7 @@ def test_bound_of_an_infinite_result_is_no_nan() -> None:
 
 def test_masked_addend_of_a_softmax_leaves_a_bound() -> None:
     """An addition of a mask of -inf has no finite bound there; the sums beside it keep theirs (random-7 of the sound artifacts)."""
-    from verifier.interpret.node_bounds import softmax_share
+    from verifier.operators.bounds import softmax_share
 
     x = torch.tensor([[0.5, 0.25, -torch.inf]]).double()
     passed = torch.tensor([[1e-8, 1e-8, torch.nan]]).double()

@@ -9,6 +9,7 @@ import pytest
 
 from verifier.artifact.plan import Instruction
 from verifier.artifact.program import Artifact, open_artifact
+from verifier.backends.calls import given_and_made, graph_of, results_of
 from verifier.errors import ArtifactError
 
 
@@ -17,28 +18,28 @@ def _linear(pte: Path) -> tuple[Artifact, Instruction]:
     artifact = open_artifact(pte)
     plan = artifact.plans["text_decoder"]
     calls = (step for step in plan.instructions if step.kind == "delegate")
-    return artifact, next(s for s in calls if len(artifact.graph(plan, s).inputs) == 1 and len(s.args) == 2)
+    return artifact, next(s for s in calls if len(graph_of(artifact, plan, s).inputs) == 1 and len(s.args) == 2)
 
 
 def _with_output_at(artifact: Artifact, step: Instruction, place: int) -> None:
     """Let the graph of a call have its output at another place among the arguments."""
     plan = artifact.plans["text_decoder"]
-    graph = artifact.graph(plan, step)
+    graph = graph_of(artifact, plan, step)
     made = graph.outputs[0]
     values = graph.values | {made: replace(graph.values[made], external=place)}
     assert step.delegate is not None
-    artifact._graphs[plan.delegates[step.delegate].payload] = replace(graph, values=values)
+    artifact.decoded[plan.delegates[step.delegate].payload] = replace(graph, values=values)
 
 
 def test_arguments_that_a_delegate_does_not_read_are_no_results(embedded_pte: Path) -> None:
     """Scales and a zero point between input and output, as a partitioner that does not tag them leaves them."""
     artifact, step = _linear(embedded_pte)
     plan, (given, made) = artifact.plans["text_decoder"], step.args
-    assert artifact.given_and_made(plan, step) == ((given,), (made,))
+    assert given_and_made(artifact, plan, step) == ((given,), (made,))
     _with_output_at(artifact, step, 4)
     longer = replace(step, args=(given, 7, 8, 9, made))
-    assert artifact.given_and_made(plan, longer) == ((given,), (made,))
-    assert artifact.results(plan, longer) == (made,)
+    assert given_and_made(artifact, plan, longer) == ((given,), (made,))
+    assert results_of(artifact, plan, longer) == (made,)
 
 
 @pytest.mark.parametrize("place", [2, 1 << 31, -1])
@@ -47,4 +48,4 @@ def test_argument_that_is_not_there_is_refused(embedded_pte: Path, place: int) -
     artifact, step = _linear(embedded_pte)
     _with_output_at(artifact, step, place)
     with pytest.raises(ArtifactError, match="arguments that its call does not have"):
-        artifact.given_and_made(artifact.plans["text_decoder"], step)
+        given_and_made(artifact, artifact.plans["text_decoder"], step)

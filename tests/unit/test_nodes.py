@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 
-from verifier.artifact.xnnpack import Graph, GraphValue, Node
-from verifier.interpret.arithmetic import EXACT_GROUP, centred_rows, dequantize_rows, multiply_groups, quantize_rows
-from verifier.interpret.delegate import run_graph
+from verifier.backends.backend import Graph, GraphValue, Node
+from verifier.backends.xnnpack.arithmetic import (
+    EXACT_GROUP,
+    centred_rows,
+    dequantize_rows,
+    multiply_groups,
+    quantize_rows,
+)
+from verifier.backends.xnnpack.run import run_graph
 
 
 def _clamping(limits: tuple[float, float] | None) -> Graph:
@@ -16,7 +22,7 @@ def _clamping(limits: tuple[float, float] | None) -> Graph:
         id: GraphValue(id, "fp32", (4,), None, None, external)  # type: ignore[arg-type]
         for id, external in ((0, 0), (1, 1))
     }
-    node = Node(0, "XNNClamp", (0,), 1, {}, limits, 0)
+    node = Node(0, "XNNClamp", (0,), 1, {}, limits)
     return Graph((node,), values, (0,), (1,))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.artifact.caches import find_caches
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
+from verifier.audit.caches import find_caches
 from verifier.errors import ArtifactError
 from verifier.probes.kvcache import SPLITS, _capacity, _chunks, beyond, one_by_one, splits
 from verifier.probes.tape import Tape

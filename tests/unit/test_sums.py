@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from verifier.interpret.order import ORDERS, dot, total
-from verifier.interpret.rounding import UNIT, any_order, gamma, likely, rounded
+from verifier.operators.order import ORDERS, dot, total
+from verifier.operators.rounding import UNIT, any_order, gamma, likely, rounded
 
 Floats = NDArray[np.float32]
 ROWS = 8

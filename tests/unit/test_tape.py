@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verifier.artifact.caches import Cache
+from verifier.audit.caches import Cache
 from verifier.probes.kvcache import POISONED, POISONS, Asked, _ask_poison, _poison
 from verifier.probes.tape import PROMPT_TOKENS, one_result
 from verifier.runner.protocol import Bundle, Outcome, Result

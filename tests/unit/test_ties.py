@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.checkpoint import open_checkpoint
 from verifier.export.run import default_group_size
-from verifier.interpret.arithmetic import quantize_rows
 from verifier.ladder.blocks import BlockError, DecoderBlocks, Taps, TracedCall
 from verifier.ladder.limits import block_limit_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder

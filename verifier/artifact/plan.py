@@ -6,26 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.flat import Record
 from verifier.artifact.storage import Span, Storage
 from verifier.errors import ArtifactError
 
-ITEM_BYTES = {
-    "BYTE": 1,
-    "CHAR": 1,
-    "BOOL": 1,
-    "SHORT": 2,
-    "HALF": 2,
-    "BFLOAT16": 2,
-    "UINT16": 2,
-    "INT": 4,
-    "FLOAT": 4,
-    "UINT32": 4,
-    "LONG": 8,
-    "DOUBLE": 8,
-    "UINT64": 8,
-}
-"""Bytes of one element by ExecuTorch's name of the dtype."""
 RANK_LIMIT = 16  # kTensorDimensionLimit of the runtime
 
 
@@ -45,7 +30,7 @@ class TensorValue:
     @property
     def size_bytes(self) -> int:
         """Bytes at the upper bound."""
-        return math.prod(self.sizes) * ITEM_BYTES[self.dtype]
+        return math.prod(self.sizes) * PROGRAM[self.dtype].item_bytes
 
 
 @dataclass(frozen=True)
@@ -144,14 +129,14 @@ def _value(val: Record | None, method: str, storage: Storage) -> Value:
 
 def _tensor(val: Record, method: str, storage: Storage) -> TensorValue:
     sizes = tuple(val.sizes)
-    if any(size < 0 for size in sizes) or len(sizes) > RANK_LIMIT or val.scalar_type not in ITEM_BYTES:
+    if any(size < 0 for size in sizes) or len(sizes) > RANK_LIMIT or val.scalar_type not in PROGRAM:
         raise ArtifactError(
             f"{method} declares a tensor that cannot be", got=f"{val.scalar_type}{list(sizes)[:20]}", where=storage.path
         )
     order = tuple(val.dim_order)
     if order and sorted(order) != list(range(len(sizes))):
         raise ArtifactError(f"{method} declares a tensor with a wrong dim order", got=order, where=storage.path)
-    size_bytes = math.prod(sizes) * ITEM_BYTES[val.scalar_type]
+    size_bytes = math.prod(sizes) * PROGRAM[val.scalar_type].item_bytes
     allocation, extra = val.allocation_info, val.extra_tensor_info
     place = None
     if allocation is not None:

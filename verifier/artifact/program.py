@@ -13,10 +13,9 @@ from pathlib import Path
 
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import Header, read_header
-from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue, Value, read_plan
+from verifier.artifact.plan import ListValue, Plan, TensorValue, Value, read_plan
 from verifier.artifact.schema import program_schema
 from verifier.artifact.storage import Span, Storage, locate
-from verifier.artifact.xnnpack import Graph, read_graph
 from verifier.checkpoint import sha256_of_file
 from verifier.errors import ArtifactError
 
@@ -61,7 +60,8 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A `.pte` by its bytes and its declarations. `methods` are what checks compare; `plans` are the instructions."""
+    """A `.pte` by its bytes and its declarations. `methods` are what checks compare; `plans` are the instructions. `decoded` keeps what backends
+    made of delegates' payloads (`verifier.backends.calls`)."""
 
     path: Path
     sha256: str
@@ -69,44 +69,7 @@ class Artifact:
     methods: dict[str, MethodFacts]
     storage: Storage
     plans: dict[str, Plan]
-    _graphs: dict[Span, Graph] = field(default_factory=dict, repr=False, compare=False)
-
-    def graph(self, plan: Plan, step: Instruction) -> Graph:
-        """The graph of the XNNPACK delegate that an instruction calls; decoded once. Raises `ArtifactError`."""
-        assert step.delegate is not None
-        payload = plan.delegates[step.delegate].payload
-        if payload not in self._graphs:
-            self._graphs[payload] = read_graph(payload, self.storage, where=f"{plan.name}, instruction {step.index}")
-        return self._graphs[payload]
-
-    def given_and_made(self, plan: Plan, step: Instruction) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Numbers of the EValues that a delegate reads and writes, in the order of its graph's inputs and outputs. Raises `ArtifactError`.
-
-        The graph names its external values by their place among the arguments of the call (XNNExecutor::prepare_args). A call may have
-        more arguments than that: scales and zero points that went into the delegate are left in the call where a partitioner did not
-        tag them.
-        """
-        graph = self.graph(plan, step)
-        places = [graph.values[id].external for id in (*graph.inputs, *graph.outputs)]
-        if any(place is None or not 0 <= place < len(step.args) for place in places):
-            raise ArtifactError(
-                "a delegate names arguments that its call does not have",
-                got=f"external values {places} of a call with {len(step.args)} arguments",
-                where=f"{plan.name}, instruction {step.index}",
-            )
-        found = tuple(step.args[place] for place in places if place is not None)
-        return found[: len(graph.inputs)], found[len(graph.inputs) :]
-
-    def results(self, plan: Plan, step: Instruction) -> tuple[int, ...]:
-        """Numbers of the EValues that an instruction makes, in order. Raises `ArtifactError` for a delegate that cannot be read."""
-        if step.kind == "delegate":
-            return self.given_and_made(plan, step)[1]
-        if step.kind == "move":
-            return (step.args[1],)
-        if step.kind != "kernel":
-            return ()
-        last = plan.values[step.args[-1]]  # the return value, which repeats the output or lists the outputs
-        return tuple(last.items) if isinstance(last, ListValue) else (step.args[-1],)
+    decoded: dict[Span, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -126,20 +89,6 @@ class Artifact:
                 "the program has no usable get_max_seq_len", got=value, expected="an integer >= 2", where=self.path
             )
         return value
-
-    def census(self) -> dict[str, dict[str, int]]:
-        """Instructions per method: kernel names, `delegate:BACKEND` and the nodes inside delegates, sorted; metadata methods
-        left out. Raises `ArtifactError` for a delegate that cannot be read."""
-        return {
-            name: dict(sorted((facts.operators | _delegated(facts) | self._nodes(name)).items()))
-            for name, facts in sorted(self.methods.items())
-            if facts.constant is None
-        }
-
-    def _nodes(self, method: str) -> dict[str, int]:
-        plan = self.plans[method]
-        graphs = [self.graph(plan, step) for step in plan.instructions if step.kind == "delegate"]
-        return dict(Counter(f"{n.kind}{' clamped' if n.clamps else ''}" for graph in graphs for n in graph.nodes))
 
 
 def open_artifact(path: Path) -> Artifact:
@@ -189,10 +138,6 @@ def _facts(plan: Plan) -> MethodFacts:
         delegates=dict(Counter(step.name for step in plan.instructions if step.kind == "delegate")),
         planned_bytes=sum(plan.arenas_bytes[1:]),
     )
-
-
-def _delegated(facts: MethodFacts) -> dict[str, int]:
-    return {f"delegate:{backend}": count for backend, count in facts.delegates.items()}
 
 
 def _declared(value: Value) -> TensorFacts | Scalar | None:

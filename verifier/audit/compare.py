@@ -11,13 +11,13 @@ from torch import Tensor
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter
 from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
+from verifier.backends.backend import GraphValue, PerGroup, PerTensor
+from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.compare import decibels
 from verifier.core.limits import limit
-from verifier.interpret.context import channel_scales, constant_weights
 from verifier.interpret.machine import constant_tensor
 from verifier.model.vision import QUICK_GELU
 

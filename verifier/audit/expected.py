@@ -10,7 +10,6 @@ from torch import Tensor
 
 from verifier.artifact.nibbles import pack_nibbles
 from verifier.artifact.storage import Bytes, Span
-from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import (
@@ -20,6 +19,7 @@ from verifier.audit.recipe import (
     quantized_static,
     quantized_static_weight,
 )
+from verifier.backends.backend import GraphValue, PerGroup, PerTensor
 from verifier.model.geometry import Geometry
 from verifier.model.text import rope_tables
 from verifier.model.vision import CLIP_MEAN, CLIP_STD, QUICK_GELU, RESCALE

@@ -6,23 +6,19 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-from verifier.artifact.caches import cache_length
 from verifier.artifact.program import Artifact, TensorFacts
-from verifier.artifact.xnnpack import GraphValue, PerGroup
+from verifier.audit.caches import cache_length
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.recipe import quantized_linear
+from verifier.backends.backend import GraphValue, PerGroup
+from verifier.backends.xnnpack.context import constant_weights
 from verifier.checkpoint import Checkpoint
 from verifier.errors import ArtifactError
 from verifier.export.run import default_group_size
-from verifier.interpret.context import constant_weights
 from verifier.model.keymap import map_keys
-from verifier.types import EmbeddingBits, Quantizer, Recipe
-
-_EMBEDDINGS: tuple[tuple[str, EmbeddingBits], ...] = (
-    ("embedding_4bit", 4),
-    ("embedding_byte", 8),
-    ("aten::embedding", 32),
-)
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.registry import OPERATORS
+from verifier.types import Quantizer, Recipe
 
 
 def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
@@ -37,8 +33,8 @@ def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
         Recipe,
         max_seq_len=artifact.max_seq_len,
         max_context_len=max(artifact.max_seq_len, cache_length(artifact) or 0),
-        embedding_bits=next((bits for word, bits in _EMBEDDINGS if any(word in name for name in lookups)), 8),
-        use_sdpa_with_kv_cache=any("custom_sdpa" in operator for operator in operators),
+        embedding_bits=next((op.table_bits for op in OPERATORS.known(lookups) if op.table_bits is not None), 8),
+        use_sdpa_with_kv_cache=any(operator.attends for operator in OPERATORS.known(operators)),
         static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
     )
     if usual % 32:  # no recipe has such groups: the audit says so
@@ -51,7 +47,7 @@ def _grouped_linears(artifact: Artifact) -> list[tuple[Constant, PerGroup]]:
     """The decoder's linears that are quantized in groups, in program order; none if its delegates cannot be read."""
     try:
         inventory = take_inventory(artifact)
-    except ArtifactError:
+    except (ArtifactError, UnknownOperationError):
         return []
     return [
         (constant, constant.value.quantization)

@@ -5,29 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from verifier.artifact.plan import Instruction, Plan, TensorValue
 from verifier.artifact.program import METHODS, Artifact
-from verifier.artifact.xnnpack import Graph, GraphValue, Node, Quantization
-
-Role = Literal[
-    "linear",
-    "convolution",
-    "bias",
-    "norm weight",
-    "norm bias",
-    "epsilon",
-    "factor",
-    "mean",
-    "std",
-    "addend",
-    "rope",
-    "mask",
-    "embedding",
-    "embedding scales",
-    "unknown",
-]
+from verifier.backends.backend import GraphValue, Quantization
+from verifier.backends.calls import BACKENDS, given_and_made, graph_of
+from verifier.operators.operator import Role
+from verifier.operators.registry import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -57,17 +41,14 @@ class Constant:
 
 
 def take_inventory(artifact: Artifact) -> list[Constant]:
-    """Every use of every constant by the three methods, in program order. Raises `ArtifactError`."""
+    """Every use of every constant by the three methods, in program order. Raises `ArtifactError`, and `UnknownOperationError` for
+    a delegate that nobody can read: its constants are not known."""
     found: list[Constant] = []
     for name in METHODS:
         plan = artifact.plans[name]
         for step in plan.instructions:
-            if step.kind == "delegate" and step.name == "XnnpackBackend":
-                found.extend(
-                    _of_delegate(
-                        plan, step, artifact.graph(plan, step), artifact.given_and_made(plan, step)[0], len(found)
-                    )
-                )
+            if step.kind == "delegate":
+                found += _of_delegate(artifact, plan, step, len(found))
             elif step.kind == "kernel":
                 found += _of_kernel(plan, step, len(found))
     counts: Counter[tuple[str, str]] = Counter()
@@ -80,78 +61,68 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
 
 def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
     constants = []
-    for position, index in enumerate(step.args):
+    operator = OPERATORS.find(step.name)
+    roles: tuple[Role, ...] = () if operator is None else operator.roles
+    for place, index in enumerate(step.args):
         value = plan.values[index]
-        if not isinstance(value, TensorValue) or value.constant is None or index in step.args[:position]:
+        if not isinstance(value, TensorValue) or value.constant is None or index in step.args[:place]:
             continue
-        role: Role = "unknown"
-        partner = None
-        epsilon = None
-        if step.name == "aten::native_layer_norm.out":
-            role = "norm weight" if position == 2 else "norm bias"
-            partner = base if position == 3 else None
-            number = plan.values[step.args[4]]
-            epsilon = number if isinstance(number, float) else None
-        elif "embedding" in step.name:
-            role = "embedding" if position == 0 else "embedding scales"
-        elif step.name == "aten::slice_copy.Tensor_out" and value.dtype == "FLOAT":
-            role = "rope"
-        elif value.dtype == "BOOL":
-            role = "mask"
-        elif step.name == "aten::mul.out" and value.dtype == "FLOAT":  # what was not delegated
+        role: Role = roles[min(place, len(roles) - 1)] if roles else "unknown"
+        if role in ("rope", "factor", "unknown") and value.dtype != "FLOAT":
+            role = "mask" if value.dtype == "BOOL" else "unknown"
+        if role == "factor":
             role = _factor(value.sizes)
-        constants.append(Constant(plan.name, step.index, None, role, value, partner=partner, epsilon=epsilon))
+        constants.append(
+            Constant(
+                plan.name,
+                step.index,
+                None,
+                role,
+                value,
+                partner=base if role == "norm bias" else None,
+                epsilon=_epsilon(plan, step, roles),
+            )
+        )
     return constants
 
 
-def _of_delegate(plan: Plan, step: Instruction, graph: Graph, given: tuple[int, ...], base: int) -> Iterator[Constant]:
-    outside = dict(zip(graph.inputs, given, strict=True))
-    seen: set[int] = set()
-    for node in graph.nodes:
-        weight_place: int | None = None
-        for position, id in enumerate(node.inputs):
-            if id is None or id in seen:
-                continue
-            inner = graph.values[id]
-            outer = plan.values[outside[id]] if id in outside else None
-            if inner.constant is None and not (isinstance(outer, TensorValue) and outer.constant is not None):
-                continue
-            seen.add(id)
-            role = _role(graph, node, position, inner)
-            if role in ("linear", "convolution"):
-                weight_place = base + len(seen) - 1
-            value = outer if isinstance(outer, TensorValue) else inner
-            yield Constant(
-                plan.name,
-                step.index,
-                node.index,
-                role,
-                value,
-                quantization=inner.quantization,
-                partner=weight_place if role == "bias" else None,
-                input_scale=_input_scale(graph, node),
-            )
+def _epsilon(plan: Plan, step: Instruction, roles: tuple[Role, ...]) -> float | None:
+    number = plan.values[step.args[roles.index("epsilon")]] if "epsilon" in roles else None
+    return number if isinstance(number, float) else None
 
 
-def _input_scale(graph: Graph, node: Node) -> float | None:
-    first = node.inputs[0]
-    quantization = None if first is None else graph.values[first].quantization
-    return getattr(quantization, "scale", None)
+def _of_delegate(artifact: Artifact, plan: Plan, step: Instruction, base: int) -> Iterator[Constant]:
+    graph = graph_of(artifact, plan, step)
+    given = dict(zip(graph.inputs, given_and_made(artifact, plan, step)[0], strict=True))
+    outside = {
+        id: value
+        for id, index in given.items()
+        if isinstance(value := plan.values[index], TensorValue) and value.constant is not None
+    }
+    backend = BACKENDS.get(step.name, where=f"{plan.name}, instruction {step.index}")
+    weights: dict[int, int] = {}  # by node, the place of its weight in the inventory
+    for place, use in enumerate(backend.constants(graph, outside.keys())):
+        inner, role = graph.values[use.id], use.role
+        if role in ("linear", "convolution"):
+            weights[use.node] = base + place
+        if role == "factor" and inner.dtype == "fp32":
+            role = _factor(inner.dims)
+        yield Constant(
+            plan.name,
+            step.index,
+            use.node,
+            role,
+            _described(plan, given, use.id, inner),
+            quantization=inner.quantization,
+            partner=weights.get(use.node) if role == "bias" else None,
+            input_scale=use.input_scale,
+        )
 
 
-def _role(graph: Graph, node: Node, position: int, value: GraphValue) -> Role:
-    if node.kind in ("XNNFullyConnected", "XNNConv2d"):
-        return "bias" if position == 2 else "linear" if node.kind == "XNNFullyConnected" else "convolution"
-    if node.kind == "XNNSubtract":
-        return "mean"
-    if node.kind == "XNNDiv":
-        return "std"
-    if node.kind == "XNNMultiply":
-        return _factor(value.dims) if value.dtype == "fp32" else "factor"
-    following = [n.kind for n in graph.nodes if node.output in n.inputs]
-    if node.kind == "XNNAdd":
-        return "epsilon" if "XNNReciprocalSquareRoot" in following else "addend"
-    return "addend" if node.kind.startswith("XNNConcatenate") else "unknown"
+def _described(plan: Plan, given: dict[int, int], id: int, inner: GraphValue) -> TensorValue | GraphValue:
+    """The EValue behind a value of a delegate, or the value itself."""
+    outer = plan.values[given[id]] if id in given else None
+    return outer if isinstance(outer, TensorValue) else inner
 
 
 def _factor(sizes: tuple[int, ...]) -> Role:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Bytes, Span, Storage
-from verifier.artifact.xnnpack import GraphValue, PerGroup, PerTensor
 from verifier.audit.assign import Parameter, assign_constants
 from verifier.audit.compare import Audited, compare_constant
 from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
+from verifier.backends.backend import GraphValue, PerGroup, PerTensor
 from verifier.checkpoint import Checkpoint
 from verifier.model.keymap import map_keys
 from verifier.progress import Tell, unheard

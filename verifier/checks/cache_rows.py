@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verifier.artifact.caches import Cache
+from verifier.audit.caches import Cache
 from verifier.checks.bands import TIES, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, passed, unverified
 from verifier.core.compare import EQUAL_DB, Array, Mismatch, compare, refusal
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
-from verifier.interpret.rounding import UNIT
+from verifier.operators.rounding import UNIT
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import Missing, Where
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verifier.artifact.caches import Cache
+from verifier.audit.caches import Cache
 from verifier.checks.bands import TIES, Allowed, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal

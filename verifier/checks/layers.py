@@ -117,7 +117,7 @@ def _linears(records: list[Compared]) -> dict[str, float]:
 
 UNEXPLAINED = (
     "This is more than independent roundings leave, and less than an unlucky order of summation may: none of the known orders gives it, so "
-    "neither a fault nor rounding is shown. Add this kernel's order to verifier/interpret/order.py, or compare on another CPU."
+    "neither a fault nor rounding is shown. Add this kernel's order to verifier/operators/order.py, or compare on another CPU."
 )
 
 

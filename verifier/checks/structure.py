@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verifier.artifact.handover import handovers
-from verifier.artifact.lifetimes import find_overlaps, outside_arena
-from verifier.artifact.lifetimes import lifetimes as tensor_lifetimes
 from verifier.artifact.program import METHODS, MethodFacts, TensorFacts
+from verifier.audit.handover import handovers
+from verifier.audit.lifetimes import find_overlaps, outside_arena
+from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
+from verifier.backends.calls import census_of
 from verifier.checks.bands import whole
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, skipped, unverified
 from verifier.checks.metadata import metadata
@@ -15,18 +16,8 @@ from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence, Part
 from verifier.model.tokenizer import described
+from verifier.operators.registry import is_heavy
 from verifier.types import Missing, Where
-
-# Work that XNNPACK must carry: as portable kernels these are right and many times too slow (ET#21859).
-_HEAVY = (
-    "aten::addmm",
-    "aten::mm",
-    "aten::bmm",
-    "aten::linear",
-    "aten::convolution",
-    "aten::_native_batch_norm_legit_no_training",
-)
-
 
 SCALAR = limit("structure.scalars")
 
@@ -188,7 +179,7 @@ def operators(ran: OperatorsOf, _case: str) -> Finding:
 def delegation(evidence: Evidence, _case: str) -> Finding:
     """Matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.artifact.methods.items():
-        heavy = {op: n for op, n in facts.operators.items() if op.rpartition(".")[0] in _HEAVY or op in _HEAVY}
+        heavy = {op: n for op, n in facts.operators.items() if is_heavy(op)}
         if heavy:
             return failed(
                 f"{name} runs {sum(heavy.values())} matrix products outside XNNPACK ({', '.join(heavy)}). The partitioner did not take them: check the "
@@ -208,7 +199,7 @@ def census(evidence: Evidence, _case: str) -> Finding:
     if isinstance(evidence.tolerances, Missing):
         return unverified(f"no census to compare with: {evidence.tolerances.reason}")
     try:
-        found = evidence.artifact.census()
+        found = census_of(evidence.artifact)
     except ArtifactError as error:
         return failed(f"a delegate cannot be read: {error.one_line}")
     return _compare_census(found, evidence.tolerances.census)

@@ -165,7 +165,7 @@ _ROWS: tuple[Limit, ...] = (
         "share",
         "most",
         "derived",
-        "share of its limit that a result may use. fp32: of the running error bound of `verifier/interpret/node_bounds.py` and `kernel_bounds.py`, in stages "
+        "share of its limit that a result may use. fp32: of the running error bound that each record in `verifier/operators/` and `verifier/backends/` has, in stages "
         "(decision 6): what leaves `rounding.screen` is held against the kernels' own orders, and against a bound that is true of every order; what none decides "
         "is an error. A 4-bit linear beyond it may still keep `layers.kernel.linear`; int8: `layers.kernel.step` and `layers.kernel.share_off`. `layers.constants` has the same limits",
         "at most 0.52 of the screen on llava_tiny with AVX-512, which nothing leaves",
@@ -646,7 +646,7 @@ _ROUNDINGS: tuple[Limit, ...] = (
         "0.3 of the whole bound on llava_tiny",
     ),
 )
-"""What functions may be off by, in units of fp32's roundoff, 2^-24: `verifier.interpret.rounding.units` reads them."""
+"""What functions may be off by, in units of fp32's roundoff, 2^-24: `verifier.operators.rounding.units` reads them."""
 
 LIMITS: dict[str, Limit] = {row.id: row for row in (*_ROWS, *_ROUNDINGS)}
 

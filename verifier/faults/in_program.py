@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from verifier.artifact.caches import Cache, find_caches
 from verifier.artifact.flat import Record
 from verifier.artifact.plan import Instruction, TensorValue
+from verifier.audit.caches import Cache, find_caches
 from verifier.errors import ArtifactError
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import Flat, graph_of, program_of, write_scalar

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import Graph
-from verifier.interpret.delegate import NodeObserver, run_graph
-from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
-from verifier.interpret.kernels import KERNELS, dtype_of
-from verifier.interpret.order import Order
-from verifier.interpret.rounding import Sums, likely
+from verifier.backends.backend import Backend, Graph, NodeObserver
+from verifier.backends.calls import BACKENDS, graph_of, operands_of, results_of
 from verifier.memory import untouched_zeros
-
-_NUMPY = {"FLOAT": np.float32, "CHAR": np.int8, "BYTE": np.uint8, "LONG": np.int64, "INT": np.int32, "BOOL": np.bool_}
+from verifier.operators.operator import ProgramFaultError, UnknownOperationError, dtype_of
+from verifier.operators.order import Order
+from verifier.operators.registry import OPERATORS
+from verifier.operators.rounding import Sums, likely
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,13 @@ Observer = Callable[[Step], None]
 def constant_tensor(value: TensorValue, storage: Storage) -> Tensor:
     """A constant EValue's contents, copied from the file. Raises `UnknownOperationError` for a dtype or layout without semantics."""
     assert value.constant is not None
-    if value.dtype not in _NUMPY or value.dim_order != tuple(range(len(value.sizes))):
-        raise UnknownOperationError("a constant of this kind", got=value)
-    return torch.from_numpy(np.array(storage.read(value.constant)).view(_NUMPY[value.dtype]).reshape(value.sizes))
+    stored = PROGRAM[value.dtype].numpy
+    if stored is None or value.dim_order != tuple(range(len(value.sizes))):
+        supported = ", ".join(name for name, dtype in PROGRAM.items() if dtype.numpy)
+        raise UnknownOperationError(
+            f"cannot evaluate a constant of dtype {value.dtype} and dim order {value.dim_order}, only {supported} in their own order are supported"
+        )
+    return torch.from_numpy(np.array(storage.read(value.constant)).view(stored).reshape(value.sizes))
 
 
 @dataclass
@@ -58,35 +61,20 @@ class MethodState:
         return self.artifact.storage
 
     def graph(self, step: Instruction) -> Graph:
-        """The delegate that an instruction calls."""
-        if step.name != "XnnpackBackend":
-            raise UnknownOperationError("a delegate without semantics", got=step.name, expected="XnnpackBackend")
-        return self.artifact.graph(self.plan, step)
+        """The delegate that an instruction calls. Raises `UnknownOperationError` for one that nobody can read."""
+        return graph_of(self.artifact, self.plan, step)
+
+    def backend(self, step: Instruction) -> Backend:
+        """The backend of the delegate that an instruction calls."""
+        return BACKENDS.get(step.name, where=f"{self.plan.name}, instruction {step.index}")
 
     def results(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction computes, in order."""
-        if step.kind == "delegate":
-            self.graph(step)  # refuses another backend by name
-        return self.artifact.results(self.plan, step)
+        return results_of(self.artifact, self.plan, step)
 
     def operands(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction reads, lists included by their items."""
-        if step.kind == "delegate":
-            self.graph(step)  # refuses another backend by name
-            return self.artifact.given_and_made(self.plan, step)[0]
-        if step.kind != "kernel":
-            return step.args[:1]
-        results = set(self.results(step))
-        found: list[int] = []
-        for index in step.args:
-            value = self.plan.values[index]
-            if index in results and not step.name.endswith("copy_"):
-                continue
-            if isinstance(value, ListValue) and value.boxed:
-                found += [] if results & set(value.items) else [item for item in value.items if item != -1]
-            else:
-                found.append(index)
-        return tuple(found)
+        return operands_of(self.artifact, self.plan, step)
 
 
 class Machine:
@@ -147,11 +135,13 @@ def evaluate(
     """
     plan = state.plan
     results = state.results(step)
+    where = f"{plan.name}, instruction {step.index}"
     if step.kind == "delegate":
         graph = state.graph(step)
         inputs = [operands[index] for index in state.operands(step)]
         inner: dict[int, Tensor] | None = None if bounds is None else {}
-        outputs = run_graph(graph, state.storage, inputs, observe=observe, bounds=inner, order=order, sums=sums)
+        backend = state.backend(step)
+        outputs = backend.run(graph, state.storage, inputs, observe=observe, bounds=inner, order=order, sums=sums)
         if bounds is not None and inner is not None:
             bounds |= {result: inner[id] for result, id in zip(results, graph.outputs, strict=True) if id in inner}
         return dict(zip(results, outputs, strict=True))
@@ -159,16 +149,13 @@ def evaluate(
         return {results[0]: operands[step.args[0]]}
     if step.kind == "free":
         return {}
-    if step.kind != "kernel" or step.name not in KERNELS:
+    if step.kind != "kernel":
         raise UnknownOperationError(
-            "an instruction without semantics",
-            got=f"{step.name} (instruction {step.index} of {plan.name})",
-            expected="an operator of verifier/interpret/kernels.py",
-            fix="add it there, with its source",
+            f"cannot evaluate instruction {step.name}, only kernel, delegate, move and free are supported", where=where
         )
+    operator = OPERATORS.get(step.name, where=where)
     facts = [fact if isinstance(fact := plan.values[index], TensorValue) else None for index in results]
     args = [_unboxed(plan, index, operands) for index in step.args]
-    operator = KERNELS[step.name]
     made = (
         operator.evaluate(args, facts) if order is None or operator.in_order is None else operator.in_order(args, order)
     )

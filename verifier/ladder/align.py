@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from verifier.artifact.plan import Instruction
 from verifier.artifact.program import METHODS
 from verifier.audit.run import Audit
+from verifier.backends.calls import written_by
 from verifier.interpret.machine import Machine, MethodState
 from verifier.model.geometry import Geometry
 from verifier.model.keymap import module_of
-
-_SUFFIX = {"llama::update_cache.out": "kv_cache", "llama::custom_sdpa.out": "sdpa", "aten::copy_": "kv_cache"}
+from verifier.operators.registry import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def _align_method(state: MethodState, named: dict[int, list[str]]) -> dict[int, 
         origins = [step.index] if step.index in named else [o for s in sources if (o := latest[s]) is not None]
         latest[step.index] = max(origins) if origins else None
         makers |= dict.fromkeys(state.results(step), step.index)
-        if step.name in _SUFFIX:  # a cache is written in place: its readers come after
-            makers |= dict.fromkeys(state.operands(step)[1:2], step.index)
+        written = written_by(step)
+        if written is not None:  # a cache is written in place: its readers come after
+            makers[written] = step.index
     return {step.index: _label(state, step, named, users, latest) for step in state.plan.instructions}
 
 
@@ -99,16 +100,15 @@ def _label(
     method = state.plan.name
     if step.index in named:
         return Aligned(_module(named[step.index]), block_of(named[step.index][0]))
-    following = users.get(step.index, [])
-    if step.name == "aten::mean.out" and len(following) == 1 and following[0] in named:
+    following, operator = users.get(step.index, []), OPERATORS.find(step.name)
+    if operator is not None and operator.statistic and len(following) == 1 and following[0] in named:
         return Aligned(_module(named[following[0]]), block_of(named[following[0]][0]))
     origin = latest[step.index]
     if origin is None:
         block = method if method == "token_embedding" else f"{method}.input"
         return Aligned(block, block)
     block = block_of(named[origin][-1])
-    suffix = _SUFFIX.get(step.name)
-    return Aligned(f"{block}.{suffix}" if suffix else block, block)
+    return Aligned(f"{block}.{operator.part}" if operator is not None and operator.part else block, block)
 
 
 def _module(parameters: Iterable[str]) -> str:

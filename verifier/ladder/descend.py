@@ -7,9 +7,7 @@ that were recorded. Nodes are cut in order; the first whose value departs from t
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,20 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.artifact.storage import Span, Storage
-from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
+from verifier.artifact.dtypes import program_name
 from verifier.errors import VerifierError
-from verifier.interpret.context import Operand
-from verifier.interpret.delegate import run_graph
 from verifier.interpret.machine import MethodState
-from verifier.interpret.rounding import any_order
 from verifier.ladder.compared import Compared, compare_tensors
-from verifier.ladder.replay import output_step
+from verifier.operators.rounding import any_order
 from verifier.runner.protocol import Bundle, Call, Runner
 
-EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
 TIMEOUT_S = 300.0
-_DTYPES = {torch.float32: "FLOAT", torch.int8: "CHAR"}
 
 
 @dataclass(frozen=True)
@@ -64,9 +56,9 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
     graph = state.graph(step)
     assert step.delegate is not None
     payload = state.plan.delegates[step.delegate].payload
-    cuts = [_cut_payload(payload, state.storage, graph, node) for node in outputs]
+    cuts = [state.backend(step).cut(payload, state.storage, graph, node) for node in outputs]
     given = [_fact(x) for x in inputs]
-    plans = [_plan(number, node, [*given, _fact(x)]) for number, (node, x) in enumerate(outputs.items())]
+    plans = [_plan(step.name, number, node, [*given, _fact(x)]) for number, (node, x) in enumerate(outputs.items())]
     program = schema.Program(
         version=0,
         execution_plan=plans,
@@ -85,7 +77,7 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
     return bytes(made)
 
 
-def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
+def _plan(backend: str, number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
     """A method that calls one delegate: its inputs from the caller, its one output in an arena of its own."""
     from executorch.exir import schema
 
@@ -101,14 +93,14 @@ def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> A
         outputs=numbers[-1:],
         chains=[schema.Chain([], [], [schema.Instruction(schema.DelegateCall(0, numbers))], None)],
         operators=[],
-        delegates=[schema.BackendDelegate("XnnpackBackend", place, [])],
+        delegates=[schema.BackendDelegate(backend, place, [])],
         non_const_buffer_sizes=[0, math.prod(facts[-1][1]) * 4 + 64],
     )
 
 
 def _fact(x: Tensor) -> tuple[str, tuple[int, ...]]:
     """dtype as ExecuTorch spells it, and sizes."""
-    return _DTYPES[x.dtype], tuple(x.shape)
+    return program_name(str(x.dtype).removeprefix("torch.")), tuple(x.shape)
 
 
 def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
@@ -127,81 +119,26 @@ def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
     )
 
 
-def _cut_payload(payload: Span, storage: Storage, graph: Graph, node: int) -> tuple[bytes, dict[str, Span]]:
-    """The delegate's payload cut behind a node, and the named data it uses: ExecuTorch's flatc takes it apart and together."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
-
-    raw = bytes(storage.read(payload))
-    offset, size, inline_offset, inline_size = struct.unpack_from("<IIIQ", raw, 10)
-    with tempfile.TemporaryDirectory() as folder:
-        schema, binary = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
-        schema.write_bytes(_get_schema_bytes())
-        binary.write_bytes(raw[offset : offset + size])
-        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
-        text = json.loads(binary.with_suffix(".json").read_text())
-        keys = {
-            c["named_key"]: storage.named[c["named_key"]] for c in text.get("constant_data", []) if c.get("named_key")
-        }
-        _cut(text, graph, node)
-        binary.with_suffix(".json").write_text(json.dumps(text))
-        _flatc_compile(folder, str(schema), str(binary.with_suffix(".json")))
-        made = binary.read_bytes()
-    padded = made + bytes(-len(made) % 16)
-    start = 32
-    head = struct.pack("<4x4sHIIIQ", b"XH00", 30, start, len(made), start + len(padded), inline_size)
-    return head.ljust(start, b"\0") + padded + raw[inline_offset : inline_offset + inline_size], keys
-
-
-def _cut(text: dict[str, Any], graph: Graph, node: int) -> None:
-    """Leave out the nodes that follow, and make the node's value the only output."""
-    target = graph.nodes[node].output
-    text["xnodes"] = text["xnodes"][: node + 1]
-    for entry, known in zip(text["xnodes"], graph.nodes, strict=False):
-        if known.clamp is not None:
-            entry["output_min_max"] = {"output_min": known.clamp[0], "output_max": known.clamp[1]}
-    text["output_ids"] = [target]
-    text["num_externs"] = len(graph.inputs) + 1
-    for value in text["xvalues"]:
-        union = value["xvalue_union"]
-        tensor = union.get("tensor_value", union)
-        number = tensor.get("id_out", 0)
-        _restore_scales(union, graph.values[number].quantization)
-        if number == target:
-            tensor["external_id"], tensor["flags"] = len(graph.inputs), EXTERNAL_OUTPUT
-        elif number in graph.outputs:
-            tensor["external_id"], tensor["flags"] = INVALID_ID, 0
-        elif number in graph.inputs:
-            tensor["external_id"], tensor["flags"] = graph.inputs.index(number), EXTERNAL_INPUT
-
-
-def _restore_scales(union: dict[str, Any], quantization: Quantization) -> None:
-    """flatc writes floats with six digits, which moves the rounding of int8; the exact ones take their place."""
-    if isinstance(quantization, PerTensor):
-        union["quant_params"]["scale"] = quantization.scale
-    elif isinstance(quantization, PerChannel) and isinstance(quantization.scales, tuple):
-        union["quant_params"]["scale"] = list(quantization.scales)
-
-
 def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
     """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
 
     Raises `VerifierError` if the cuts cannot be made or run.
     """
-    graph = state.graph(state.plan.instructions[instruction])
+    step = state.plan.instructions[instruction]
+    graph, backend = state.graph(step), state.backend(step)
     expected: dict[int, Tensor] = {}
     limits: dict[int, Tensor | None] = {}
 
-    def observe(index: int, value: Operand, bound: Tensor | None) -> None:
+    def observe(index: int, value: object, bound: Tensor | None) -> None:
         if isinstance(value, Tensor):
             expected[index], limits[index] = value, bound
 
-    run_graph(graph, state.storage, inputs, observe=observe, bounds={}, sums=any_order)
+    backend.run(graph, state.storage, inputs, observe=observe, bounds={}, order=None, sums=any_order)
     actual = _run_cuts(cut_program(state, instruction, inputs, expected), tuple(expected), inputs, runner)
     found = []
     for index, value in expected.items():
         node = graph.nodes[index]
-        quantum = output_step(graph, node.output)
+        quantum = backend.step(graph, node.output)
         kind = "step" if quantum else "bound"
         record = Compared(0, state.plan.name, instruction, node.kind, 0, kind, value.numel())
         compared = compare_tensors(record, actual[index], value, quantum=quantum, bound=limits[index], propagated=value)

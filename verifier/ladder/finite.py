@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction, TensorValue
-from verifier.interpret.context import channel_scales, constant_weights
 from verifier.interpret.machine import MethodState
 
 
@@ -93,11 +92,7 @@ def constants_of(state: MethodState, instruction: Instruction, operands: dict[in
     found = [x for index, x in operands.items() if not is_computed(state, index)]
     if instruction.kind != "delegate":
         return found
-    for value in state.graph(instruction).values.values():
-        if value.constant is not None:
-            found += [constant_weights(value, state.storage)] if value.dtype == "fp32" else []
-            found += [channel_scales(value, state.storage)] if value.quantization is not None else []
-    return found
+    return found + state.backend(instruction).numbers(state.graph(instruction), state.storage)
 
 
 def is_computed(state: MethodState, index: int) -> bool:

@@ -17,7 +17,6 @@ from verifier.audit.run import Audit, with_recipe_constants
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Script, converse, splice
 from verifier.errors import VerifierError
-from verifier.interpret.errors import ProgramFaultError, UnknownOperationError
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.abroad import Counterpart, run_here
 from verifier.ladder.align import Aligned, align_program
@@ -39,6 +38,7 @@ from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.memory import return_freed
 from verifier.model.definition import Definition
 from verifier.model.streaming import is_large
+from verifier.operators.operator import ProgramFaultError, UnknownOperationError
 from verifier.progress import Tell, unheard
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from verifier.artifact.program import Artifact
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
+from verifier.backends.xnnpack.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
+from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.checkpoint import Checkpoint
 from verifier.core.limits import limit
-from verifier.interpret.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
-from verifier.interpret.context import channel_scales, constant_weights
 from verifier.model.definition import build_decoder
 from verifier.model.streaming import is_large
 from verifier.types import Recipe

@@ -18,9 +18,8 @@ from torch import Tensor
 from verifier.artifact.plan import Instruction, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Span, Storage
-from verifier.artifact.xnnpack import Graph, PerTensor
-from verifier.interpret.arithmetic import QMAX, QMIN
-from verifier.interpret.errors import ProgramFaultError
+from verifier.backends.calls import is_view, written_by
+from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
 from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
@@ -28,10 +27,8 @@ from verifier.ladder.limits import over
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
-
-SHARING = ("executorch_prim::et_view.default",)
-"""Instructions that leave no trace because they only give memory another shape."""
-_MOVES = ("XNNStaticTranspose", "XNNStaticReshape", "XNNStaticSlice", "XNNConcatenate")
+from verifier.operators.operator import ProgramFaultError
+from verifier.operators.registry import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -79,27 +76,7 @@ def operator_name(state: MethodState, step: Instruction) -> str:
     """The kernel's name, or the nodes of a delegate."""
     if step.kind != "delegate":
         return step.name
-    return "+".join(node.kind.removeprefix("XNN") for node in state.graph(step).nodes)
-
-
-def output_step(graph: Graph, id: int) -> float | None:
-    """The quantization step of a delegate's output: its own, or that of the int8 value which it is converted from."""
-    quantization = graph.values[id].quantization
-    if isinstance(quantization, PerTensor):
-        return 1.0
-    makers = {node.output: node for node in graph.nodes}
-    while id in makers:
-        node = makers[id]
-        source = node.inputs[0]
-        if source is None:
-            return None
-        if node.kind == "XNNConvert":
-            before = graph.values[source].quantization
-            return before.scale if isinstance(before, PerTensor) else None
-        if not node.kind.startswith(_MOVES):
-            return None
-        id = source
-    return None
+    return "+".join(node.short for node in state.graph(step).nodes)
 
 
 def clipped_share(x: Tensor, *, scale: float, zero_point: int) -> float:
@@ -144,7 +121,7 @@ class Replayer:
     def finish(self) -> Replay:
         """What was found so far."""
         computing = {
-            method: frozenset(step.index for step in state.plan.instructions if _computes(state, step))
+            method: frozenset(step.index for step in state.plan.instructions if _computes(step))
             for method, state in self.shadow.methods.items()
             if state.plan.instructions
         }
@@ -173,13 +150,10 @@ def _constants(state: MethodState, step: Instruction) -> set[Span]:
     return {span for span in spans if isinstance(span, Span)}
 
 
-def _computes(state: MethodState, step: Instruction) -> bool:
-    """Whether an instruction makes a tensor; what only handles sizes, or frees, does not."""
-    if step.kind == "delegate":
-        return True
-    return step.kind == "kernel" and not step.name.startswith(
-        ("executorch_prim::", "aten::sym_size", "aten::_local_scalar")
-    )
+def _computes(step: Instruction) -> bool:
+    """Whether an instruction makes a tensor; what only handles numbers and sizes, or frees, does not."""
+    operator = OPERATORS.find(step.name)
+    return step.kind == "delegate" or (step.kind == "kernel" and (operator is None or operator.computes))
 
 
 class _Follower:
@@ -250,13 +224,12 @@ class _Follower:
         """How much of what a delegate is handed lies outside the int8 range that it is converted to."""
         graph = self.state.graph(instruction)
         tensors = dict(zip(graph.inputs, handed.values(), strict=False))
-        for node in graph.nodes:
-            given = graph.values[node.output].quantization
-            tensor = tensors.get(node.inputs[0]) if node.kind == "XNNConvert" and node.inputs[0] is not None else None
-            if tensor is not None and tensor.is_floating_point() and isinstance(given, PerTensor):
-                clipped = clipped_share(tensor, scale=given.scale, zero_point=given.zero_point)
+        for conversion in self.state.backend(instruction).conversions(graph):
+            tensor, target = tensors.get(conversion.id), conversion.target
+            if tensor is not None and tensor.is_floating_point():
+                clipped = clipped_share(tensor, scale=target.scale, zero_point=target.zero_point)
                 where = self.replayer.calls, self.state.plan.name, instruction.index
-                self.replayer.ranges.append(RangeUse(*where, node.index, clipped))
+                self.replayer.ranges.append(RangeUse(*where, conversion.node, clipped))
 
     def _compare_with_recipe(self, step: Step, operands: dict[int, Any], traced: list[Tensor]) -> None:
         """The same instruction on the same operands, with the constants that the recipe gives."""
@@ -302,13 +275,12 @@ class _Follower:
         instruction, method = step.instruction, self.state.plan.name
         tensors = [index for index in self.state.results(instruction) if isinstance(expected.get(index), Tensor)]
         recorded = dict(zip(tensors, traced, strict=False))
-        shares_memory = instruction.name in SHARING
         again = Again(self.state, instruction, operands)
         for place, index in enumerate(tensors):
             self.makers[index] = instruction.index
             if index not in recorded:
                 self.known[index] = expected[index]
-                if not shares_memory or self.untraced & set(step.inputs):
+                if not is_view(instruction) or self.untraced & set(step.inputs):
                     self.untraced.add(index)
                 continue
             self.untraced.discard(index)
@@ -319,7 +291,10 @@ class _Follower:
         for index, value in expected.items():
             if not isinstance(value, Tensor):
                 self.known[index] = value
-        if (tensors and len(recorded) == len(tensors)) or instruction.name == "llama::update_cache.out":
+        written_elsewhere = (
+            not tensors and written_by(instruction) is not None
+        )  # it returns a dummy: the cache is compared where it is read
+        if (tensors and len(recorded) == len(tensors)) or written_elsewhere:
             self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
 
     def _judged(self, record: Compared, operands: dict[int, Any]) -> Compared:
@@ -348,7 +323,7 @@ class _Follower:
         quantum = None
         if instruction.kind == "delegate":
             graph = self.state.graph(instruction)
-            quantum = output_step(graph, graph.outputs[place])
+            quantum = self.state.backend(instruction).step(graph, graph.outputs[place])
         kind = "step" if quantum is not None else "bound" if expected.is_floating_point() else "equal"
         record = Compared(
             call=self.replayer.calls,

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction
-from verifier.interpret.context import has_groups
 from verifier.interpret.machine import MethodState, evaluate
-from verifier.interpret.order import ORDERS
-from verifier.interpret.rounding import any_order
 from verifier.ladder.compared import Compared, is_linear
 from verifier.ladder.limits import LINEAR, SHARE, excess
+from verifier.operators.order import ORDERS
+from verifier.operators.rounding import any_order
 
 Compare = Callable[[Tensor, Tensor | None], Compared]
 """The runtime's result against an expected one, within a bound."""
@@ -42,7 +41,7 @@ class Again:
         """Whether it is a delegate of 4-bit linears."""
         if self.instruction.kind != "delegate":
             return False
-        return any(has_groups(value) for value in self.state.graph(self.instruction).values.values())
+        return any(value.has_groups for value in self.state.graph(self.instruction).values.values())
 
     @cached_property
     def bounds(self) -> dict[int, Tensor]:

@@ -14,21 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
 from verifier.errors import RunnerError
 from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE
 
-_DTYPES = {
-    "BYTE": np.uint8,
-    "CHAR": np.int8,
-    "BOOL": np.bool_,
-    "INT": np.int32,
-    "LONG": np.int64,
-    "FLOAT": np.float32,
-    "DOUBLE": np.float64,
-    "HALF": np.float16,
-}
 ALIGNMENT_BYTES = 64
 
 
@@ -44,7 +35,7 @@ class TracedTensor:
 
     def array(self) -> NDArray[Any]:
         """Its contents, a copy. Raises `RunnerError` if it lies outside the buffer."""
-        dtype = np.dtype(_DTYPES[self.dtype])
+        dtype = np.dtype(PROGRAM[self.dtype].numpy)
         if math.prod(self.sizes) == 0:
             return np.zeros(self.sizes, dtype)
         last = sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
@@ -87,7 +78,8 @@ def _call(run: Record, buffer: Path) -> CallTrace:
 
 def _tensor(record: Record, buffer: Path) -> TracedTensor:
     sizes, strides = tuple(record.sizes), tuple(record.strides)
-    if record.scalar_type not in _DTYPES or len(sizes) != len(strides) or any(s < 0 for s in (*sizes, *strides)):
+    dtype = PROGRAM.get(record.scalar_type)
+    if dtype is None or dtype.numpy is None or len(sizes) != len(strides) or any(s < 0 for s in (*sizes, *strides)):
         raise RunnerError(
             "a traced tensor that cannot be", got=f"{record.scalar_type}{list(sizes)} strides {list(strides)}"
         )

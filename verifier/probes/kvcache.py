@@ -17,11 +17,13 @@ from typing import Protocol
 
 import numpy as np
 
-from verifier.artifact.caches import Cache, find_caches
 from verifier.artifact.program import Artifact
 from verifier.artifact.rewire import rewire
+from verifier.audit.caches import Cache, find_caches
 from verifier.driver import ids_array
 from verifier.errors import ArtifactError
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.registry import OPERATORS
 from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
 from verifier.runner.protocol import Array, Bundle, Part, Result
 from verifier.types import Missing
@@ -138,7 +140,7 @@ def ask_cache(
     use = _ask(run, artifact.path, _use(tokens, others, image, limit))
     try:
         caches = find_caches(artifact)
-    except ArtifactError as error:
+    except (ArtifactError, UnknownOperationError) as error:
         unread, unset = (
             Missing(said, "verifier") for said in (error.one_line, f"the cache cannot be set: {error.one_line}")
         )
@@ -163,7 +165,7 @@ def ask_cache(
 def poisons(artifact: Artifact) -> dict[str, float]:
     """Values for the rows beyond the position. Attention that masks by arithmetic multiplies every row by its weight, and
     0 x NaN is NaN: there -1e30 stands in for NaN."""
-    masked = not any("custom_sdpa" in operator for operator in artifact.methods["text_decoder"].operators)
+    masked = not any(operator.attends for operator in OPERATORS.known(artifact.methods["text_decoder"].operators))
     return dict(zip(POISONS, (-HUGE if masked else float("nan"), HUGE), strict=True))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from verifier.artifact.lifetimes import lifetimes
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
+from verifier.audit.lifetimes import lifetimes
+from verifier.backends.calls import BACKENDS, given_and_made, graph_of, results_of
 from verifier.errors import ArtifactError
-
-_WRITES = {"llama::update_cache.out": (1, 0), "aten::index_put.out": (0, 2)}
-"""Kernels that write rows: the place of the cache and of the rows among their arguments."""
+from verifier.operators.operator import RowWrite
+from verifier.operators.registry import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,17 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
     kept = {one.value for one in lifetimes(plan) if one.permanent}
     found: list[Cache] = []
     for step in plan.instructions:
-        at = _WRITES.get(step.name)
-        if at is None or step.args[at[0]] not in kept:
+        write = _write(step)
+        if write is None or step.args[write.cache] not in kept:
             continue
-        index = step.args[at[0]]
+        index = step.args[write.cache]
         value = plan.values[index]
         assert isinstance(value, TensorValue)
         if len(value.sizes) != 4 or value.dtype != "FLOAT":
             raise _odd("a cache that is not fp32 [1, T, H, D] or [1, H, T, D]", f"{value.dtype} {list(value.sizes)}")
-        axis = _axis(step)
-        kind: Literal["k", "v"] = "k" if _meets_table(artifact, plan, step, step.args[at[1]]) else "v"
+        kind: Literal["k", "v"] = "k" if _meets_table(artifact, plan, step, step.args[write.rows]) else "v"
         layer = sum(cache.kind == kind for cache in found)
-        found.append(Cache(index, layer, kind, axis, 3 - axis, value.sizes, value.size_bytes))
+        found.append(Cache(index, layer, kind, write.axis, 3 - write.axis, value.sizes, value.size_bytes))
     kinds = [sum(cache.kind == kind for cache in found) for kind in "kv"]
     if not found or kinds[0] != kinds[1] or {cache.value for cache in found} != kept:
         raise _odd(
@@ -61,18 +60,19 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
 def cache_length(artifact: Artifact) -> int | None:
     """Positions that the shortest cache of `text_decoder` holds, None if no cache is written in a way that is known."""
     plan = artifact.plans["text_decoder"]
-    written = [
-        (step, plan.values[step.args[_WRITES[step.name][0]]]) for step in plan.instructions if step.name in _WRITES
-    ]
-    lengths = [
-        value.sizes[_axis(step)] for step, value in written if isinstance(value, TensorValue) and len(value.sizes) == 4
-    ]
+    lengths = []
+    for step in plan.instructions:
+        write = _write(step)
+        value = None if write is None else plan.values[step.args[write.cache]]
+        if write is not None and isinstance(value, TensorValue) and len(value.sizes) == 4:
+            lengths.append(value.sizes[write.axis])
     return min(lengths, default=None)
 
 
-def _axis(write: Instruction) -> int:
-    """The axis of positions of the cache that an instruction writes."""
-    return 1 if write.name.startswith("llama") else 2
+def _write(step: Instruction) -> RowWrite | None:
+    """How an instruction writes rows of a cache, if it does."""
+    operator = OPERATORS.find(step.name) if step.kind == "kernel" else None
+    return None if operator is None else operator.rows
 
 
 def _odd(expected: str, got: str) -> ArtifactError:
@@ -81,12 +81,12 @@ def _odd(expected: str, got: str) -> ArtifactError:
         got=got,
         expected=expected,
         where="text_decoder",
-        fix="export again; for another attention, teach verifier/artifact/caches.py its layout",
+        fix="export again; for another attention, add the layout of its cache to the record of its operator in verifier/operators/",
     )
 
 
 def _meets_table(artifact: Artifact, plan: Plan, write: Instruction, rows: int) -> bool:
-    makers = {index: step for step in plan.instructions[: write.index] for index in artifact.results(plan, step)}
+    makers = {index: step for step in plan.instructions[: write.index] for index in results_of(artifact, plan, step)}
     waiting, seen = [rows], set()
     while waiting:
         index = waiting.pop()
@@ -107,10 +107,11 @@ def _meets_table(artifact: Artifact, plan: Plan, write: Instruction, rows: int) 
 def _sources(artifact: Artifact, plan: Plan, step: Instruction, result: int) -> set[int]:
     """EValues that a result of an instruction depends on; nothing behind a linear. Inside a delegate node by node."""
     if step.kind != "delegate":
-        return set(step.args) - set(artifact.results(plan, step))
-    graph = artifact.graph(plan, step)
+        return set(step.args) - set(results_of(artifact, plan, step))
+    graph = graph_of(artifact, plan, step)
+    backend = BACKENDS.get(step.name, where=f"{plan.name}, instruction {step.index}")
     makers = {node.output: node for node in graph.nodes}
-    taken, made = artifact.given_and_made(plan, step)
+    taken, made = given_and_made(artifact, plan, step)
     given = dict(zip(graph.inputs, taken, strict=True))
     waiting = [graph.outputs[made.index(result)]]
     found: set[int] = set()
@@ -119,7 +120,7 @@ def _sources(artifact: Artifact, plan: Plan, step: Instruction, result: int) -> 
         if id in given:
             found.add(given[id])
         elif id in makers:
-            if makers[id].kind == "XNNFullyConnected":
+            if backend.is_linear(makers[id]):
                 return set()
             waiting += [source for source in makers.pop(id).inputs if source is not None]
     return found

@@ -8,27 +8,22 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.nibbles import unpack_nibbles
-from verifier.artifact.storage import Storage
-from verifier.artifact.xnnpack import (
-    Graph,
-    GraphValue,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    bfloat16_to_float32,
-)
-from verifier.interpret.arithmetic import QuantizedRows, dequantize
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.order import Order
-from verifier.interpret.rounding import Sums, likely
+from verifier.artifact.storage import Bytes, Storage
+from verifier.backends.backend import Graph, GraphValue, PerChannel, PerGroup, PerTensor
+from verifier.backends.xnnpack.arithmetic import QuantizedRows, dequantize
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.order import Order
+from verifier.operators.rounding import Sums, likely
 
 Operand = Tensor | QuantizedRows
 Bounds = dict[int, Tensor]
 """Error bounds of fp32 values by id."""
-_NUMPY = {"fp32": np.float32, "qint8": np.int8, "qcint8": np.int8, "qint32": np.int32, "qcint32": np.int32}
+_READ = ", ".join(name for name, dtype in XNNPACK.items() if dtype.numpy)
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,9 @@ class Context:
     def fact(self, id: int | None) -> GraphValue:
         """The declared value."""
         if id is None:
-            raise UnknownOperationError("an XNNPACK node lacks an operand that it needs")
+            raise UnknownOperationError(
+                "cannot evaluate an XNNPACK node that lacks an operand, only optional ones may be absent"
+            )
         return self.graph.values[id]
 
     def tensor(self, id: int | None) -> Tensor:
@@ -55,7 +52,9 @@ class Context:
             return constant_weights(value, self.storage)
         content = self.contents[value.id]
         if isinstance(content, QuantizedRows):
-            raise UnknownOperationError("a dynamically quantized operand where none is expected", got=value)
+            raise UnknownOperationError(
+                "cannot evaluate a node on dynamically quantized rows, only XNNFullyConnected is supported", got=value
+            )
         return content
 
     def real(self, id: int | None) -> Tensor:
@@ -72,7 +71,8 @@ def static_range(quantization: object) -> PerTensor:
     """The scale and zero point of a value of static int8. Raises `UnknownOperationError`."""
     if not isinstance(quantization, PerTensor):
         raise UnknownOperationError(
-            "an operand that is not quantized per tensor", got=quantization, expected="PerTensor"
+            "cannot evaluate an int8 operand that is not quantized per tensor, only PerTensor is supported",
+            got=quantization,
         )
     return quantization
 
@@ -85,11 +85,14 @@ def constant_weights(value: GraphValue, storage: Storage) -> Tensor:
         return torch.from_numpy(
             unpack_nibbles(raw, low_first=True).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
         )
-    if value.dtype not in _NUMPY:
-        raise UnknownOperationError("a constant of this dtype", got=value.dtype, expected=", ".join(_NUMPY))
-    return torch.from_numpy(
-        np.array(raw.view(_NUMPY[value.dtype])).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
-    )
+    stored = XNNPACK[value.dtype].numpy
+    if stored is None:
+        raise UnknownOperationError(f"cannot evaluate a constant of dtype {value.dtype}, only {_READ} are supported")
+    return torch.from_numpy(np.array(raw.view(stored)).reshape(-1)[: math.prod(value.dims)].reshape(value.dims))
+
+
+def _bfloat16_to_float32(raw: Bytes) -> NDArray[np.float32]:
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
@@ -98,18 +101,15 @@ def channel_scales(value: GraphValue, storage: Storage) -> Tensor:
     if isinstance(quantization, PerTensor):
         return torch.tensor([quantization.scale], dtype=torch.float32)
     if isinstance(quantization, PerGroup):
-        scales = bfloat16_to_float32(storage.read(quantization.scales))
+        scales = _bfloat16_to_float32(storage.read(quantization.scales))
         return torch.from_numpy(scales.reshape(value.dims[0], -1))
     if isinstance(quantization, PerChannel):
         if isinstance(quantization.scales, tuple):
             return torch.tensor(quantization.scales, dtype=torch.float32)
         return torch.from_numpy(np.array(storage.read(quantization.scales).view(np.float32)))
-    raise UnknownOperationError("a weight without scales", got=value)
-
-
-def has_groups(value: GraphValue) -> bool:
-    """Whether a weight is of 4-bit groups along its input channels."""
-    return value.dtype == "qbint4" and isinstance(value.quantization, PerGroup) and value.quantization.axis == 0
+    raise UnknownOperationError(
+        "cannot evaluate a weight without scales, only per tensor, channel or group is supported", got=value
+    )
 
 
 @lru_cache(maxsize=1)

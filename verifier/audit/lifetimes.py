@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
-
-VIEWS = ("executorch_prim::et_view.default",)
-IN_PLACE = ("llama::update_cache.out", "aten::copy_")
+from verifier.backends.calls import is_view, written_by
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Overlap:
 def lifetimes(plan: Plan) -> list[Lifetime]:
     """Lifetimes of all planned tensors of a method; views count as uses of what they look at."""
     end = len(plan.instructions)
-    sources = {step.args[-1]: step.args[0] for step in plan.instructions if step.name in VIEWS}
+    sources = {step.args[-1]: step.args[0] for step in plan.instructions if is_view(step)}
     made: dict[int, int] = {}
     used: dict[int, list[int]] = {}
     for step in plan.instructions:
@@ -86,11 +84,6 @@ def outside_arena(plan: Plan) -> list[Lifetime]:
     return [one for one in lifetimes(plan) if not 0 < one.arena < len(sizes) or one.end > sizes[one.arena]]
 
 
-def cache_bytes(plan: Plan) -> int:
-    """Bytes of everything that outlives a call."""
-    return sum(one.end - one.begin for one in lifetimes(plan) if one.permanent)
-
-
 def _origin(index: int, sources: dict[int, int]) -> int:
     while index in sources:
         index = sources[index]
@@ -107,14 +100,14 @@ def _tensors(plan: Plan, step: Instruction) -> list[int]:
 
 
 def _mutated(plan: Plan) -> set[int]:
-    return {step.args[1 if "update_cache" in step.name else 0] for step in plan.instructions if step.name in IN_PLACE}
+    return {index for step in plan.instructions if (index := written_by(step)) is not None}
 
 
 def _written(plan: Plan, step: Instruction) -> list[int]:
     """What an instruction makes: a kernel's last argument; of a delegate, every planned tensor that nothing made before."""
     if step.kind == "delegate":
         return [index for index in step.args if isinstance(plan.values[index], TensorValue)]
-    if step.kind != "kernel" or step.name in VIEWS:
+    if step.kind != "kernel" or is_view(step):
         return []
     last = plan.values[step.args[-1]]
     return list(last.items) if isinstance(last, ListValue) else [step.args[-1]]

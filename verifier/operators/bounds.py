@@ -1,35 +1,34 @@
 """How far a correct kernel may be from the interpreter, for each operator of the program, whose operands are exact.
 
 What is not ruled by IEEE's rounding says so: functions have a row in the table of limits, and sums what the rule for them says (see
-`verifier.interpret.rounding`). Results of integers have no bound: they must be equal. Sources: executorch/kernels/portable/cpu and
+`verifier.operators.rounding`). Results of integers have no bound: they must be equal. Sources: executorch/kernels/portable/cpu and
 kernels/optimized/cpu.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.node_bounds import softmax_share
-from verifier.interpret.rounding import UNIT, Sums, gamma, units
+from verifier.operators.operator import Arguments, KernelBound, Results, UnknownOperationError
+from verifier.operators.rounding import UNIT, Sums, gamma, units
 
 
-def _each(results: Sequence[Any], bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+def each(results: Results, bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    """The bound of each result by its magnitudes; None for what is no floating-point tensor. Raises `UnknownOperationError` for half precision."""
     found: list[Tensor | None] = []
     for result in results:
         real = isinstance(result, Tensor) and result.is_floating_point()
         if real and result.dtype not in (torch.float32, torch.float64):
-            raise UnknownOperationError("a result that is rounded to half precision", got=result.dtype, expected="fp32")
+            raise UnknownOperationError(f"cannot bound a result of {result.dtype}, only fp32 and fp64 are supported")
         found.append(bound(result.double().abs()) if real else None)
     return found
 
 
-def exact(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def exact(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """Values are moved, picked or limited; nothing is rounded. A fill value or another dtype is rounded by IEEE's rule, to the same."""
     return [
         torch.zeros(r.shape, dtype=torch.float64) if isinstance(r, Tensor) and r.is_floating_point() else None
@@ -37,55 +36,72 @@ def exact(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Ten
     ]
 
 
-def once(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def once(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """One IEEE operation on two numbers of the result's dtype."""
-    return _each(results, lambda out: UNIT * out)
+    return each(results, lambda out: UNIT * out)
 
 
-def number_product(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def number_product(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """A number becomes fp32 before it is multiplied, or does not."""
-    return _each(results, lambda out: gamma(2) * out)
+    return each(results, lambda out: gamma(2) * out)
 
 
-def scaled_sum(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def scaled_sum(args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """a + alpha b: the product is rounded by itself, or fused with the sum; a number as b becomes fp32 before, or does not."""
     b, alpha = args[1], args[2] if len(args) > 2 and args[2] is not None else 1
     second = b.double().abs() if isinstance(b, Tensor) else torch.tensor(abs(float(b)), dtype=torch.float64)
     plain = isinstance(b, Tensor) and alpha == 1
-    return _each(
+    return each(
         results, lambda out: UNIT * out if plain else gamma(2) * (abs(float(alpha)) * second + out).expand(out.shape)
     )
 
 
-def stepped(args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
+def stepped(args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
     """start + i step."""
     start = abs(float(args[0])) if isinstance(args[0], int | float) else 0.0
-    return _each(results, lambda out: gamma(2) * (start + 2 * out))
+    return each(results, lambda out: gamma(2) * (start + 2 * out))
 
 
-def function(name: str) -> Callable[[Sequence[Any], Sequence[Any], Sums], list[Tensor | None]]:
+def function(name: str) -> KernelBound:
     """So many roundings of the result, by the row of the table."""
 
-    def bound(_args: Sequence[Any], results: Sequence[Any], _sums: Sums) -> list[Tensor | None]:
-        return _each(results, lambda out: units(name) * out)
+    def bound(_args: Arguments, results: Results, _sums: Sums) -> list[Tensor | None]:
+        return each(results, lambda out: units(name) * out)
 
     return bound
 
 
-def put(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def put(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Elements replaced; added up they would depend on the order."""
     if len(args) > 3 and args[3] is True:
-        raise UnknownOperationError("aten::index_put.out that accumulates", expected="one that replaces")
+        raise UnknownOperationError(
+            "cannot evaluate aten::index_put.out that accumulates, only one that replaces is supported"
+        )
     return exact(args, results, sums)
 
 
-def product(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def product(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """[B, M, K] @ [B, K, N]."""
     a, b = (x.double().abs() for x in args[:2])
-    return _each(results, lambda out: sums(a.shape[-1]) * (a @ b) + UNIT * out)
+    return each(results, lambda out: sums(a.shape[-1]) * (a @ b) + UNIT * out)
 
 
-def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def softmax_share(x: Tensor, out: Tensor, passed: Tensor, own: float) -> Tensor:
+    """What softmax over the last dimension may be off by, as a share of the result: `own` for its functions, its sum and its division.
+
+    exp turns an absolute error of x - max into a relative one: the difference is rounded, and so is the ln 2 by which its range is
+    reduced. All addends' errors come back in the sum, weighted by their parts in it.
+    """
+    # a masked addend is -inf whatever is added to it, and its part is exactly 0: no error comes from it (inf * 0 would be NaN)
+    passed = torch.where(torch.isneginf(x), 0.0, passed)
+    lower = torch.where(out > 0, x.amax(-1, keepdim=True) - x, 0.0)
+    difference = 2 * UNIT * lower + passed
+    # a sum of positive numbers is off by no more than the average of its addends' errors, weighted by them
+    together = difference + passed.amax(-1, keepdim=True) + 2 * UNIT * (out * lower).sum(-1, keepdim=True)
+    return torch.expm1(together + own)
+
+
+def softmax(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Over a dimension, see `softmax_share`."""
     x, dim = args[0].double(), int(args[1])
 
@@ -94,18 +110,18 @@ def softmax(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Ten
         own = sums(given.shape[-1]) + units("aten::_softmax")
         return (made * softmax_share(given, made, torch.zeros(()).double(), own)).movedim(-1, dim)
 
-    return _each(results, bound)
+    return each(results, bound)
 
 
-def mean(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def mean(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """A sum and a division; all dimensions if none is given."""
     x, keep = args[0].double().abs(), bool(args[2])
     dims = list(args[1]) if args[1] else list(range(x.dim()))
     terms = math.prod(x.shape[dim] for dim in dims)
-    return _each(results, lambda out: sums(terms + 1) * x.mean(dims, keepdim=keep) + UNIT * out)
+    return each(results, lambda out: sums(terms + 1) * x.mean(dims, keepdim=keep) + UNIT * out)
 
 
-def layer_norm(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
+def layer_norm(args: Arguments, results: Results, sums: Sums) -> list[Tensor | None]:
     """Mean; then variance, which a kernel may take as E[x^2] - mean^2 and lose what cancels; then the scaled difference.
 
     E[x^2] is off by a share g of itself, for g what a sum may be off by; the mean by g E|x|, and its square by 2 g E[x^2] and g^2 E[x^2],
@@ -129,30 +145,3 @@ def layer_norm(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[
         shift + results[0].double().abs()
     )
     return [first, mean_bound + UNIT * mean.abs(), inverse * (spread + UNIT)]
-
-
-BLOCK = 32
-"""Keys that a kernel takes at a time, at the least; behind each block what was summed is scaled again."""
-UNSEEN = -1e4
-"""A mask below this gives a key no weight at all."""
-
-
-def attention(args: Sequence[Any], results: Sequence[Any], sums: Sums) -> list[Tensor | None]:
-    """Scores are sums over the width of a head; exp turns their errors, and the rounding of their difference to the largest, into shares of
-    the weights, in sum and addend; the values are summed over the keys, block by block."""
-    q, k, v, start, mask = args[0].double().abs(), args[1].double().abs(), args[2].double().abs(), int(args[3]), args[4]
-    scale = abs(float(args[7])) if len(args) > 7 and args[7] is not None else q.shape[3] ** -0.5
-    length = start + q.shape[1]
-    share = q.shape[2] // k.shape[2]
-    queries, keys, values = (x.transpose(1, 2) for x in (q, k[:, :length], v[:, :length]))
-    keys, values = (x.repeat_interleave(share, dim=1) for x in (keys, values))
-    scores = (queries @ keys.transpose(-1, -2)).amax(-1, keepdim=True) * scale
-    if mask is not None:
-        seen = mask[..., :length].double()
-        scores = scores + torch.where(seen > UNSEEN, seen.abs(), 0.0).amax(-1, keepdim=True)
-    score_bound = sums(q.shape[3] + 4) * scores + 4 * UNIT * scores
-    own = sums(length) + sums(length + 4 * math.ceil(length / BLOCK)) + units("llama::custom_sdpa")
-    # any convex combination of the values is at most their largest magnitude
-    largest = values.amax(-2, keepdim=True)
-    bound = (torch.expm1(2 * score_bound + own) * largest).transpose(1, 2)
-    return _each(results, lambda out: bound + UNIT * out)

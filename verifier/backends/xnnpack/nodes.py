@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.artifact.xnnpack import GraphValue, Node, PerTensor, PerToken
-from verifier.interpret import node_bounds
-from verifier.interpret.arithmetic import (
+from verifier.backends.backend import GraphValue, Node, PerTensor, PerToken
+from verifier.backends.xnnpack import bounds as node_bounds
+from verifier.backends.xnnpack.arithmetic import (
     QuantizedRows,
     add_quantized,
     centred_rows,
@@ -26,7 +27,8 @@ from verifier.interpret.arithmetic import (
     quantize_rows,
     requantize,
 )
-from verifier.interpret.context import (
+from verifier.backends.xnnpack.bounds import bound_of
+from verifier.backends.xnnpack.context import (
     Bounds,
     Context,
     Operand,
@@ -34,60 +36,87 @@ from verifier.interpret.context import (
     constant_weights,
     dequantized_filter,
     grouped_weights,
-    has_groups,
     static_range,
 )
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.node_bounds import bound_of
-from verifier.interpret.operator import NodeBound, NodeOperator
-from verifier.interpret.order import dot, softmax
+from verifier.operators.operator import Registry, Role, UnknownOperationError
+from verifier.operators.order import dot, softmax
 
 NodeFunction = Callable[[Node, Context], Operand]
-NODES: dict[str, NodeOperator] = {}
+NodeBound = Callable[[Node, Context, Bounds, Operand], Tensor]
+"""Of the fp32 result of a node, from the bounds of its operands: fp64 of the result's shape."""
+_SOURCE = "executorch/backends/xnnpack/runtime/XNNCompiler.cpp"
 
 
-def _node(kind: str, *, bound: NodeBound) -> Callable[[NodeFunction], NodeFunction]:
+@dataclass(frozen=True)
+class NodeOperator:
+    """A node of an XNNPACK delegate. `bound` is asked only where the result is not static int8.
+
+    `converts` says that it changes the quantization of its operand and nothing else, `moves` that it rearranges elements and keeps their
+    quantization step. `roles` are those of constants among its operands, by place; the last one holds for all that follow. `addend` is the role
+    of a constant that was added to its operand. `source` is what its semantics were read from.
+    """
+
+    name: str
+    evaluate: NodeFunction
+    bound: NodeBound
+    converts: bool = False
+    moves: bool = False
+    roles: tuple[Role, ...] = ()
+    addend: Role = "addend"
+    source: str = _SOURCE
+
+
+_RECORDS: list[NodeOperator] = []
+
+
+def _node(
+    name: str, *, bound: NodeBound, converts: bool = False, roles: tuple[Role, ...] = ()
+) -> Callable[[NodeFunction], NodeFunction]:
     def register(function: NodeFunction) -> NodeFunction:
-        NODES[kind] = NodeOperator(kind, function, bound)
+        _RECORDS.append(NodeOperator(name, function, bound, converts=converts, roles=roles))
         return function
 
     return register
 
 
-@_node("XNNConvert", bound=node_bounds.of_convert)
+@_node("XNNConvert", bound=node_bounds.of_convert, converts=True)
 def _convert(node: Node, context: Context) -> Operand:
     """Between fp32 and int8: static (`quantize`, `dequantize`) or per row while running (`quantize_rows`)."""
     target = context.fact(node.output).quantization
     if isinstance(target, PerToken):
         if target.nonbatch_dims != 1:
             raise UnknownOperationError(
-                "dynamic quantization over several dimensions", got=target.nonbatch_dims, expected=1
+                f"cannot evaluate dynamic quantization over {target.nonbatch_dims} dimensions, only over one is supported"
             )
         return quantize_rows(context.real(node.inputs[0]))
     if target is None:
         return context.real(node.inputs[0])
     if context.fact(node.inputs[0]).quantization is not None:
-        raise UnknownOperationError("a conversion between two int8 ranges", got=context.fact(node.inputs[0]))
+        raise UnknownOperationError(
+            "cannot evaluate XNNConvert between two int8 ranges, only from or to fp32 is supported"
+        )
     return quantize(
         context.tensor(node.inputs[0]), scale=static_range(target).scale, zero_point=static_range(target).zero_point
     )
 
 
-@_node("XNNFullyConnected", bound=node_bounds.of_linear)
+@_node("XNNFullyConnected", bound=node_bounds.of_linear, roles=("linear", "linear", "bias"))
 def _fully_connected(node: Node, context: Context) -> Operand:
     """y = x W^T + b. Three kinds: per-row int8 times 4- or 8-bit weights to fp32 (qd8-f32-qb4w, qd8-f32-qc8w), static
     int8 throughout with int32 bias (qs8), and fp32. Sums in fp64."""
     x_id, w_id, b_id = node.inputs
     if node.attributes["flags"]:
-        raise UnknownOperationError("flags of XNNFullyConnected", got=node.attributes["flags"], expected=0)
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0 is supported"
+        )
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
         assert isinstance(rows, QuantizedRows)
-        if has_groups(w_fact) and context.order is not None:
+        if w_fact.has_groups and context.order is not None:
             weights, scales = grouped_weights(w_fact, context.storage)
             result = multiply_in_order(rows, weights, scales, offset=context.order.offset).double()
-        elif has_groups(w_fact):
+        elif w_fact.has_groups:
             weights, scales = grouped_weights(w_fact, context.storage)
             result = multiply_groups(centred_rows(rows), weights, scales) * rows.scale.double()
         else:
@@ -115,12 +144,14 @@ def _ratio(x_range: PerTensor, weight: GraphValue, out_range: PerTensor, context
     return scale / torch.tensor(out_range.scale, dtype=torch.float32)
 
 
-@_node("XNNConv2d", bound=node_bounds.of_convolution)
+@_node("XNNConv2d", bound=node_bounds.of_convolution, roles=("convolution", "convolution", "bias"))
 def _conv2d(node: Node, context: Context) -> Operand:
     """Convolution in NHWC, static int8 with int32 bias or fp32, one group. Padding adds real zeros."""
     a = node.attributes
     if a["groups"] != 1 or a["dilation_height"] != 1 or a["dilation_width"] != 1 or a["flags"]:
-        raise UnknownOperationError("a grouped or dilated convolution", got=a)
+        raise UnknownOperationError(
+            "cannot evaluate a grouped, dilated or flagged XNNConv2d, only plain ones are supported", got=a
+        )
     x_id, w_id, b_id = node.inputs
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
     if x_fact.quantization is None and context.order is not None:
@@ -143,7 +174,7 @@ def _conv2d(node: Node, context: Context) -> Operand:
     return requantize(sums, scale=scale, zero_point=out_range.zero_point)
 
 
-@_node("XNNAdd", bound=node_bounds.of_sum)
+@_node("XNNAdd", bound=node_bounds.of_sum, roles=("addend",))
 def _add(node: Node, context: Context) -> Operand:
     """a + b with broadcasting; in int8 by fixed point (`add_quantized`)."""
     if context.fact(node.output).quantization is None:
@@ -158,7 +189,7 @@ def _add(node: Node, context: Context) -> Operand:
     )
 
 
-@_node("XNNMultiply", bound=node_bounds.of_product)
+@_node("XNNMultiply", bound=node_bounds.of_product, roles=("factor",))
 def _multiply(node: Node, context: Context) -> Operand:
     """a * b with broadcasting; in int8 the product of both minus their zero points, requantized in fp32."""
     if context.fact(node.output).quantization is None:
@@ -173,39 +204,46 @@ def _multiply(node: Node, context: Context) -> Operand:
 
 def _only_real(node: Node, context: Context) -> None:
     if any(context.fact(id).quantization is not None for id in (*node.inputs, node.output)):
-        raise UnknownOperationError(f"{node.kind} on quantized values", got=[context.fact(id) for id in node.inputs])
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} on quantized values, only fp32 is supported",
+            got=[context.fact(id) for id in node.inputs],
+        )
 
 
-@_node("XNNSubtract", bound=node_bounds.of_sum)
+@_node("XNNSubtract", bound=node_bounds.of_sum, roles=("mean",))
 def _subtract(node: Node, context: Context) -> Operand:
     """a - b in fp32, with broadcasting."""
     _only_real(node, context)
     return context.tensor(node.inputs[0]) - context.tensor(node.inputs[1])
 
 
-@_node("XNNDiv", bound=node_bounds.of_quotient)
+@_node("XNNDiv", bound=node_bounds.of_quotient, roles=("std",))
 def _divide(node: Node, context: Context) -> Operand:
     """a / b in fp32, with broadcasting."""
     _only_real(node, context)
     return context.tensor(node.inputs[0]) / context.tensor(node.inputs[1])
 
 
-def _through_fp64(function: Callable[[Tensor], Tensor], kind: str, what: str, bound: NodeBound) -> None:
+def _through_fp64(
+    function: Callable[[Tensor], Tensor], name: str, what: str, bound: NodeBound, addend: Role = "addend"
+) -> NodeOperator:
     def apply(node: Node, context: Context) -> Operand:
         _only_real(node, context)
         return function(context.tensor(node.inputs[0]).double()).to(torch.float32)
 
     apply.__doc__ = f"{what}, computed in fp64 and rounded once; XNNPACK's polynomial is a few ulps away."
-    NODES[kind] = NodeOperator(kind, apply, bound)
+    return NodeOperator(name, apply, bound, addend=addend)
 
 
-_through_fp64(torch.rsqrt, "XNNReciprocalSquareRoot", "1 / sqrt(x)", node_bounds.of_reciprocal_root)
-_through_fp64(torch.sqrt, "XNNSquareRoot", "sqrt(x)", node_bounds.of_root)
-_through_fp64(torch.sigmoid, "XNNSigmoid", "1 / (1 + exp(-x))", node_bounds.of_sigmoid)
-_through_fp64(functional.gelu, "XNNGelu", "x * Phi(x), the exact GELU", node_bounds.of_gelu)
-_through_fp64(torch.tanh, "XNNTanh", "tanh(x)", node_bounds.of_tanh)
-_through_fp64(torch.exp, "XNNExp", "exp(x)", node_bounds.of_exponential)
-_through_fp64(torch.square, "XNNSquare", "x^2", node_bounds.of_square)
+_RECORDS += (
+    _through_fp64(torch.rsqrt, "XNNReciprocalSquareRoot", "1 / sqrt(x)", node_bounds.of_reciprocal_root, "epsilon"),
+    _through_fp64(torch.sqrt, "XNNSquareRoot", "sqrt(x)", node_bounds.of_root),
+    _through_fp64(torch.sigmoid, "XNNSigmoid", "1 / (1 + exp(-x))", node_bounds.of_sigmoid),
+    _through_fp64(functional.gelu, "XNNGelu", "x * Phi(x), the exact GELU", node_bounds.of_gelu),
+    _through_fp64(torch.tanh, "XNNTanh", "tanh(x)", node_bounds.of_tanh),
+    _through_fp64(torch.exp, "XNNExp", "exp(x)", node_bounds.of_exponential),
+    _through_fp64(torch.square, "XNNSquare", "x^2", node_bounds.of_square),
+)
 
 
 @_node("XNNSoftmax", bound=node_bounds.of_softmax)
@@ -221,40 +259,45 @@ def _batch_matrix_multiply(node: Node, context: Context) -> Operand:
     """[..., M, K] @ [..., K, N] in fp32; sums in fp64, or in an order."""
     _only_real(node, context)
     if node.attributes["flags"]:
-        raise UnknownOperationError("flags of XNNBatchMatrixMultiply", got=node.attributes["flags"], expected=0)
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0 is supported"
+        )
     return dot(context.tensor(node.inputs[0]), context.tensor(node.inputs[1]), context.order)
 
 
 Move = Callable[[Node, list[Tensor]], Tensor]
 
 
-def _mover(*kinds: str) -> Callable[[Move], Move]:
-    """Register nodes that only move values, whose ranges must be the output's: their bounds move with them."""
+def _mover(*names: str, moves: bool = True, roles: tuple[Role, ...] = ()) -> Callable[[Move], Move]:
+    """Register nodes that compute nothing: the ranges of their operands must be the output's, and their bounds go through the same function."""
 
     def register(move: Move) -> Move:
         def evaluate(node: Node, context: Context) -> Operand:
             out = context.fact(node.output).quantization
             odd = [context.fact(id) for id in node.inputs if context.fact(id).quantization != out]
             if odd:
-                raise UnknownOperationError(f"{node.kind} that changes the quantization", got=odd, expected=out)
+                raise UnknownOperationError(
+                    f"cannot evaluate {node.kind} that changes the quantization, only one that keeps it is supported",
+                    got=odd,
+                    expected=out,
+                )
             return move(node, [context.tensor(id) for id in node.inputs])
 
         def bound(node: Node, context: Context, bounds: Bounds, _result: Operand) -> Tensor:
             return move(node, [bound_of(context, bounds, id) for id in node.inputs]).abs()
 
         evaluate.__doc__ = move.__doc__
-        for kind in kinds:
-            NODES[kind] = NodeOperator(kind, evaluate, bound)
+        _RECORDS.extend(NodeOperator(name, evaluate, bound, moves=moves, roles=roles) for name in names)
         return move
 
     return register
 
 
-@_mover("XNNNegate")
+@_mover("XNNNegate", moves=False)
 def _negate(_node: Node, given: list[Tensor]) -> Tensor:
     """-x in fp32."""
     if not given[0].is_floating_point():
-        raise UnknownOperationError("XNNNegate on quantized values")
+        raise UnknownOperationError("cannot evaluate XNNNegate on quantized values, only fp32 is supported")
     return -given[0]
 
 
@@ -264,7 +307,7 @@ def _transpose(node: Node, given: list[Tensor]) -> Tensor:
     return given[0].permute(node.attributes["perm"]).contiguous()
 
 
-@_mover("XNNClamp")
+@_mover("XNNClamp", moves=False)
 def _clamp(_node: Node, given: list[Tensor]) -> Tensor:
     """x; the limits are the node's output clamp, which every node may have and which is applied behind all of them."""
     return given[0]
@@ -275,7 +318,7 @@ def _reshape(node: Node, given: list[Tensor]) -> Tensor:
     """The same elements in another shape; a size of 0 is what the others leave."""
     x, shape = given[0], [int(size) for size in node.attributes["new_shape"]]
     if shape.count(0) > 1:
-        raise UnknownOperationError("a reshape with several unknown sizes", got=shape)
+        raise UnknownOperationError(f"cannot evaluate a reshape to {shape}, only one unknown size is supported")
     known = math.prod(size for size in shape if size)
     return x.reshape([size or x.numel() // max(known, 1) for size in shape])
 
@@ -289,8 +332,11 @@ def _slice(node: Node, given: list[Tensor]) -> Tensor:
     return x.contiguous()
 
 
-@_mover("XNNConcatenate2", "XNNConcatenate3", "XNNConcatenate4", "XNNConcatenate5")
+@_mover("XNNConcatenate2", "XNNConcatenate3", "XNNConcatenate4", "XNNConcatenate5", roles=("addend",))
 def _concatenate(node: Node, given: list[Tensor]) -> Tensor:
     """Inputs one after the other along `axis`."""
     axis = node.attributes["axis"]
     return torch.cat(given, dim=axis if axis < 1 << 31 else axis - (1 << 32))
+
+
+NODES: Registry[NodeOperator] = Registry("XNNPACK node", "verifier/backends/xnnpack/nodes.py", _RECORDS)

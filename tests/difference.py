@@ -12,23 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from verifier.artifact.dtypes import PROGRAM, XNNPACK
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.storage import Span
-from verifier.artifact.xnnpack import Graph, GraphValue, PerChannel, PerGroup, PerTensor
-
-_STORED = {
-    "FLOAT": np.float32,
-    "CHAR": np.int8,
-    "BYTE": np.uint8,
-    "LONG": np.int64,
-    "INT": np.int32,
-    "BOOL": np.uint8,
-    "fp32": np.float32,
-    "qint8": np.int8,
-    "qint32": np.int32,
-}
-"""How constants are stored, by dtype; others are compared byte by byte."""
+from verifier.backends.backend import Graph, GraphValue, PerChannel, PerGroup, PerTensor
+from verifier.backends.calls import graph_of
 
 
 @dataclass
@@ -106,7 +95,7 @@ class _Pair:
         for one, other in zip(a.instructions, b.instructions, strict=True):
             if one.kind == "delegate":
                 at = f"{where}, instruction {one.index}"
-                self.graphs(at, self.ours.graph(a, one), self.theirs.graph(b, other))
+                self.graphs(at, graph_of(self.ours, a, one), graph_of(self.theirs, b, other))
 
     def graphs(self, where: str, a: Graph, b: Graph) -> None:
         same = self.found.same
@@ -134,7 +123,9 @@ class _Pair:
         """Contents of two constants of one dtype."""
         if a is not None and b is not None and self.found.same("bytes of a constant", a.size, b.size):
             raws = [np.array(artifact.storage.read(span)) for artifact, span in ((self.ours, a), (self.theirs, b))]
-            one, other = (raw.view(_STORED.get(dtype, np.uint8)) for raw in raws)
+            known = (PROGRAM | XNNPACK).get(dtype)
+            read_as = np.uint8 if known is None or known.numpy in (None, np.bool_) else known.numpy
+            one, other = (raw.view(read_as) for raw in raws)
             if dtype == "qint32":
                 self.found.calibrated(one, other, step=1)
             else:

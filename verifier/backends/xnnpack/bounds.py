@@ -11,24 +11,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verifier.artifact.xnnpack import GraphValue, Node
-from verifier.interpret.arithmetic import QMAX, QMIN, TIE_WIDTH, QuantizedRows, dequantize_rows, multiply_groups
-from verifier.interpret.context import (
+from verifier.backends.backend import GraphValue, Node
+from verifier.backends.xnnpack.arithmetic import QMAX, QMIN, TIE_WIDTH, QuantizedRows, dequantize_rows, multiply_groups
+from verifier.backends.xnnpack.context import (
     Bounds,
     Context,
     Operand,
     dequantized_filter,
     grouped_weights,
-    has_groups,
     offset_magnitudes,
 )
-from verifier.interpret.errors import UnknownOperationError
-from verifier.interpret.rounding import UNIT, gamma, rounded, units
+from verifier.operators.bounds import softmax_share
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.rounding import UNIT, gamma, rounded, units
 
 ROUNDED_UP = 1 + 2.0**-12
 """A bound that is itself summed in fp32 stays one: sums of a group are right to 2^-12 for any group of 4096 channels and less."""
 LARGEST_OFFSET = 128
-"""What a 4-bit kernel adds to int8 activations at most (`verifier.interpret.order`)."""
+"""What a 4-bit kernel adds to int8 activations at most (`verifier.operators.order`)."""
 INTEGER_ROUNDINGS = 6
 """A linear whose integers are summed exactly for a whole channel: the sum becomes fp32, is multiplied by the scale of the row (itself
 rounded twice) and by that of the channel, and the bias is added."""
@@ -47,7 +47,9 @@ def bound_of(context: Context, bounds: Bounds, id: int | None) -> Tensor:
 
 def _tensor(result: Operand) -> Tensor:
     if isinstance(result, QuantizedRows):
-        raise UnknownOperationError("a node that gives dynamically quantized rows", expected="XNNConvert alone")
+        raise UnknownOperationError(
+            "cannot bound a node that gives dynamically quantized rows, only XNNConvert is supported"
+        )
     return result.double().abs()
 
 
@@ -85,7 +87,7 @@ def of_linear(node: Node, context: Context, bounds: Bounds, result: Operand) -> 
     bias = torch.zeros(()).double() if b_id is None else context.tensor(b_id).double().abs()
     rows = context.contents.get(x_id if x_id is not None else -1)
     if isinstance(rows, QuantizedRows):
-        own = _of_groups if has_groups(fact) else _of_channels
+        own = _of_groups if fact.has_groups else _of_channels
         return own(rows, fact, context, passed, out, bias)
     weights = dequantized_filter(fact, context.storage).abs().T
     x = context.real(x_id).double().abs() + passed
@@ -222,18 +224,3 @@ def of_softmax(node: Node, context: Context, bounds: Bounds, result: Operand) ->
     x, passed = context.tensor(node.inputs[0]).double(), bound_of(context, bounds, node.inputs[0])
     out = _tensor(result)
     return out * softmax_share(x, out, passed, context.sums(x.shape[-1]) + units(node.kind))
-
-
-def softmax_share(x: Tensor, out: Tensor, passed: Tensor, own: float) -> Tensor:
-    """What softmax over the last dimension may be off by, as a share of the result: `own` for its functions, its sum and its division.
-
-    exp turns an absolute error of x - max into a relative one: the difference is rounded, and so is the ln 2 by which its range is
-    reduced. All addends' errors come back in the sum, weighted by their parts in it.
-    """
-    # a masked addend is -inf whatever is added to it, and its part is exactly 0: no error comes from it (inf * 0 would be NaN)
-    passed = torch.where(torch.isneginf(x), 0.0, passed)
-    lower = torch.where(out > 0, x.amax(-1, keepdim=True) - x, 0.0)
-    difference = 2 * UNIT * lower + passed
-    # a sum of positive numbers is off by no more than the average of its addends' errors, weighted by them
-    together = difference + passed.amax(-1, keepdim=True) + 2 * UNIT * (out * lower).sum(-1, keepdim=True)
-    return torch.expm1(together + own)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from verifier.artifact.plan import Instruction, Plan
 from verifier.artifact.program import Artifact
-from verifier.artifact.xnnpack import PerTensor
+from verifier.backends.backend import Opaque, PerTensor
+from verifier.backends.calls import delegate_of, given_and_made, graph_of, results_of
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ class Handovers:
 
 
 def handovers(artifact: Artifact) -> Handovers:
-    """All of them, in program order. Raises `ArtifactError` for a delegate that cannot be read."""
+    """All of them between delegates that can be read, in program order. Raises `ArtifactError` for a damaged one."""
     compared, misread = 0, []
     for plan in artifact.plans.values():
         written: dict[int, tuple[int, PerTensor]] = {}
         for step in plan.instructions:
+            if step.kind == "delegate" and isinstance(delegate_of(artifact, plan, step), Opaque):
+                written = {value: made for value, made in written.items() if value not in step.args}
+                continue
             if step.kind != "delegate":
-                for value in artifact.results(plan, step):
+                for value in results_of(artifact, plan, step):
                     written.pop(value, None)
                 continue
             for value, read in _taken(artifact, plan, step):
@@ -56,14 +60,14 @@ def handovers(artifact: Artifact) -> Handovers:
 
 
 def _taken(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tuple[int, PerTensor]]:
-    graph = artifact.graph(plan, step)
-    for value, id in zip(artifact.given_and_made(plan, step)[0], graph.inputs, strict=True):
+    graph = graph_of(artifact, plan, step)
+    for value, id in zip(given_and_made(artifact, plan, step)[0], graph.inputs, strict=True):
         if isinstance(quantization := graph.values[id].quantization, PerTensor):
             yield value, quantization
 
 
 def _given(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tuple[int, PerTensor]]:
-    graph = artifact.graph(plan, step)
-    for value, id in zip(artifact.results(plan, step), graph.outputs, strict=False):
+    graph = graph_of(artifact, plan, step)
+    for value, id in zip(results_of(artifact, plan, step), graph.outputs, strict=False):
         if isinstance(quantization := graph.values[id].quantization, PerTensor):
             yield value, quantization

@@ -9,116 +9,16 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
+from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import xnnpack_schema
-from verifier.artifact.storage import Bytes, Span, Storage
+from verifier.artifact.storage import Span, Storage
+from verifier.backends.backend import Graph, GraphValue, Node, PerChannel, PerGroup, PerTensor, PerToken, Quantization
 from verifier.errors import ArtifactError
 
 INVALID_ID = 0xFFFFFFFF
-ITEM_BITS = {
-    "fp32": 32,
-    "fp16": 16,
-    "bf16": 16,
-    "qint8": 8,
-    "quint8": 8,
-    "qint32": 32,
-    "qcint8": 8,
-    "qcint32": 32,
-    "qcint4": 4,
-    "qbint4": 4,
-    "qdint8": 8,
-    "int32": 32,
-}
 INLINE_LIMIT_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class PerTensor:
-    """real = scale * (stored - zero_point)."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class PerToken:
-    """Quantized while running, one scale and zero point per row of the last `nonbatch_dims` dimensions."""
-
-    nonbatch_dims: int
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One fp32 scale per index of dimension `axis`, symmetric."""
-
-    axis: int
-    scales: Span | tuple[float, ...]
-    count: int
-
-
-@dataclass(frozen=True)
-class PerGroup:
-    """One bf16 scale per index of dimension `axis` and group of `group_size` along the other one: [N, K / group_size]."""
-
-    axis: int
-    group_size: int
-    scales: Span
-    count: int
-
-
-Quantization = PerTensor | PerToken | PerChannel | PerGroup | None
-
-
-@dataclass(frozen=True)
-class GraphValue:
-    """One value. `dtype` without its `xnn_datatype_`; `constant` are its bytes in the file; `external` its number among
-    the arguments of the call, None for one that stays inside."""
-
-    id: int
-    dtype: str
-    dims: tuple[int, ...]
-    quantization: Quantization
-    constant: Span | None
-    external: int | None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes when stored densely; two 4-bit items share a byte."""
-        return math.ceil(math.prod(self.dims) * ITEM_BITS[self.dtype] / 8)
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node: its type such as `XNNFullyConnected`, ids of its inputs in order (None where optional and absent), its
-    output, other attributes by name, and the output clamp if it has one."""
-
-    index: int
-    kind: str
-    inputs: tuple[int | None, ...]
-    output: int
-    attributes: dict[str, Any]
-    clamp: tuple[float, float] | None
-    debug_handle: int
-
-    @property
-    def clamps(self) -> bool:
-        """Whether its clamp can change anything."""
-        return self.clamp not in (None, (-math.inf, math.inf))
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A decoded delegate. `inputs` and `outputs` are ids of external values, in the order of the call's arguments."""
-
-    nodes: tuple[Node, ...]
-    values: dict[int, GraphValue]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 _INPUTS = (
@@ -190,7 +90,7 @@ def _value(union: Record | None, places: list[Span], where: str) -> GraphValue:
         raise _fail("has a quantized value without a tensor", where)
     dtype = tensor.datatype.removeprefix("xnn_datatype_")
     dims = tuple(tensor.dims)
-    if dtype not in ITEM_BITS or len(dims) > 8 or math.prod(dims) > 1 << 40:
+    if dtype not in XNNPACK or len(dims) > 8 or math.prod(dims) > 1 << 40:
         raise _fail("has a value that cannot be", where, got=f"{dtype}{list(dims)[:10]}")
     constant = None
     if tensor.constant_buffer_idx:
@@ -258,10 +158,4 @@ def _node(number: int, entry: Record, values: dict[int, GraphValue], where: str)
         output=output,
         attributes={name: value for name, value in union.fields.items() if name not in _INPUTS and name != "output_id"},
         clamp=None if limits is None else (float(limits.output_min), float(limits.output_max)),
-        debug_handle=int(entry.debug_handle),
     )
-
-
-def bfloat16_to_float32(raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """bf16 bytes as fp32."""
-    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)

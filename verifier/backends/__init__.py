@@ -1,0 +1,1 @@
+"""Backends: how the delegates of each are read and evaluated."""

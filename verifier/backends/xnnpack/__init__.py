@@ -1,0 +1,1 @@
+"""XNNPACK: its payload, its nodes and their bounds, its arithmetic."""
