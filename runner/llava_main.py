@@ -24,7 +24,7 @@ BEFORE_IMAGE = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: "
 )
-"""The conversation of LLaVA-1.5 up to the image; `verifier.model.prompt` has the same."""
+"""The conversation of LLaVA-1.5 up to the image; `verifier.families.llava.prompt` has the same."""
 
 
 class ProgramError(Exception):

@@ -21,7 +21,6 @@ from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.golden import BUDGET_SCHEMA
-from verifier.model.definition import embedding_table
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import measure_speed
 from verifier.progress import hushed
@@ -38,7 +37,7 @@ def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
     sample = load_sample(
         opened.golden.images[0], opened.tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
     )
-    table = embedding_table(opened.checkpoint)
+    table = opened.family.embedding_table()
     found = [measure_speed(opened, table, sample.image) for _ in range(runs)]
     figures: dict[str, float] = {}
     for name in ("peak_rss_bytes", "prefill_loops", "decode_loops"):

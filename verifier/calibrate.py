@@ -35,12 +35,11 @@ from verifier.core.scales import SCALES
 from verifier.errors import GoldenError, UsageError
 from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
+from verifier.families.llava.definition import Definition
 from verifier.files import replacing
 from verifier.golden import TOLERANCE_SCHEMA
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
-from verifier.model.definition import Definition
-from verifier.model.streaming import is_large
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import AnswerSamples, gather
 from verifier.progress import Progress, hushed
@@ -101,12 +100,12 @@ def _clean(made: Difference | Mismatch, evidence: Evidence) -> Difference:
 
 def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[str, float]]:
     """SQNR of the vision tower's layers and of the profile, by block and image; one image is traced at a time."""
-    audit = audit_weights(opened.artifact, opened.checkpoint, opened.recipe, compare=False)
+    audit = audit_weights(opened.artifact, opened.family, opened.recipe, compare=False)
     vision: list[BlockError] = []
     depth: list[BlockError] = []
     for case in evidence.cases:
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            large, patches = is_large(evidence.checkpoint), evidence.patches
+            large, patches = evidence.family.large, evidence.patches
             traced = run_traced(
                 evidence.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.errors import CheckpointError
+from verifier.families.llava.geometry import Geometry
 from verifier.files import refuse_stand_in
-from verifier.model.geometry import Geometry
 from verifier.shards import (
     INDEX,
     SINGLE,

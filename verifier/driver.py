@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from verifier.errors import UsageError
-from verifier.model.prompt import Prompt, Segment
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.llava.prompt import Prompt, Segment
 from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
 
 
@@ -102,8 +103,8 @@ def prefill(
     behind them. If the conversation `behind` left image and text before it in the cache, only the text after it is appended."""
     if behind is not None:
         position = len(prompt.before) + patches
-        embedded = script.add("token_embedding", ids_array(prompt.after), keep=False)
-        first = script.add("text_decoder", OutputOf(embedded), position_array(position))
+        embedded = script.add(EMBEDDING, ids_array(prompt.after), keep=False)
+        first = script.add(DECODER, OutputOf(embedded), position_array(position))
         return behind.vision, first, position + len(prompt.after)
     spliced = splice(script, (prompt.before, None, prompt.after), [image], patches=patches)
     return spliced.vision[0], spliced.logits, spliced.position
@@ -133,14 +134,14 @@ def splice(
             expected=f"at most {limit}",
             fix="shorten it, drop earlier turns, or export with a larger --max-seq-len",
         )
-    vision = [script.add("vision_encoder", image) for image in images]
+    vision = [script.add(ENCODER, image) for image in images]
     waiting = iter(vision)
     position, last = 0, -1
     for number, segment in enumerate(segments):
         tokens = patches if segment is None else len(segment)
-        source = next(waiting) if segment is None else script.add("token_embedding", ids_array(segment), keep=False)
+        source = next(waiting) if segment is None else script.add(EMBEDDING, ids_array(segment), keep=False)
         keep = number == len(segments) - 1
-        last = script.add("text_decoder", OutputOf(source), position_array(position), keep=keep)
+        last = script.add(DECODER, OutputOf(source), position_array(position), keep=keep)
         position += tokens
     return Spliced(tuple(vision), last, position)
 
@@ -151,13 +152,11 @@ def favoured(logits: int) -> ArgmaxOf:
 
 
 def _step(script: Script, ids: Array | ArgmaxOf, position: int) -> int:
-    embedded = script.add("token_embedding", ids, keep=False)
-    return script.add("text_decoder", OutputOf(embedded), position_array(position))
+    embedded = script.add(EMBEDDING, ids, keep=False)
+    return script.add(DECODER, OutputOf(embedded), position_array(position))
 
 
 def vocabulary_calls(script: Script, *, vocabulary: int, max_seq_len: int) -> tuple[int, ...]:
     """Append calls that embed every token id once, in chunks of at most `max_seq_len`."""
     ids = list(range(vocabulary))
-    return tuple(
-        script.add("token_embedding", ids_array(ids[i : i + max_seq_len])) for i in range(0, vocabulary, max_seq_len)
-    )
+    return tuple(script.add(EMBEDDING, ids_array(ids[i : i + max_seq_len])) for i in range(0, vocabulary, max_seq_len))

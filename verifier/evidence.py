@@ -13,13 +13,13 @@ from verifier.audit.run import Audit
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.export.manifest import Manifest
+from verifier.families.family import Family
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.prompt import Prompt
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.noise import RoundingNoise
-from verifier.model.definition import Definition
-from verifier.model.prompt import Prompt
-from verifier.model.streaming import is_large
-from verifier.model.tokenizer import Tokenizer
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
@@ -166,6 +166,7 @@ class Evidence:
     artifact: Artifact
     manifest: Manifest | None
     checkpoint: Checkpoint
+    family: Family
     definition: Definition
     tokenizer: Tokenizer
     recipe: Recipe
@@ -188,12 +189,13 @@ class Evidence:
     @property
     def patches(self) -> int:
         """Image tokens of one image."""
-        return self.checkpoint.geometry.vision.patches
+        return self.family.patches
 
 
-def mapping_pairs(checkpoint: Checkpoint, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
+def mapping_pairs(family: Family, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
     """Activations of Hugging Face and of the definition for a few samples, for one if the model is large."""
-    if is_large(checkpoint):
+    checkpoint = family.checkpoint
+    if family.large:
         return {s.golden.name: compare_layer_by_layer(checkpoint, definition, s) for s in samples[:1]}
     model = load_hugging_face(checkpoint)
     return {s.golden.name: compare_with_hugging_face(model, definition, s) for s in samples[:MAPPING_SAMPLES]}

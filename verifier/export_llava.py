@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from verifier.checkpoint import open_checkpoint
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
-    from verifier.model.image_file import read_image
+    from verifier.families.pixels.image_file import read_image
     from verifier.progress import Progress
 
     checkpoint = open_checkpoint(options.model)

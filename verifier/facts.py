@@ -6,7 +6,6 @@ import hashlib
 import math
 from typing import Any
 
-from verifier.artifact.program import METHODS
 from verifier.artifact.storage import Span
 from verifier.audit.inventory import Constant
 from verifier.audit.run import Audit
@@ -15,6 +14,7 @@ from verifier.backends.calls import census_of
 from verifier.checks.budget import planned_bytes
 from verifier.checks.layers import worst_by_block
 from verifier.evidence import Evidence
+from verifier.families.conventions import ROLES
 from verifier.types import Missing
 
 DIGEST_BYTES = 8
@@ -36,7 +36,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "max_seq_len": artifact.max_seq_len,
         "file_bytes": artifact.header.file_bytes,
         "planned_bytes": planned_bytes(artifact),
-        "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in METHODS},
+        "planned_bytes_of": {method: sum(artifact.plans[method].arenas_bytes) for method in ROLES},
         "census": census_of(artifact),
         "constants": {} if isinstance(evidence.audit, Missing) else _digests(evidence, evidence.audit),
         "profile_db": {} if isinstance(evidence.layers, Missing) else _finite(worst_by_block(evidence.layers.profile)),

@@ -25,13 +25,13 @@ from verifier.driver import Script, converse_freely
 from verifier.errors import GoldenError, UsageError
 from verifier.evidence import golden_folder, logits_of, run_bundle
 from verifier.export.manifest import package_versions
+from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, build_definition
+from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.pixels.image_file import read_image
+from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
+from verifier.families.tokens.tokenizer import described
 from verifier.files import replacing
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
-from verifier.model.agreement import compare_with_transformers, open_tokenizer
-from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
-from verifier.model.image_file import read_image
-from verifier.model.prompt import DEFAULT_QUESTION
-from verifier.model.tokenizer import described
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample
 from verifier.runner.local import LocalRunner

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from verifier.core.command import command
 from verifier.errors import UsageError
+from verifier.families.llava.preprocess import prepare_image
+from verifier.families.pixels.image_file import READABLE, read_image
 from verifier.files import replacing
-from verifier.model.image_file import READABLE, read_image
-from verifier.model.preprocess import prepare_image
 
 SUFFIXES, EXTRA = (".pt", ".npy"), "image.npy"
 

@@ -7,18 +7,22 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from verifier.artifact.program import Artifact, TensorFacts, open_artifact
-from verifier.audit.assign import list_parameters
+from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.infer import infer_recipe
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
-from verifier.errors import ArtifactError, CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.evidence import (
     Subjects,
     golden_folder,
 )
 from verifier.export.manifest import Manifest, read_manifest
+from verifier.families.family import Family
+from verifier.families.pixels.image_file import read_image
+from verifier.families.registry import open_family
+from verifier.families.tokens.agreement import open_tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import (
     Budget,
     Expectation,
@@ -28,11 +32,6 @@ from verifier.golden import (
     load_expectation,
     load_golden,
 )
-from verifier.ladder.align import list_blocks
-from verifier.model.agreement import open_tokenizer
-from verifier.model.image_file import read_image
-from verifier.model.keymap import map_keys
-from verifier.model.tokenizer import Tokenizer
 from verifier.probes.tokenizer import ToShip, find_tokenizers
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
@@ -64,6 +63,7 @@ class Opened:
     artifact: Artifact
     manifest: Manifest | None
     checkpoint: Checkpoint
+    family: Family
     tokenizer: Tokenizer
     recipe: Recipe
     checks: tuple[Check, ...]
@@ -100,36 +100,6 @@ def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: 
         )
 
 
-_RANKS: dict[str, tuple[tuple[int, ...], int]] = {
-    "vision_encoder": ((3,), 3),
-    "token_embedding": ((2,), 3),
-    "text_decoder": ((3, 1), 2),
-}
-"""Dimensions of the inputs and of the output of each method, in the calling convention of ExecuTorch's LLaVA."""
-
-
-def _require_known_convention(artifact: Artifact) -> None:
-    """Raise `ArtifactError` for methods that are called in another way than ExecuTorch's LLaVA: nothing can be said of what they compute.
-
-    A wrong dtype or size within the convention is a fault, which `structure.signatures` finds.
-    """
-    for name, (inputs, output) in _RANKS.items():
-        facts = artifact.methods[name]
-        position = facts.inputs[-1]
-        one_position = isinstance(position, TensorFacts) and position.sizes == (1,) and not position.dynamic
-        ranks = tuple(len(value.sizes) if isinstance(value, TensorFacts) else -1 for value in facts.inputs)
-        outputs = tuple(len(value.sizes) if isinstance(value, TensorFacts) else -1 for value in facts.outputs)
-        if ranks != inputs or outputs != (output,) or (name == "text_decoder" and not one_position):
-            raise ArtifactError(
-                f"the calling convention of {name} is not known",
-                got=f"({', '.join(map(str, facts.inputs))}) -> ({', '.join(map(str, facts.outputs))})",
-                expected="that of ExecuTorch's LLaVA: vision_encoder(BYTE[3, h, w]) -> FLOAT[1, P, D], token_embedding(LONG[1, S]) -> "
-                "FLOAT[1, S, D], text_decoder(FLOAT[1, S, D], LONG[1] position) -> FLOAT[1, V]",
-                where=artifact.path,
-                fix="export with python -m verifier.export_llava or ExecuTorch's own export_llava; other exporters' programs cannot be verified",
-            )
-
-
 def open_request(request: Request, told: Told = silent) -> Opened:
     """Read everything that a verification needs, and connect to the target; `told` hears of what is sent there.
 
@@ -140,15 +110,16 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
-    _require_known_convention(artifact)
     to_ship = find_tokenizers(request.pte, request.tokenizer)
     artifact.max_seq_len  # noqa: B018  refused here if the file does not say
     manifest = read_manifest(request.pte)
     checkpoint = open_checkpoint(request.model)
     checkpoint.require_usable()
+    family = open_family(checkpoint)
+    family.convention.require(artifact)
     _check_belonging(artifact, manifest, checkpoint)
     tokenizer = open_tokenizer(checkpoint)
-    recipe = manifest.recipe if manifest else infer_recipe(artifact, checkpoint)
+    recipe = manifest.recipe if manifest else infer_recipe(artifact, family)
     golden = _chosen(_golden_of(checkpoint), request.images)
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
@@ -163,7 +134,19 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     if not golden.images:
         _refuse_without_golden(golden, checks)
     return Opened(
-        request, artifact, manifest, checkpoint, tokenizer, recipe, checks, golden, expectation, budget, runner, to_ship
+        request,
+        artifact,
+        manifest,
+        checkpoint,
+        family,
+        tokenizer,
+        recipe,
+        checks,
+        golden,
+        expectation,
+        budget,
+        runner,
+        to_ship,
     )
 
 
@@ -214,11 +197,9 @@ def planned_cases(opened: Opened) -> list[tuple[str, str]]:
 
 def subjects_of(opened: Opened) -> Subjects:
     """What checks have cases of: golden images, parameters of the checkpoint, blocks of the model, tokenizer files."""
-    checkpoint = opened.checkpoint
-    parameters = list_parameters(map_keys(checkpoint.keys, checkpoint.geometry))
     return Subjects(
         tuple(image.name for image in opened.golden.images),
-        tuple(parameter.name for parameter in parameters),
-        list_blocks(checkpoint.geometry),
+        tuple(parameter.name for parameter in opened.family.parameters()),
+        opened.family.blocks(),
         opened.to_ship.cases,
     )

@@ -39,17 +39,16 @@ from verifier.evidence import (
 )
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.facts import facts
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
+from verifier.families.tokens.agreement import compare_with_transformers
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.figures import figures
 from verifier.golden import GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
-from verifier.model.agreement import compare_with_transformers
-from verifier.model.definition import Definition, build_definition, embedding_table
-from verifier.model.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
-from verifier.model.streaming import is_large
-from verifier.model.tokenizer import Tokenizer
 from verifier.opening import Opened, Request, open_request, planned_cases, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
@@ -97,7 +96,7 @@ def _parts(opened: Opened) -> frozenset[Part]:
 def _audit(opened: Opened, tell: Tell) -> Audit | Missing:
     """The audit of the constants, or why there is none."""
     try:
-        return audit_weights(opened.artifact, opened.checkpoint, opened.recipe, tell=tell)
+        return audit_weights(opened.artifact, opened.family, opened.recipe, tell=tell)
     except VerifierError as error:
         return Missing(error.one_line, "program" if isinstance(error, ArtifactError) else "verifier")
 
@@ -112,7 +111,7 @@ def _compare_layers(
     assert isinstance(traced, Traced) and isinstance(audit, Audit)
     return compare_layers(
         opened.artifact,
-        opened.checkpoint,
+        opened.family,
         opened.recipe,
         audit,
         definition,
@@ -133,11 +132,11 @@ def _tolerances(opened: Opened) -> Tolerances | Missing:
 def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> CacheEvidence:
     return ask_cache(
         opened.artifact,
-        embedding_table(opened.checkpoint).numpy(),
+        opened.family.embedding_table().numpy(),
         image.numpy(),
         lambda bundle: run_bundle(opened.runner, bundle),
         in_chunks=Part.CHUNKS in parts,
-        large=is_large(opened.checkpoint),
+        large=opened.family.large,
     )
 
 
@@ -147,7 +146,7 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
         table.numpy(),
         image.numpy(),
         lambda bundle: run_bundle(opened.runner, bundle),
-        large=is_large(opened.checkpoint),
+        large=opened.family.large,
     )
 
 
@@ -172,8 +171,8 @@ def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
         table.numpy(),
         image.numpy(),
         lambda bundle: run_bundle(opened.runner, bundle),
-        patches=opened.checkpoint.geometry.vision.patches,
-        large=is_large(opened.checkpoint),
+        patches=opened.family.patches,
+        large=opened.family.large,
     )
 
 
@@ -201,17 +200,17 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
             Part.TOKENIZERS, "the tokenizer files", tokenizers_asked, opened.to_ship, checkpoint, tokenizer, golden
         )
         with progress.stage("fp32 reference"):
-            longest = max(s.prompt.length(geometry.vision.patches) + len(s.golden.ids) for s in samples)
+            longest = max(s.prompt.length(opened.family.patches) + len(s.golden.ids) for s in samples)
             max_len = max(longest, min(artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
-            definition = build_definition(checkpoint, max_len=max_len)
+            definition = opened.family.definition(max_len=max_len)
             if opened.request.image is not None:
                 samples.append(user_sample(opened, definition))
             made = conversation_bundle(
                 artifact,
                 samples,
-                patches=geometry.vision.patches,
+                patches=opened.family.patches,
                 vocabulary=geometry.text.vocabulary,
-                large=is_large(checkpoint),
+                large=opened.family.large,
             )
             answered = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
             repeated = children.submit(Part.THREADS, "repetitions", _ask_threads, opened, definition.embedding, image)
@@ -224,7 +223,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
                 samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
             definition.forget()
         with progress.stage("definition against Hugging Face"):
-            mapping = mapping_pairs(checkpoint, definition, samples) if Part.MAPPING in parts else {}
+            mapping = mapping_pairs(opened.family, definition, samples) if Part.MAPPING in parts else {}
         with progress.stage("audit of the constants"):
             audit = _audit(opened, progress.counted) if Part.AUDIT in parts else unasked("the audit")
         with progress.stage("layer by layer"):
@@ -244,6 +243,7 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
         artifact=artifact,
         manifest=opened.manifest,
         checkpoint=checkpoint,
+        family=opened.family,
         definition=definition,
         tokenizer=tokenizer,
         recipe=opened.recipe,
@@ -293,9 +293,9 @@ def _rounding_noise_db(opened: Opened, audit: Audit | Missing, definition: Defin
     """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
     rounding = Rounding()
     held: Held = nothing_held
-    if is_large(opened.checkpoint) and isinstance(audit, Audit):
+    if opened.family.large and isinstance(audit, Audit):
         held = held_in(opened.artifact, audit)
-    quantized = build_quantized_decoder(opened.checkpoint, opened.recipe, held, rounding)
+    quantized = build_quantized_decoder(opened.family, opened.recipe, held, rounding)
     ids = torch.tensor([(*sample.prompt.before, *sample.prompt.after)[:NOISE_TOKENS]])
     return rounding_noise_db(quantized, rounding, definition.embed(ids))
 
@@ -320,7 +320,7 @@ def _converse(opened: Opened, parts: frozenset[Part], bundle: Bundle) -> Result:
 
 
 def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
-    patches, large = opened.checkpoint.geometry.vision.patches, is_large(opened.checkpoint)
+    patches, large = opened.family.patches, opened.family.large
     chosen = choose_samples(samples, large=large)
     return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
 

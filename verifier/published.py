@@ -16,8 +16,8 @@ from torch import Tensor
 from verifier.checkpoint import Checkpoint
 from verifier.core.compare import Difference, compare
 from verifier.errors import CheckpointError, VerifierError
-from verifier.model.processor import ImageFields, read_processor
-from verifier.model.resampling import Pixels
+from verifier.families.pixels.processor import ImageFields, read_processor
+from verifier.families.pixels.resampling import Pixels
 from verifier.reference import Answered, Sample
 
 MEASURED_IMAGES, OF_LARGE = 5, 1

@@ -14,14 +14,14 @@ from torch import Tensor
 from verifier.checkpoint import Checkpoint
 from verifier.core.compare import Array
 from verifier.errors import CheckpointError
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.keymap import TEXT, canonical, is_buffer
+from verifier.families.llava.preprocess import prepare_image
+from verifier.families.llava.prompt import Prompt, caption_prompt
+from verifier.families.pixels.image_file import read_image
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
 from verifier.metrics import top2_margin
-from verifier.model.definition import Definition
-from verifier.model.image_file import read_image
-from verifier.model.keymap import TEXT, canonical, is_buffer
-from verifier.model.preprocess import prepare_image
-from verifier.model.prompt import Prompt, caption_prompt
-from verifier.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

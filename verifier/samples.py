@@ -8,11 +8,10 @@ from dataclasses import replace
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import GoldenError
 from verifier.evidence import USER
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.tokens.tokenizer import Tokenizer, described
 from verifier.golden import GoldenImage
-from verifier.model.definition import Definition
-from verifier.model.prompt import DEFAULT_QUESTION
-from verifier.model.streaming import is_large
-from verifier.model.tokenizer import Tokenizer, described
 from verifier.opening import Opened
 from verifier.published import published_samples
 from verifier.reference import Answered, Sample, greedy_answer, load_sample, with_margins
@@ -24,7 +23,7 @@ PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
 def golden_by_its_processor(opened: Opened, samples: list[Sample]) -> list[Sample]:
     """The golden samples that are not square, with the pixels of the checkpoint's own processor."""
     golden = [sample for sample in samples if sample.golden.kind not in (USER, PROBE)]
-    return published_samples(opened.checkpoint, golden, large=is_large(opened.checkpoint))
+    return published_samples(opened.checkpoint, golden, large=opened.family.large)
 
 
 def probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample:
@@ -64,7 +63,7 @@ def user_sample(opened: Opened, definition: Definition) -> Sample:
     sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
     room = min(
         USER_ANSWER_TOKENS,
-        opened.artifact.max_seq_len - sample.prompt.length(opened.checkpoint.geometry.vision.patches),
+        opened.artifact.max_seq_len - sample.prompt.length(opened.family.patches),
     )
     ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room)
     answered = replace(wanted, ids=ids, margins=margins, text=tokenizer.decode(ids))

@@ -24,7 +24,7 @@ def _theirs() -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.devtools.intermediate_output_tap import FULL_TENSOR, select_all_call_function, tap_compare
 
-    from verifier.model.definition import build_vision_encoder
+    from verifier.families.llava.definition import build_vision_encoder
 
     encoder = build_vision_encoder(open_checkpoint())
     image = torch.randint(0, 255, (3, 336, 336), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ besides weights is the same for wide ones: of a 7B, whose layers are 24.1 GiB in
 CHECKS = "weights.*,layers.coverage,layers.kernel,layers.constants,layers.graph,kvcache.chunks,greedy.free"
 STREAMED = """
 import importlib, sys
-from verifier.model import streaming
+from verifier.families import streaming
 streaming.STREAMED_BYTES = 0
 sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))
 """

@@ -15,8 +15,8 @@ from verifier.driver import Script, converse
 from verifier.evidence import run_bundle
 from verifier.faults.surgery import change_bytes, find_instruction
 from verifier.golden import load_golden
-from verifier.model.definition import build_definition
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava.definition import build_definition
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed

@@ -14,8 +14,8 @@ from verifier.checks.registry import CHECKS
 from verifier.export.manifest import read_manifest
 from verifier.golden import load_golden
 from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
-from verifier.model.definition import build_definition
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava.definition import build_definition
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Missing, Recipe

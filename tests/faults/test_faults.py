@@ -24,7 +24,7 @@ from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.replay import Replay
-from verifier.model.keymap import map_keys
+from verifier.families.llava.keymap import map_keys
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
 from verifier.types import EMBEDDING_GROUP, CheckResult, Missing

@@ -18,10 +18,10 @@ from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation
-from verifier.model import prompt
-from verifier.model.prompt import Prompt, Segment
-from verifier.model.second_encoder import SecondEncoder
-from verifier.model.tokenizer import Mark, Part, Tokenizer
+from verifier.families.llava import prompt
+from verifier.families.llava.prompt import Prompt, Segment
+from verifier.families.tokens.second_encoder import SecondEncoder
+from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf

@@ -14,9 +14,9 @@ from verifier.checkpoint import EMBEDDED
 from verifier.checks import splice
 from verifier.errors import CheckpointError
 from verifier.faults.tokenizer_forms import rewrite
-from verifier.model.chat_template import ChatTemplate, find_template, render
-from verifier.model.prompt import caption_parts
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
+from verifier.families.llava.prompt import caption_parts
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.types import CheckResult
 
 PUBLISHED = (
@@ -93,7 +93,7 @@ def test_template_that_cannot_be_rendered_is_an_error(folder: Path, template: st
 
 def test_template_that_never_ends_is_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on time."""
-    monkeypatch.setattr("verifier.model.chat_template._TIMEOUT_S", 1.0)
+    monkeypatch.setattr("verifier.families.tokens.chat_template._TIMEOUT_S", 1.0)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(CheckpointError, match="cannot be rendered"):
         render(ChatTemplate(loop, "chat_template.jinja"), Tokenizer(folder), "Why?")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from verifier.checkpoint import open_checkpoint
 from verifier.errors import CheckpointError
-from verifier.model.definition import build_definition
+from verifier.families.llava.definition import build_definition
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import torch
 
 from tests.support import sqnr_db
 from verifier.checkpoint import open_checkpoint
-from verifier.model.definition import build_definition
+from verifier.families.llava.definition import build_definition
 from verifier.reference import load_hugging_face
 
 
 @pytest.mark.parametrize("custom_sdpa", [True, False])
 def test_definition_equals_hugging_face_with_grouped_queries(micro_checkpoint: Path, custom_sdpa: bool) -> None:
     """Vision, and logits at every position, to 100 dB; with and without the custom attention op."""
-    from verifier.model.definition import Definition, build_decoder
+    from verifier.families.llava.definition import Definition, build_decoder
 
     checkpoint = open_checkpoint(micro_checkpoint)
     made = build_definition(checkpoint)

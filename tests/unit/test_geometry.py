@@ -8,8 +8,8 @@ import pytest
 
 from verifier.errors import CheckpointError
 from verifier.faults.subjects import micro_config
-from verifier.model.geometry import Geometry
-from verifier.model.keymap import expected_keys, map_keys
+from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.keymap import expected_keys, map_keys
 
 LLAVA_7B = {
     "model_type": "llava",

@@ -10,7 +10,7 @@ import pytest
 from verifier.checkpoint import EMBEDDED, open_checkpoint, sha256_of_file
 from verifier.errors import GoldenError
 from verifier.golden import Band, load_golden, load_tolerances
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 
 
 def test_band_allows_a_margin_on_the_bad_side() -> None:

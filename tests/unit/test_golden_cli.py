@@ -13,8 +13,8 @@ import pytest
 from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.golden import load_expectation, load_golden
 from verifier.golden_cli import main
-from verifier.model.definition import build_definition
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava.definition import build_definition
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.reference import greedy_answer, load_sample
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.errors import CheckpointError
-from verifier.model.keymap import expected_keys, map_keys
+from verifier.families.llava.keymap import expected_keys, map_keys
 from verifier.reference import load_hugging_face
 
 Rename = Callable[[str], str]

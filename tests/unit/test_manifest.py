@@ -13,7 +13,7 @@ from verifier.checkpoint import EMBEDDED
 from verifier.errors import ManifestError
 from verifier.export.manifest import read_manifest, write_manifest
 from verifier.faults.tokenizer_forms import rewrite
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture

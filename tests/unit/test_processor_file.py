@@ -14,7 +14,7 @@ import pytest
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
-from verifier.model.processor import DEFAULTS, ImageFields
+from verifier.families.pixels.processor import DEFAULTS, ImageFields
 from verifier.published import PublishedAnswer, published_samples
 from verifier.types import CheckResult
 
@@ -265,8 +265,8 @@ def test_cost_that_was_not_measured_is_said(tmp_path: Path) -> None:
 def test_pictures_of_the_published_processor(tmp_path: Path) -> None:
     """A few that are not square, spread over the set, one of a large model; none of a processor that fails anyway."""
     from verifier.golden import load_golden
-    from verifier.model.image_file import read_image
-    from verifier.model.preprocess import prepare_image
+    from verifier.families.pixels.image_file import read_image
+    from verifier.families.llava.preprocess import prepare_image
     from verifier.reference import Sample
 
     checkpoint = open_checkpoint(EMBEDDED)

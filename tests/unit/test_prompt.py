@@ -8,8 +8,8 @@ import pytest
 
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import CheckpointError
-from verifier.model.prompt import Turn, caption_parts, caption_prompt, dialogue_parts, dialogue_segments
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava.prompt import Turn, caption_parts, caption_prompt, dialogue_parts, dialogue_segments
+from verifier.families.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from verifier.errors import CheckpointError
 from verifier.golden import GoldenImage
 from verifier.ladder import quantized
 from verifier.ladder.quantized import build_quantized_decoder
-from verifier.model import definition
-from verifier.model.definition import Definition, build_definition
-from verifier.model.prompt import DEFAULT_QUESTION
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava import definition
+from verifier.families.llava.definition import Definition, build_definition
+from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.reference import (
     _HuggingFaceLayers,
     compare_layer_by_layer,

@@ -19,7 +19,6 @@ from verifier.artifact.storage import Span, Storage, locate
 from verifier.checkpoint import sha256_of_file
 from verifier.errors import ArtifactError
 
-METHODS = ("vision_encoder", "token_embedding", "text_decoder")
 Scalar = int | float | bool | str
 
 
@@ -92,18 +91,9 @@ class Artifact:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Read a `.pte`'s declarations. Raises `ArtifactError` if it is not a readable ExecuTorch program of a LLaVA."""
+    """Read a `.pte`'s declarations. Raises `ArtifactError` if it is not a readable ExecuTorch program."""
     header = read_header(path)
     storage, plans = read_program(path, header)
-    missing = [name for name in METHODS if name not in plans]
-    if missing:
-        raise ArtifactError(
-            f"the program is not a LLaVA: no method {', '.join(missing)}",
-            got=", ".join(sorted(plans)) or "no methods",
-            expected=", ".join(METHODS),
-            where=path,
-            fix="export it with python -m verifier.export_llava",
-        )
     methods = {name: _facts(plan) for name, plan in plans.items()}
     return Artifact(path, sha256_of_file(path), header, methods, storage, plans)
 

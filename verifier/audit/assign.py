@@ -6,8 +6,6 @@ of one role and shape is held against every parameter that fits, and the pairing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,77 +17,12 @@ from verifier.artifact.storage import Span, Storage
 from verifier.audit.inventory import Constant
 from verifier.checkpoint import Checkpoint
 from verifier.core.limits import limit
-from verifier.model.keymap import KeyMap, module_of
+from verifier.families.family import Family, Parameter
 
 ROWS, COLUMNS = 48, 96
 """Rows and columns of a tensor that are sampled to tell it from others: coverage, not a limit. 4,608 numbers give correlations of unlike tensors
 a deviation of 0.015."""
 ALIKE, ORDER, FLAT = limit("weights.alike"), limit("weights.order"), limit("weights.flat")
-_TEXT_STAGES = (
-    "attention_norm",
-    "attention.w[qkv]",
-    "attention.wo",
-    "ffn_norm",
-    "feed_forward.w[13]",
-    "feed_forward.w2",
-)
-_VISION_STAGES = ("norm1", "attention.[qkv]", "attention.out", "norm2", "fc1", "fc2")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of the definition: `name` with its method in front, its checkpoint key, its place in the computation."""
-
-    name: str
-    key: str
-    order: tuple[int, int]
-
-    @property
-    def module(self) -> str:
-        """The module that owns it."""
-        return module_of(self.name)
-
-
-def list_parameters(keys: KeyMap) -> list[Parameter]:
-    """Every parameter that reaches the program, in the order in which it is used."""
-    found = [Parameter("token_embedding.weight", keys.embedding, (0, 0))]
-    found += [Parameter(f"vision_encoder.{name}", key, _order(name)) for name, key in keys.vision.items()]
-    found += [Parameter(f"text_decoder.{name}", key, _order(name)) for name, key in keys.text.items()]
-    return found
-
-
-def _order(name: str) -> tuple[int, int]:
-    """(layer, stage): what must come first in any program that computes LLaVA."""
-    parts = name.split(".")
-    if "layers" in parts:
-        at = parts.index("layers")
-        inner = ".".join(parts[at + 2 : -1])
-        stages = _VISION_STAGES if parts[0] == "tower" else _TEXT_STAGES
-        matched = next(i for i, stage in enumerate(stages) if _fits(stage, inner))
-        return int(parts[at + 1]), matched
-    first = {"tower.patch_embedding": (-2, 0), "tower.class_embedding": (-2, 0), "tower.position_embedding": (-2, 0)}
-    last = {"tower.pre_norm": (-1, 0), "norm": (1 << 20, 0), "output": (1 << 20, 1)}
-    last |= {"projector.linear_1": (1 << 20, 0), "projector.linear_2": (1 << 20, 1)}
-    return (first | last)[module_of(name)]
-
-
-def _fits(stage: str, name: str) -> bool:
-    if "[" not in stage:
-        return stage == name
-    head, _, letters = stage.partition("[")
-    return name[:-1] == head and name[-1] in letters
-
-
-def _role_of(parameter: Parameter, rank: int) -> str:
-    if parameter.name.endswith(".bias"):
-        return "bias"
-    if "norm" in parameter.name.split(".")[-2]:
-        return "norm weight"
-    if parameter.name == "token_embedding.weight":
-        return "embedding"
-    if parameter.name.endswith(("class_embedding", "position_embedding")):
-        return "addend"
-    return "convolution" if rank == 4 else "linear"
 
 
 def _stored_shape(constant: Constant, bits: int) -> tuple[int, ...]:
@@ -103,14 +36,14 @@ def _stored_shape(constant: Constant, bits: int) -> tuple[int, ...]:
 
 
 def assign_constants(
-    inventory: list[Constant], keys: KeyMap, checkpoint: Checkpoint, storage: Storage, *, embedding_bits: int
+    inventory: list[Constant], family: Family, storage: Storage, *, embedding_bits: int
 ) -> tuple[Parameter | None, ...]:
     """The parameter of each constant by its place in the inventory, None where nothing fits. Reads a sample of every constant and every tensor; works through one at a time."""
-    parameters = list_parameters(keys)
+    parameters, checkpoint = family.parameters(), family.checkpoint
     groups: dict[tuple[str, str, tuple[int, ...]], list[Parameter]] = {}
     for parameter in parameters:
         tensor = checkpoint.tensor(parameter.key)
-        role = _role_of(parameter, tensor.dim())
+        role = family.role_of(parameter, tensor.dim())
         if role != "bias":
             groups.setdefault((parameter.name.split(".")[0], role, tuple(tensor.shape)), []).append(parameter)
     places: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}

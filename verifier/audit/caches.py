@@ -14,6 +14,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.lifetimes import lifetimes
 from verifier.backends.calls import BACKENDS, given_and_made, graph_of, results_of
 from verifier.errors import ArtifactError
+from verifier.families.conventions import DECODER
 from verifier.operators.operator import RowWrite
 from verifier.operators.registry import OPERATORS
 
@@ -33,7 +34,7 @@ class Cache:
 
 def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
     """All caches of `text_decoder` in the order of their writing. Raises `ArtifactError` if they are none that LLaVA has."""
-    plan = artifact.plans["text_decoder"]
+    plan = artifact.plans[DECODER]
     kept = {one.value for one in lifetimes(plan) if one.permanent}
     found: list[Cache] = []
     for step in plan.instructions:
@@ -59,7 +60,7 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
 
 def cache_length(artifact: Artifact) -> int | None:
     """Positions that the shortest cache of `text_decoder` holds, None if no cache is written in a way that is known."""
-    plan = artifact.plans["text_decoder"]
+    plan = artifact.plans[DECODER]
     lengths = []
     for step in plan.instructions:
         write = _write(step)
@@ -80,7 +81,7 @@ def _odd(expected: str, got: str) -> ArtifactError:
         "the text decoder's KV-cache is not as LLaVA has it",
         got=got,
         expected=expected,
-        where="text_decoder",
+        where=DECODER,
         fix="export again; for another attention, add the layout of its cache to the record of its operator in verifier/operators/",
     )
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
-from verifier.audit.assign import Parameter
 from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
 from verifier.backends.backend import GraphValue, PerGroup, PerTensor
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.compare import decibels
 from verifier.core.limits import limit
+from verifier.families.family import Parameter
+from verifier.families.llava.vision import QUICK_GELU
 from verifier.interpret.machine import constant_tensor
-from verifier.model.vision import QUICK_GELU
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
 FIDELITY_ELEMENTS = 1 << 18
@@ -128,8 +128,8 @@ def _check_scales(  # noqa: PLR0917
     source: Source,
 ) -> Audited:
     value = constant.value
-    if constant.epsilon is not None and constant.epsilon != source.geometry.vision.norm_eps:
-        wanted = source.geometry.vision.norm_eps
+    if constant.epsilon is not None and constant.epsilon != source.family.checkpoint.geometry.vision.norm_eps:
+        wanted = source.family.checkpoint.geometry.vision.norm_eps
         return _wrong(record, f"its layer norm has epsilon {constant.epsilon:g}, the checkpoint {wanted:g}")
     if not isinstance(value, GraphValue):
         return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from verifier.artifact.nibbles import pack_nibbles
 from verifier.artifact.storage import Bytes, Span
-from verifier.audit.assign import Parameter
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import (
     quantized_bias,
@@ -20,20 +18,20 @@ from verifier.audit.recipe import (
     quantized_static_weight,
 )
 from verifier.backends.backend import GraphValue, PerGroup, PerTensor
-from verifier.model.geometry import Geometry
-from verifier.model.text import rope_tables
-from verifier.model.vision import CLIP_MEAN, CLIP_STD, QUICK_GELU, RESCALE
+from verifier.families.family import Family, Parameter
 from verifier.types import Recipe
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an expectation is made from. `tensor` reads one tensor of the checkpoint by key; `embedding` is the table's."""
+    """What an expectation is made from."""
 
-    geometry: Geometry
+    family: Family
     recipe: Recipe
-    tensor: Callable[[str], Tensor]
-    embedding: str
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor of the checkpoint."""
+        return self.family.checkpoint.tensor(key)
 
 
 @dataclass(frozen=True)
@@ -81,28 +79,24 @@ def _quantization(constant: Constant) -> object:
 
 def _derived(constant: Constant, source: Source) -> Expected | None:
     """Constants that no tensor of the checkpoint holds: they follow from its configuration, or from the recipe."""
-    role, shape = constant.role, constant.shape
-    if role == "epsilon":
-        return Expected(torch.full(shape, source.geometry.text.norm_eps), "rms_norm_eps of config.json")
-    if role in ("mean", "std"):
-        values = torch.tensor(CLIP_MEAN if role == "mean" else CLIP_STD).view(3, 1, 1)
-        return Expected(values, f"CLIP's image {role}")
-    if role == "rope":
-        tables = rope_tables(source.geometry.text, max_context_len=source.recipe.max_context_len)
-        table = tables[constant.order % 2]
-        return Expected(table, "the RoPE table of rope_theta and head_dim") if table.shape == shape else None
-    if role == "mask":
-        return Expected(torch.ones(shape, dtype=torch.bool).tril(), "a causal mask")
-    if role == "factor" and constant.method == "vision_encoder" and shape == ():
-        if isinstance(constant.quantization, PerTensor):
-            given = constant.quantization
-            stored = quantized_static(torch.tensor(QUICK_GELU), scale=given.scale, zero_point=given.zero_point)
-            return Expected(stored, f"QuickGELU's {QUICK_GELU}")
-        return Expected(torch.tensor(RESCALE), "1 / 255")
-    if role == "embedding scales":
-        scales = quantized_embedding(source.tensor(source.embedding), source.recipe).scales
-        return Expected(scales.reshape(shape), "the recipe's scales")
-    return None
+    if constant.role == "embedding scales":
+        scales = quantized_embedding(source.family.embedding_table(), source.recipe).scales
+        return Expected(scales.reshape(constant.shape), "the recipe's scales")
+    given = constant.quantization if isinstance(constant.quantization, PerTensor) else None
+    found = source.family.derived(
+        constant.role,
+        constant.method,
+        constant.shape,
+        order=constant.order,
+        max_context_len=source.recipe.max_context_len,
+        stored=given is not None,
+    )
+    if found is None:
+        return None
+    value, what = found
+    if given is not None and constant.role == "factor":
+        value = quantized_static(value, scale=given.scale, zero_point=given.zero_point)
+    return Expected(value, what)
 
 
 def stored_bytes(constant: Constant, expected: Expected, recipe: Recipe) -> dict[Span, Bytes]:

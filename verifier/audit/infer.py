@@ -12,23 +12,26 @@ from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.backends.backend import GraphValue, PerGroup
 from verifier.backends.xnnpack.context import constant_weights
-from verifier.checkpoint import Checkpoint
 from verifier.errors import ArtifactError
 from verifier.export.run import default_group_size
-from verifier.model.keymap import map_keys
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.family import Family
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
 from verifier.types import Quantizer, Recipe
 
+HEAD = f"{DECODER}.output.weight"
+"""The output head: of the decoder's linears the one that no two models share."""
 
-def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
+
+def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
     """What the file says of its recipe; this exporter's default where it says nothing."""
-    operators = artifact.methods["text_decoder"].operators
-    lookups = artifact.methods["token_embedding"].operators
-    image = artifact.methods["vision_encoder"].inputs[0]
+    operators = artifact.methods[DECODER].operators
+    lookups = artifact.methods[EMBEDDING].operators
+    image = artifact.methods[ENCODER].inputs[0]
     grouped = _grouped_linears(artifact)
     sizes = Counter(quantization.group_size for _, quantization in grouped)
-    usual = sizes.most_common(1)[0][0] if sizes else default_group_size(checkpoint.geometry.text.width)
+    usual = sizes.most_common(1)[0][0] if sizes else default_group_size(family.checkpoint.geometry.text.width)
     make = partial(
         Recipe,
         max_seq_len=artifact.max_seq_len,
@@ -38,9 +41,9 @@ def infer_recipe(artifact: Artifact, checkpoint: Checkpoint) -> Recipe:
         static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
     )
     if usual % 32:  # no recipe has such groups: the audit says so
-        return make(group_size=default_group_size(checkpoint.geometry.text.width))
+        return make(group_size=default_group_size(family.checkpoint.geometry.text.width))
     recipe = make(group_size=usual)
-    return replace(recipe, quantizer=_quantizer(artifact, checkpoint, recipe, [constant for constant, _ in grouped]))
+    return replace(recipe, quantizer=_quantizer(artifact, family, recipe, [constant for constant, _ in grouped]))
 
 
 def _grouped_linears(artifact: Artifact) -> list[tuple[Constant, PerGroup]]:
@@ -52,17 +55,17 @@ def _grouped_linears(artifact: Artifact) -> list[tuple[Constant, PerGroup]]:
     return [
         (constant, constant.value.quantization)
         for constant in inventory
-        if constant.method == "text_decoder"
+        if constant.method == DECODER
         and constant.role == "linear"
         and isinstance(constant.value, GraphValue)
         and isinstance(constant.value.quantization, PerGroup)
     ]
 
 
-def _quantizer(artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, linears: list[Constant]) -> Quantizer:
+def _quantizer(artifact: Artifact, family: Family, recipe: Recipe, linears: list[Constant]) -> Quantizer:
     """That which makes more of the integers of the output head, the last linear of its shape."""
-    keys = map_keys(checkpoint.keys, checkpoint.geometry)
-    output = checkpoint.tensor(keys.text["output.weight"])
+    head = next(parameter for parameter in family.parameters() if parameter.name == HEAD)
+    output = family.checkpoint.tensor(head.key)
     alike = [linear for linear in linears if linear.shape == tuple(output.shape)]
     if not alike or not isinstance(alike[-1].value, GraphValue):
         return recipe.quantizer

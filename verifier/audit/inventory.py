@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from verifier.artifact.plan import Instruction, Plan, TensorValue
-from verifier.artifact.program import METHODS, Artifact
+from verifier.artifact.program import Artifact
 from verifier.backends.backend import GraphValue, Quantization
 from verifier.backends.calls import BACKENDS, given_and_made, graph_of
+from verifier.families.conventions import ROLES
 from verifier.operators.operator import Role
 from verifier.operators.registry import OPERATORS
 
@@ -44,7 +45,7 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
     """Every use of every constant by the three methods, in program order. Raises `ArtifactError`, and `UnknownOperationError` for
     a delegate that nobody can read: its constants are not known."""
     found: list[Constant] = []
-    for name in METHODS:
+    for name in ROLES:
         plan = artifact.plans[name]
         for step in plan.instructions:
             if step.kind == "delegate":

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Bytes, Span, Storage
-from verifier.audit.assign import Parameter, assign_constants
+from verifier.audit.assign import assign_constants
 from verifier.audit.compare import Audited, compare_constant
 from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.backends.backend import GraphValue, PerGroup, PerTensor
-from verifier.checkpoint import Checkpoint
-from verifier.model.keymap import map_keys
+from verifier.families.conventions import ROLES
+from verifier.families.family import Family, Parameter
 from verifier.progress import Tell, unheard
 from verifier.types import Recipe
 
@@ -48,15 +48,14 @@ class Audit:
 
 
 def audit_weights(
-    artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, *, compare: bool = True, tell: Tell = unheard
+    artifact: Artifact, family: Family, recipe: Recipe, *, compare: bool = True, tell: Tell = unheard
 ) -> Audit:
     """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. `tell`
     hears how many are done. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
-    keys = map_keys(checkpoint.keys, checkpoint.geometry)
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
-    parameters = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=bits)
-    source = Source(checkpoint.geometry, recipe, checkpoint.tensor, keys.embedding)
+    parameters = assign_constants(inventory, family, artifact.storage, embedding_bits=bits)
+    source = Source(family, recipe)
     pairs = zip(inventory, parameters, strict=True)
     scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
     constants: list[Audited] = []
@@ -68,7 +67,7 @@ def audit_weights(
         parameters,
         tuple(constants),
         tuple(_misplaced(inventory, parameters)),
-        tuple(sorted(keys.unused)),
+        family.unused,
         _dead_bytes(artifact, inventory),
         source,
     )
@@ -134,7 +133,7 @@ def _dead_bytes(artifact: Artifact, inventory: list[Constant]) -> int:
 def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ...]) -> list[Misplaced]:
     """Parameters must be met in the order of the computation; within a stage (wq, wk, wv) any order is right."""
     found = []
-    for method in ("vision_encoder", "text_decoder"):
+    for method in ROLES:
         held = [
             (constant, parameter)
             for constant, parameter in zip(inventory, parameters, strict=True)

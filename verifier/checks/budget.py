@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from verifier.artifact.program import METHODS, Artifact
+from verifier.artifact.program import Artifact
 from verifier.checks.check import Check, Fields, Finding, Need, check, failed, need, one_case, passed
 from verifier.core.limits import stated
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import ROLES
 from verifier.golden import Budget
 from verifier.probes.speed import Speed
 from verifier.types import Missing
@@ -29,7 +30,7 @@ _HINTS = {
 
 def planned_bytes(artifact: Artifact) -> int:
     """What the three methods plan for tensors that change, in bytes."""
-    return sum(sum(artifact.plans[method].arenas_bytes) for method in METHODS)
+    return sum(sum(artifact.plans[method].arenas_bytes) for method in ROLES)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, n
 from verifier.core.compare import EQUAL_DB, Array, Mismatch, compare, refusal
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import DECODER
 from verifier.operators.rounding import UNIT
 from verifier.probes.kvcache import MASKED, PERTURBED, Asked
 from verifier.types import Missing, Where
@@ -21,9 +22,7 @@ CHUNKS = ("first chunk", "second chunk")
 
 
 def _where(cache: Cache, row: int) -> Where:
-    return Where(
-        method="text_decoder", module=f"text_decoder.layers.{cache.layer}.attention.{cache.kind}_cache", index=(row,)
-    )
+    return Where(method=DECODER, module=f"{DECODER}.layers.{cache.layer}.attention.{cache.kind}_cache", index=(row,))
 
 
 def _table(asked: Asked, mark: str, caches: tuple[Cache, ...]) -> list[Array] | None:
@@ -39,7 +38,7 @@ def _table(asked: Asked, mark: str, caches: tuple[Cache, ...]) -> list[Array] | 
 
 Tables = dict[str, list[Array]]
 """Rows [T, H, D] of every cache, by the mark of a call."""
-UNRETURNED = Where(method="text_decoder", module="kv_cache")
+UNRETURNED = Where(method=DECODER, module="kv_cache")
 WHOLE, SPLIT, MOVED, REPEATED, UNPERTURBED = "whole", "split", "moved", "repeated", "unperturbed"
 
 
@@ -238,7 +237,7 @@ def mask(given: Perturbed, case: str) -> Finding:
 
 def _mask(caches: tuple[Cache, ...], base: list[Array], made: list[Array] | None, j: int) -> Finding | None:
     if made is None:
-        return failed("the caches were not returned", where=Where(method="text_decoder", module="kv_cache"))
+        return failed("the caches were not returned", where=Where(method=DECODER, module="kv_cache"))
     for cache, before, after in zip(caches, base, made, strict=True):
         reason = refusal(after)
         if reason is not None or before.shape != after.shape:

@@ -22,6 +22,7 @@ from verifier.checks.vision import SQNR
 from verifier.core.compare import EQUAL_DB, Mismatch, compare
 from verifier.core.limits import Limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.ladder.abroad import COMPARED, Counterpart
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.limits import device_limit_db, least_db
@@ -74,13 +75,13 @@ def replayed(evidence: Evidence) -> LayerEvidence | Missing:
 @check("device.lengths", step="device", needs=replayed, cases=fixed_cases(*LENGTHS), having={DEVICE})
 def lengths(layers: LayerEvidence, case: str) -> Finding:
     """Every instruction of the decoder was compared on the device for one token and for several: their kernels are others."""
-    wanted = layers.replay.computing.get("text_decoder", frozenset())
+    wanted = layers.replay.computing.get(DECODER, frozenset())
     calls = {n for n, tokens in layers.tokens.items() if (tokens == 1) == (case == LENGTHS[0])}
     seen = frozenset().union(*(layers.replay.covered_in.get(call, frozenset()) for call in calls))
     holes = sorted(wanted - seen)
     fields: Fields = {"measured": {"compared": len(wanted) - len(holes)}, "allowed": {"compared": len(wanted)}}
     if holes or not wanted:
-        where = Where(method="text_decoder", instruction=holes[0]) if holes else None
+        where = Where(method=DECODER, instruction=holes[0]) if holes else None
         return unverified(
             f"{len(holes)} of {len(wanted)} instructions were not compared for {case}", fields, where=where
         )
@@ -127,7 +128,7 @@ def host(both: Both, method: str) -> Finding:
         if made.sqnr_db < worst:
             worst, at = made.sqnr_db, pair
     where = Where(method=method, index=(at.call,))
-    vision = method == "vision_encoder"
+    vision = method == ENCODER
     allowed = _vision_limit(both.evidence) if vision else up_to_ties(both.evidence)(worst)
     fields: Fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": where}
     if not allowed.admits(worst):

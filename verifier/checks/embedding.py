@@ -12,6 +12,7 @@ from verifier.checks.check import Fields, Finding, check, failed, need, one_case
 from verifier.core.compare import Array, Mismatch, compare
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import EMBEDDING
 from verifier.types import EMBEDDING_GROUP, Recipe, Where
 
 STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
@@ -81,16 +82,16 @@ def tokens(evidence: Evidence, _case: str) -> Finding:
     """Every embedding of every token id lies within half a quantization step of the checkpoint's, or as near as HQQ's own rounding."""
     actual = evidence.runtime.vocabulary
     expected = evidence.definition.embedding.numpy()
-    where = Where(method="token_embedding")
+    where = Where(method=EMBEDDING)
     if actual is None:
         return failed(
-            f"token_embedding did not return: {evidence.runtime.message}",
+            f"{EMBEDDING} did not return: {evidence.runtime.message}",
             where=where,
             accuses="calls",
         )
     made = compare(actual=actual, expected=expected)
     if isinstance(made, Mismatch):
-        return failed(f"embeddings: {made.reason}", where=Where("token_embedding", index=made.index))
+        return failed(f"embeddings: {made.reason}", where=Where(EMBEDDING, index=made.index))
     recipe = evidence.manifest.recipe if evidence.manifest else None
     bits = recipe.embedding_bits if recipe else 8
     unit = "absolute" if bits == 32 else "steps"
@@ -99,7 +100,7 @@ def tokens(evidence: Evidence, _case: str) -> Finding:
     (row, column), value, steps_allowed = worst.index, worst.value, worst.allowed
     quality = made.sqnr_db
     fields: Fields = {"measured": {"worst_steps": value, "sqnr_db": quality}, "allowed": {"worst_steps": steps_allowed}}
-    where = Where(method="token_embedding", index=(row, column))
+    where = Where(method=EMBEDDING, index=(row, column))
     if not STEPS.of(steps_allowed).admits(value):
         return failed(
             f"{sum(part.off for part in parts)} of {len(expected)} token embeddings are off; worst is token {row}, column {column}: {value:.2f} {unit}, allowed {steps_allowed:.2f}. "

@@ -30,9 +30,10 @@ from verifier.checks.vision import SQNR, channel_center, compare_about
 from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
 from verifier.core.limits import LIMITS
 from verifier.evidence import Case, Evidence, Part, Subjects, answered_freely
+from verifier.families.conventions import DECODER, ENCODER
+from verifier.families.tokens.ending import end_ids
 from verifier.ladder.divergence import quantized_token
 from verifier.ladder.quantized import build_quantized_decoder
-from verifier.model.ending import end_ids
 from verifier.types import Missing, Where
 
 NOISE = "greedy.margin_noise"
@@ -56,7 +57,7 @@ def margin_noise(made: Difference) -> float:
 
 
 def _silent(evidence: Evidence) -> Finding:
-    return failed(f"no answer: {evidence.runtime.message}", where=Where(method="text_decoder"), accuses="calls")
+    return failed(f"no answer: {evidence.runtime.message}", where=Where(method=DECODER), accuses="calls")
 
 
 def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
@@ -66,11 +67,11 @@ def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
     reason = refusal(logits)
     if reason is not None:
         said = f"the logits are not finite, so there is no answer: {reason.reason}"
-        return failed(said, where=Where(method="text_decoder", index=reason.index))
+        return failed(said, where=Where(method=DECODER, index=reason.index))
     vocabulary = evidence.checkpoint.geometry.text.vocabulary
     if logits.ndim != 2 or logits.shape[1] != vocabulary:
         said = f"the logits have shape {list(logits.shape)}, expected [tokens, {vocabulary}]"
-        return failed(said, where=Where(method="text_decoder"))
+        return failed(said, where=Where(method=DECODER))
     return None
 
 
@@ -82,7 +83,7 @@ class Answers(Conversations):
 
 
 def _quantized(evidence: Evidence) -> Callable[[], Any]:
-    return cache(lambda: build_quantized_decoder(evidence.checkpoint, evidence.recipe))
+    return cache(lambda: build_quantized_decoder(evidence.family, evidence.recipe))
 
 
 @need(Part.CONVERSATIONS, golden=True, computed=True)
@@ -133,7 +134,7 @@ def _golden(given: Answers, case: Case) -> Finding:
         return unverified("the fp32 reference gives no answer of this length: make golden data again")
     if case.logits.shape != case.expected.logits.shape:
         said = f"the logits have shape {list(case.logits.shape)}, expected {list(case.expected.logits.shape)}"
-        return failed(said, where=Where(method="text_decoder"))
+        return failed(said, where=Where(method=DECODER))
     parted = np.flatnonzero(case.expected.logits.argmax(-1) != recomputed)
     if not all(TIE.admits(wanted.margins[at]) for at in parted):
         command = 'python -m verifier.golden update --model DIR --reason "why"'
@@ -164,7 +165,7 @@ def _golden(given: Answers, case: Case) -> Finding:
         return failed(
             f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
             f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise.value:.2f}. {_cause(given, case, int(at), int(actual[at]))}",
-            where=Where(method="text_decoder", index=(position,)),
+            where=Where(method=DECODER, index=(position,)),
             measured={"margin": margin, **fields["measured"]},
             allowed={"margin": noise.value},
         )
@@ -215,7 +216,7 @@ def free(given: Conversations, name: str) -> Finding:
     assert logits is not None and case.logits is not None
     if case.logits.shape[0] != len(wanted) or logits.shape[1:] != case.logits.shape[1:]:
         said = f"logits {list(logits.shape)} and {list(case.logits.shape)} are not those of {len(wanted)} tokens"
-        return failed(said, where=Where(method="text_decoder"))
+        return failed(said, where=Where(method=DECODER))
     forced, own = case.logits.argmax(-1), logits.argmax(-1)
     # behind the first token that is not the golden one, the two have been fed differently
     parted = next((i for i, token in enumerate(forced) if int(token) != wanted[i]), len(wanted) - 1)
@@ -227,12 +228,12 @@ def free(given: Conversations, name: str) -> Finding:
         pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (own[at], forced[at])]
         said = f"left to itself the program says {pair[0]!r} at token {at} (position {position}), fed with the same tokens it says {pair[1]!r}"
         hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos advance by 1, the token be the favoured one."
-        return failed(f"{said}. {hint}", fields, where=Where(method="text_decoder", index=(position,)))
+        return failed(f"{said}. {hint}", fields, where=Where(method=DECODER, index=(position,)))
     checkpoint = evidence.checkpoint
     ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=evidence.tokenizer.eos_id)
     if wanted[-1] in ends and parted == len(wanted) - 1 and int(own[-1]) not in ends:
         said = f"the answer does not end where it should, at token {len(wanted) - 1}"
-        return failed(f"{said}. Check get_eos_ids and the tokenizer.", fields, where=Where(method="text_decoder"))
+        return failed(f"{said}. Check get_eos_ids and the tokenizer.", fields, where=Where(method=DECODER))
     return passed(
         f"{parted + 1} tokens as its logits favour, {evidence.tokenizer.decode(own[: parted + 1].tolist())!r}", fields
     )
@@ -257,7 +258,7 @@ def images(given: Conversations, _case: str) -> Finding:
         if own[one][:shorter] == own[two][:shorter]:
             said = f"the answers to {two} and {one} are the same, {evidence.tokenizer.decode(own[two])!r}, though the images are not"
             hint = "The image of an earlier request is used again, or none is: check that vision_encoder runs for each."
-            return failed(f"{said}. {hint}", where=Where(method="vision_encoder"))
+            return failed(f"{said}. {hint}", where=Where(method=ENCODER))
     return passed(f"{len(own)} images, different answers", measured={"pairs": len(pairs)})
 
 
@@ -271,14 +272,14 @@ def history(given: Conversations, _case: str) -> Finding:
     made = compare(actual=again, expected=first.logits)
     if isinstance(made, Mismatch):
         said = f"the logits of {name} behind all other conversations cannot be compared: {made.reason}"
-        return failed(said, where=Where(method="text_decoder", index=made.index))
+        return failed(said, where=Where(method=DECODER, index=made.index))
     wrong = np.flatnonzero((again != first.logits).any(-1))
     fields: Fields = {"measured": {"different": len(wrong)}, "allowed": {"different": 0}}
     if len(wrong):
         position = first.sample.prompt.length(evidence.patches) + int(wrong[0]) - 1
         said = f"behind {len(evidence.cases) - 1} other conversations, {name} gets other logits from position {position} on"
         hint = "Something of them is left: in the KV-cache, in input_pos, or in a stored image embedding."
-        where = Where(method="text_decoder", index=(position,))
+        where = Where(method=DECODER, index=(position,))
         return failed(f"{said}. {hint}", fields, where=where)
     said = f"{len(again)} logits of {name} are the same behind {len(evidence.cases) - 1} other conversations"
     return passed(said, fields)
@@ -289,7 +290,7 @@ def limit(given: Conversations, _case: str) -> Finding:
     """An answer that reaches the end of the cache ends there: the last positions are used, and no call goes beyond."""
     evidence = given.evidence
     made, last = evidence.runtime.full, evidence.artifact.max_seq_len
-    where = Where(method="text_decoder", index=(last - 1,))
+    where = Where(method=DECODER, index=(last - 1,))
     if made.logits is None:
         said = f"the answer stops before position {last - 1}: {evidence.runtime.message}"
         return failed(f"{said}. Check mask and cache length.", where=where, accuses="calls")
@@ -329,7 +330,7 @@ def expected(given: Answers, name: str) -> Finding:
         shared = next((i for i, (a, e) in pairs if a != e), min(len(text), len(wanted.begins_with)))
         said = f"the answer parts from the published one at character {shared}: {text[: shared + 40]!r}, published is {wanted.begins_with!r}"
         hint = f"Is this {wanted.image.split(';')[0]}? If so, see greedy.image for the first wrong token."
-        return failed(f"{said}. {hint}", where=Where(method="text_decoder"))
+        return failed(f"{said}. {hint}", where=Where(method=DECODER))
     return passed(f"as published: {wanted.begins_with!r}")
 
 

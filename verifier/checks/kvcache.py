@@ -12,6 +12,7 @@ from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, n
 from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal
 from verifier.core.limits import Limit, limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import DECODER
 from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, beyond, chunk_name, poisons
 from verifier.probes.tape import Pair
 from verifier.types import Missing, Where
@@ -36,7 +37,7 @@ def _equal(_measured: float) -> Limit:
 
 
 def _where(position: int) -> Where:
-    return Where(method="text_decoder", module="kv_cache", index=(position,))
+    return Where(method=DECODER, module="kv_cache", index=(position,))
 
 
 def _judge_pairs(asked: Asked, pairs: list[Pair], *, allowed: Allowed, what: str) -> Finding:
@@ -168,7 +169,7 @@ def capacity(given: Filled, case: str) -> Finding:
 
 
 def _last(asked: Asked, limit: int, vocabulary: int) -> Finding:
-    where = Where(method="text_decoder", index=(limit - 1,))
+    where = Where(method=DECODER, index=(limit - 1,))
     if asked.marks["last one"] not in asked.result.outputs:
         said = f"position {limit - 1} of {limit} cannot be used: {asked.result.message}. Check mask and cache length."
         return failed(said, where=where)
@@ -185,7 +186,7 @@ def _beyond(asked: Asked, refused: list[tuple[int, int]]) -> Finding:
     kinds = set()
     for start, size in refused:
         call, limit = asked.marks[chunk_name(start, size)], start + size - 1
-        where = Where(method="text_decoder", index=(start,))
+        where = Where(method=DECODER, index=(start,))
         if call in asked.result.outputs:
             said = f"a chunk of {size} from position {start} is accepted, though the cache ends at {limit}"
             hint = f"The program reads or writes beyond its cache. Runners must stop at {limit}."
@@ -211,7 +212,7 @@ def kept(evidence: Evidence) -> Kept | Missing:
     cache = evidence.runtime.cache
     caches = cache if isinstance(cache, Missing) else cache.caches
     if isinstance(caches, Missing):
-        return replace(caches, where=Where(method="text_decoder", module="kv_cache"))
+        return replace(caches, where=Where(method=DECODER, module="kv_cache"))
     return Kept(evidence, caches)
 
 
@@ -226,7 +227,7 @@ def memory(given: Kept, _case: str) -> Finding:
     product = f"2 x {text.layers} x {length} x {text.kv_heads} x {text.head_dim} x 4"
     if actual != expected:
         said = f"the caches take {actual:,} bytes, {product} are {expected:,}. Check layers, heads and --max-context-len of the export."
-        return failed(said, fields, where=Where(method="text_decoder", module="kv_cache"))
+        return failed(said, fields, where=Where(method=DECODER, module="kv_cache"))
     return passed(f"{actual:,} bytes are {product}", fields)
 
 

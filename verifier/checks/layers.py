@@ -23,6 +23,7 @@ from verifier.checks.check import (
 )
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part, Subjects
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
@@ -108,7 +109,7 @@ def _difference(record: Compared) -> str:
 
 def _linears(records: list[Compared]) -> dict[str, float]:
     """How many 4-bit linears a block has, and the SQNR of the one that is furthest from the interpreter's, in dB."""
-    found = [record for record in records if record.method == "text_decoder" and is_linear(record)]
+    found = [record for record in records if record.method == DECODER and is_linear(record)]
     if not found:
         return {}
     distinct = {(record.instruction, record.result) for record in found}
@@ -280,17 +281,17 @@ GRAPH_HINT = "Its graph is not the model's: check this block's export, passes an
 
 def decoder_blocks(subjects: Subjects) -> tuple[str, ...]:
     """Blocks that add something to the decoder's residual stream."""
-    return tuple(b for b in subjects.blocks if b.startswith("text_decoder") and b != "text_decoder.input")
+    return tuple(b for b in subjects.blocks if b.startswith(DECODER) and b != f"{DECODER}.input")
 
 
 def vision_blocks(subjects: Subjects) -> tuple[str, ...]:
     """Blocks of the vision tower."""
-    return tuple(block for block in subjects.blocks if block.startswith("vision_encoder"))
+    return tuple(block for block in subjects.blocks if block.startswith(ENCODER))
 
 
 def with_profile(subjects: Subjects) -> tuple[str, ...]:
     """Blocks behind which the stream of a whole layer is known."""
-    return tuple(b for b in subjects.blocks if b.startswith("vision_encoder.layers") or b.endswith("feed_forward"))
+    return tuple(b for b in subjects.blocks if b.startswith(f"{ENCODER}.layers") or b.endswith("feed_forward"))
 
 
 @check("layers.graph", step="lowering", needs=ADDED, cases=decoder_blocks, limit=GRAPH_LIMITS)

@@ -9,6 +9,7 @@ from verifier.checks.channels import recover_hidden, worst_channel
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, one_case, per_image, unverified
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
 from verifier.evidence import Evidence
+from verifier.families.conventions import DECODER
 from verifier.metrics import agreement_interval
 from verifier.types import Where
 
@@ -30,12 +31,12 @@ def teacher_forced(given: Conversations, name: str) -> Finding:
     case, evidence = given.cases[name], given.evidence
     first = case.sample.prompt.length(evidence.patches) - 1
     if case.logits is None:
-        said = f"text_decoder did not return: {evidence.runtime.message}"
-        return failed(said, where=Where(method="text_decoder"), accuses="calls")
+        said = f"{DECODER} did not return: {evidence.runtime.message}"
+        return failed(said, where=Where(method=DECODER), accuses="calls")
     made = compare(actual=case.logits, expected=case.expected.logits)
     if isinstance(made, Mismatch):
         position = first + (made.index[0] if made.index else 0)
-        return failed(f"logits: {made.reason}", where=Where("text_decoder", index=(position,)))
+        return failed(f"logits: {made.reason}", where=Where(DECODER, index=(position,)))
     worst = int(made.kl_nats.argmax())
     position = first + worst
     return judge(
@@ -43,7 +44,7 @@ def teacher_forced(given: Conversations, name: str) -> Finding:
         name,
         case_measures(made),
         what="logits against fp32",
-        where=Where(method="text_decoder", index=(position,)),
+        where=Where(method=DECODER, index=(position,)),
         hint=f"The worst position is {position}, answer token {worst}. If vision.* and embedding.* pass, check decoder weights, positions and cache.",
     )
 
@@ -83,7 +84,7 @@ def distribution(given: Conversations, case: str) -> Finding:
         case,
         distribution_measures(made),
         what=f"distribution over {rows} positions (top-1 agrees on {hits}, 95 % interval {low:.3f}..{high:.3f})",
-        where=Where(method="text_decoder"),
+        where=Where(method=DECODER),
         hint="Check decoder weights and the recipe's group size and quantizer.",
     )
 
@@ -125,7 +126,7 @@ def channels(given: Conversations, case: str) -> Finding:
         case,
         measures,
         what="channels of the final hidden state",
-        where=Where(method="text_decoder", module="norm", index=(channel,)),
+        where=Where(method=DECODER, module="norm", index=(channel,)),
         hint=f"Channel {channel} has gain {gain:.3f}. Check that element of the final norm's weight, and column {channel} of the output head.",
     )
 

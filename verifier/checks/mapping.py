@@ -6,6 +6,7 @@ from verifier.checks.check import Finding, check, failed, need, one_case, passed
 from verifier.core.compare import EQUAL_DB, Mismatch, compare
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.reference import LayerPair
 from verifier.types import Missing, Where
 
@@ -30,7 +31,7 @@ def activations(mapping: Activations, _case: str) -> Finding:
     worst: tuple[float, str] = (EQUAL_DB, "")
     for image, pairs in mapping.items():
         for pair in pairs:
-            where = Where(method="vision_encoder" if pair.name == "vision" else "text_decoder", module=pair.name)
+            where = Where(method=ENCODER if pair.name == "vision" else DECODER, module=pair.name)
             made = compare(actual=pair.actual, expected=pair.expected)
             if isinstance(made, Mismatch):
                 return failed(

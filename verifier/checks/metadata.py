@@ -10,7 +10,7 @@ from verifier.checks.bands import whole
 from verifier.checks.check import Finding, check, failed, one_case, passed, unverified
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
-from verifier.model.ending import Said, begin_statements, end_ids, end_statements
+from verifier.families.tokens.ending import Said, begin_statements, end_ids, end_statements
 from verifier.types import Where
 
 

@@ -32,11 +32,12 @@ from verifier.checks.processor import constants, processor
 from verifier.core.limits import limit
 from verifier.errors import ImageError, VerifierError
 from verifier.evidence import Case, Evidence, Part
-from verifier.model.image_file import read_image
-from verifier.model.preprocess import prepare_image
-from verifier.model.processor import DEFAULTS, ImageFields, read_processor
-from verifier.model.resampling import FILTERS, Pixels, resample
-from verifier.model.vision import CLIP_MEAN, CLIP_STD
+from verifier.families.conventions import ENCODER
+from verifier.families.llava.preprocess import prepare_image
+from verifier.families.llava.vision import CLIP_MEAN, CLIP_STD
+from verifier.families.pixels.image_file import read_image
+from verifier.families.pixels.processor import DEFAULTS, ImageFields, read_processor
+from verifier.families.pixels.resampling import FILTERS, Pixels, resample
 from verifier.published import hugging_face_frame, hugging_face_image, normalization
 from verifier.types import Missing, Where
 
@@ -181,7 +182,7 @@ def _compare(evidence: Evidence, picture: Pixels, ours: Tensor, framed: Framed) 
     given = (ours.shape[2], ours.shape[1])
     if given not in possible and given != (side_px, side_px):
         said = f"the pixels are {given[0]} x {given[1]}, expected {possible[0][0]} x {possible[0][1]}: the picture of {picture.shape[1]} x {picture.shape[0]} px in a frame of {side_px}"
-        return failed(said, where=Where(method="vision_encoder"))
+        return failed(said, where=Where(method=ENCODER))
     width, height = given if given in possible else possible[0]
     with torch.no_grad():
         actual = evidence.definition.vision.normalize(ours)[0].numpy()
@@ -205,7 +206,7 @@ def _compare(evidence: Evidence, picture: Pixels, ours: Tensor, framed: Framed) 
             f"pixels differ by {steps:.1f} steps of 255 from the checkpoint's processor, most in channel {'RGB'[channel]} at column {x}, row {y} "
             f"of the {width} x {height} picture; allowed {allowed.value:g}. Check the orientation, the channel order, the resampling filter, mean and std.",
             fields,
-            where=Where(method="vision_encoder", index=(channel, y, x)),
+            where=Where(method=ENCODER, index=(channel, y, x)),
         )
     margins = _margins(actual, (width, height), side_px)
     return margins or passed(f"pixels as the checkpoint's processor has them, to {steps:.2f} steps", fields)
@@ -225,7 +226,7 @@ def _margins(actual: Any, size: tuple[int, int], side_px: int) -> Finding | None
     y, x = (int(i) for i in np.argwhere(~(off <= allowed.value) & margin)[0])
     said = f"the margin is not black at column {x}, row {y}: the picture of {width} x {height} belongs at {left}, {top}"
     hint = "Check the fill colour, and that an odd margin puts its extra pixel right and below."
-    return failed(f"{said}. {hint}", where=Where(method="vision_encoder", index=(y, x)))
+    return failed(f"{said}. {hint}", where=Where(method=ENCODER, index=(y, x)))
 
 
 CHECKS = (constants, processor, files, pixels, sizes, image)

@@ -15,10 +15,10 @@ from verifier.checks.check import Finding, check, failed, fixed_cases, need, one
 from verifier.core.limits import limit
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence, Part
-from verifier.model.geometry import VisionGeometry
-from verifier.model.processor import DEFAULTS, ImageFields, Processor, read_processor
-from verifier.model.resampling import FILTERS
-from verifier.model.vision import CLIP_MEAN, CLIP_STD
+from verifier.families.llava.geometry import VisionGeometry
+from verifier.families.llava.vision import CLIP_MEAN, CLIP_STD
+from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor, read_processor
+from verifier.families.pixels.resampling import FILTERS
 from verifier.published import PublishedAnswer
 from verifier.types import Missing
 

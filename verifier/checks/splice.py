@@ -25,8 +25,8 @@ from verifier.core.limits import stated
 from verifier.driver import Script, splice
 from verifier.errors import CheckpointError, UsageError
 from verifier.evidence import Case, Evidence, Part
-from verifier.model.chat_template import find_template, render
-from verifier.model.prompt import (
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.llava.prompt import (
     BEFORE_IMAGE,
     DEFAULT_QUESTION,
     SEED_CUE,
@@ -36,15 +36,16 @@ from verifier.model.prompt import (
     dialogue_parts,
     dialogue_segments,
 )
-from verifier.model.tokenizer import Mark, described
-from verifier.model.tokenizer import Part as TextPart
+from verifier.families.tokens.chat_template import find_template, render
+from verifier.families.tokens.tokenizer import Mark, described
+from verifier.families.tokens.tokenizer import Part as TextPart
 from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.types import Missing, Where
 
 
 def fed_ids(calls: tuple[Call, ...]) -> list[int]:
     """Ids of all token_embedding calls, in order."""
-    return [int(i) for call in calls if call.method == "token_embedding" for i in _array(call.inputs[0]).reshape(-1)]
+    return [int(i) for call in calls if call.method == EMBEDDING for i in _array(call.inputs[0]).reshape(-1)]
 
 
 def _array(value: Any) -> Any:
@@ -57,12 +58,12 @@ def _lengths(evidence: Evidence, calls: tuple[Call, ...], offset: int) -> list[t
     """(start position, tokens) of every text_decoder call."""
     spans = []
     for call in calls:
-        if call.method != "text_decoder":
+        if call.method != DECODER:
             continue
         source = call.inputs[0]
         if isinstance(source, OutputOf):
             producer = calls[source.call - offset]
-            tokens = evidence.patches if producer.method == "vision_encoder" else _array(producer.inputs[0]).size
+            tokens = evidence.patches if producer.method == ENCODER else _array(producer.inputs[0]).size
         else:
             tokens = _array(source).shape[1]
         spans.append((int(_array(call.inputs[1])[0]), int(tokens)))
@@ -98,7 +99,7 @@ def _against(evidence: Evidence, actual: list[int], parts: tuple[TextPart, ...])
     rule = described(evidence.tokenizer.rule.as_json())
     hint = f"Check template spacing, BOS, and what stands behind a special token: this checkpoint has {rule}."
     message = f"{said} ({len(actual)} tokens against {len(expected)}). {hint}"
-    return failed(message, where=Where(method="token_embedding", index=(at,)))
+    return failed(message, where=Where(method=EMBEDDING, index=(at,)))
 
 
 def _first_difference(one: list[int], two: list[int]) -> int:
@@ -113,7 +114,7 @@ def _bos(evidence: Evidence, ids: list[int]) -> Finding | None:
     if at == wanted:
         return None
     said = f"BOS stands at {at} of the prompt, expected {'once, at 0' if wanted else 'nowhere'}"
-    return failed(f"{said}. Encode only the first segment with BOS.", where=Where(method="token_embedding"))
+    return failed(f"{said}. Encode only the first segment with BOS.", where=Where(method=EMBEDDING))
 
 
 @check("splice.tokens", step="mapping", needs=calls_of_conversations, cases=per_image, limit="equal")
@@ -127,7 +128,7 @@ def tokens(given: Conversations, name: str) -> Finding:
     once = [*prompt.before, *prompt.after]
     if fed == 2 * once:
         said = f"the whole prompt goes in twice, the second time as token {len(once)}: positions and cache are those of another conversation"
-        return failed(f"{said}. Prefill once.", where=Where(method="token_embedding", index=(len(once),)))
+        return failed(f"{said}. Prefill once.", where=Where(method=EMBEDDING, index=(len(once),)))
     wrong = _bos(evidence, fed)
     if wrong is not None:
         return wrong
@@ -148,7 +149,7 @@ def _seed_tokens(evidence: Evidence, actual: list[int]) -> Finding:
         return passed(f"BOS where it belongs; ids of the seed's prompt as by {tokenizer.second.name}")
     at = _first_difference(actual, expected)
     said = f"the prompt's token {at} is {actual[at : at + 1]}, {tokenizer.second.name} has {expected[at : at + 1]}"
-    return failed(f"{said}. Check template spacing.", where=Where(method="token_embedding", index=(at,)))
+    return failed(f"{said}. Check template spacing.", where=Where(method=EMBEDDING, index=(at,)))
 
 
 PROMPTS: dict[str, tuple[Turn, ...]] = {
@@ -205,7 +206,7 @@ def _prompt(evidence: Evidence, case: str, turns: tuple[Turn, ...]) -> Finding:
         if actual.count(tokenizer.image_id) != count or tokenizer.eos_id in actual or turns[0].question not in asked:
             said = f"the user's text {turns[0].question!r} is fed as {asked[-80:]!r} with {actual.count(tokenizer.image_id)} image slots"
             hint = "Encode what a user writes as text, never as special tokens."
-            return failed(f"{said}. {hint}", where=Where(method="token_embedding"))
+            return failed(f"{said}. {hint}", where=Where(method=EMBEDDING))
     wrong = _against(evidence, actual, dialogue_parts(turns)) or _bos(evidence, actual)
     return wrong or _spliced(evidence, segments, count, limit)
 
@@ -224,22 +225,22 @@ def _spliced(evidence: Evidence, segments: tuple[Segment, ...], count: int, limi
                 f"ids as Hugging Face's; refused: {error.got}, the program holds {limit}",
                 measured={"tokens": needed},
             )
-        return failed(f"refused although it fits: {error.got}", fields, where=Where(method="text_decoder"))
+        return failed(f"refused although it fits: {error.got}", fields, where=Where(method=DECODER))
     spans = _lengths(evidence, tuple(script.calls), 0)
     position, wanted = 0, []
     for segment in segments:
         wanted.append((position, evidence.patches if segment is None else len(segment)))
         position += wanted[-1][1]
-    fed = [c.inputs[0] for c in script.calls if c.method == "text_decoder"]
+    fed = [c.inputs[0] for c in script.calls if c.method == DECODER]
     shown = [c.call for c, segment in zip(fed, segments, strict=False) if segment is None and isinstance(c, OutputOf)]
-    encoders = [i for i, call in enumerate(script.calls) if call.method == "vision_encoder"]
+    encoders = [i for i, call in enumerate(script.calls) if call.method == ENCODER]
     if spans != wanted or shown != encoders:
         at = next(
             (i for i, (a, e) in enumerate(zip(spans, wanted, strict=False)) if a != e), min(len(spans), len(wanted)) - 1
         )
         said = f"decoder call {at} covers {spans[at][1]} tokens from {spans[at][0]}, expected {wanted[at][1]} from {wanted[at][0]}; images of calls {shown}, expected {encoders}"
         hint = "Feed text and images in their order, each chunk where the last one ended."
-        return failed(f"{said}. {hint}", fields, where=Where(method="text_decoder", index=(spans[at][0],)))
+        return failed(f"{said}. {hint}", fields, where=Where(method=DECODER, index=(spans[at][0],)))
     return passed(f"{needed} positions, {count} images in their slots, ids as Hugging Face's", fields)
 
 
@@ -305,7 +306,7 @@ def positions(given: Positioned, name: str) -> Finding:
         "Advance input_pos by the length of every chunk, the image's included.",
         measured={"start": got[0], "tokens": got[1]},
         allowed={"start": want[0], "tokens": want[1]},
-        where=Where(method="text_decoder", index=(got[0],)),
+        where=Where(method=DECODER, index=(got[0],)),
     )
 
 
@@ -316,7 +317,7 @@ def _stale_image(case: Case, offset: int) -> Finding | None:
         if isinstance(source, OutputOf) and source.call < offset:
             said = f"call {number} of the conversation is fed with the output of call {source.call}, made {offset - source.call} calls before it began"
             hint = "The image of an earlier request is used again: run vision_encoder for each."
-            return failed(f"{said}. {hint}", where=Where(method="vision_encoder"))
+            return failed(f"{said}. {hint}", where=Where(method=ENCODER))
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verifier.artifact.program import METHODS, MethodFacts, TensorFacts
+from verifier.artifact.program import MethodFacts, TensorFacts
 from verifier.audit.handover import handovers
 from verifier.audit.lifetimes import find_overlaps, outside_arena
 from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
@@ -15,32 +15,12 @@ from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence, Part
-from verifier.model.tokenizer import described
+from verifier.families.conventions import DECODER, ENCODER, ROLES
+from verifier.families.tokens.tokenizer import described
 from verifier.operators.registry import is_heavy
 from verifier.types import Missing, Where
 
 SCALAR = limit("structure.scalars")
-
-
-def _expected_signature(evidence: Evidence, name: str) -> tuple[tuple[TensorFacts, ...], TensorFacts]:
-    """Inputs and output that a runner relies on, at their upper bounds."""
-    geometry = evidence.checkpoint.geometry
-    side, width, vocabulary = geometry.vision.image_px, geometry.text.width, geometry.text.vocabulary
-    longest = evidence.artifact.max_seq_len
-    return {
-        "vision_encoder": (
-            (TensorFacts("BYTE", (3, side, side), True),),
-            TensorFacts("FLOAT", (1, geometry.vision.patches, width), False),
-        ),
-        "token_embedding": (
-            (TensorFacts("LONG", (1, longest), True),),
-            TensorFacts("FLOAT", (1, longest, width), True),
-        ),
-        "text_decoder": (
-            (TensorFacts("FLOAT", (1, longest, width), True), TensorFacts("LONG", (1,), False)),
-            TensorFacts("FLOAT", (1, vocabulary), False),
-        ),
-    }[name]
 
 
 def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
@@ -53,16 +33,20 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
 def signatures(evidence: Evidence, _case: str) -> Finding:
     """Methods take and give the dtypes, sizes and dynamic bounds that runners rely on."""
     static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
-    for name in ("vision_encoder", "token_embedding", "text_decoder"):
+    family, longest = evidence.family, evidence.artifact.max_seq_len
+    for name in ROLES:
         facts: MethodFacts = evidence.artifact.methods[name]
-        inputs, output = _expected_signature(evidence, name)
-        static = static_image and name == "vision_encoder"
-        pairs = [*zip(facts.inputs, inputs, strict=False), *zip(facts.outputs, (output,), strict=False)]
-        right = len(facts.inputs) == len(inputs) and len(facts.outputs) == 1
+        expected = family.convention.signature(name, family.sizes(longest))
+        static = static_image and name == ENCODER
+        pairs = [
+            *zip(facts.inputs, expected.inputs, strict=False),
+            *zip(facts.outputs, (expected.output,), strict=False),
+        ]
+        right = len(facts.inputs) == len(expected.inputs) and len(facts.outputs) == 1
         if not right or not all(_same(a, e, static=static) for a, e in pairs):
             shown = ", ".join(map(str, facts.inputs)), ", ".join(map(str, facts.outputs))
             return failed(
-                f"{name} has another signature: ({shown[0]}) -> ({shown[1]}), expected ({', '.join(map(str, inputs))}) -> ({output}). "
+                f"{name} has another signature: ({shown[0]}) -> ({shown[1]}), expected {expected}. "
                 "Export with this project's exporter, or fix the runner that was changed with it.",
                 where=Where(method=name),
             )
@@ -75,11 +59,11 @@ def limits(evidence: Evidence, _case: str) -> Finding:
     for (`max_position_embeddings`), the message says so."""
     limit = evidence.artifact.max_seq_len
     trained, held = evidence.checkpoint.geometry.text.max_positions, evidence.recipe.max_context_len
-    declared = evidence.artifact.methods["text_decoder"].inputs[0]
+    declared = evidence.artifact.methods[DECODER].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
     fields: Fields = {
         "measured": {"get_max_seq_len": limit, "text_decoder bound": bound, "max_position_embeddings": trained},
-        "where": Where(method="text_decoder"),
+        "where": Where(method=DECODER),
     }
     if bound != limit:
         return failed(
@@ -122,7 +106,7 @@ def scalars(evidence: Evidence, _case: str) -> Finding:
 
     int8 hides a scale that is a little off from every band, so the number itself is looked at.
     """
-    geometry, plan = evidence.checkpoint.geometry.vision, evidence.artifact.plans["vision_encoder"]
+    geometry, plan = evidence.checkpoint.geometry.vision, evidence.artifact.plans[ENCODER]
     expected = (geometry.width / geometry.heads) ** -0.25
     found = [
         (step.index, plan.values[step.args[1]])
@@ -138,7 +122,7 @@ def scalars(evidence: Evidence, _case: str) -> Finding:
             f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {at}: {value}, expected "
             f"head_dim^-1/4 = {expected:.9g}. The attention scale was changed on the way: export again."
         )
-        return failed(message, where=Where(method="vision_encoder", instruction=at))
+        return failed(message, where=Where(method=ENCODER, instruction=at))
     return passed(f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")
 
 
@@ -229,11 +213,11 @@ def memory(evidence: Evidence, _case: str) -> Finding:
     text = evidence.checkpoint.geometry.text
     length = evidence.recipe.max_context_len
     cache_bytes = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
-    planned = evidence.artifact.methods["text_decoder"].planned_bytes
+    planned = evidence.artifact.methods[DECODER].planned_bytes
     fields: Fields = {
         "measured": {"planned_bytes": planned},
         "allowed": {"planned_bytes": cache_bytes},
-        "where": Where(method="text_decoder"),
+        "where": Where(method=DECODER),
     }
     if not stated("structure.memory", cache_bytes, "bytes", "least").admits(planned):
         return failed(
@@ -269,7 +253,7 @@ def lifetimes(evidence: Evidence, _case: str) -> Finding:
     Source: ET#12182, where a cache's lifetime ended early.
     """
     planned = 0
-    for method in METHODS:
+    for method in ROLES:
         found = evidence.artifact.plans[method]
         planned += len(tensor_lifetimes(found))
         outside = outside_arena(found)

@@ -14,7 +14,8 @@ from itertools import zip_longest
 from verifier.checks.check import Fields, Finding, Need, check, failed, need, passed, skipped, unverified
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part, Subjects
-from verifier.model.spelling import BLANK, described, first_out_of_order, own_damage
+from verifier.families.conventions import EMBEDDING
+from verifier.families.tokens.spelling import BLANK, described, first_out_of_order, own_damage
 from verifier.probes.tokenizer import Shipped, TokenizerEvidence
 from verifier.runner.file_kinds import describe
 from verifier.types import Missing, Where
@@ -91,7 +92,7 @@ def _fields(findings: list[FileFinding]) -> Fields:
             "by_format": sum(sum(f.by_format.values()) for f in findings),
         },
         "allowed": {"different": limit("tokenizer.different").value},
-        "where": Where(method="token_embedding"),
+        "where": Where(method=EMBEDDING),
     }
 
 

@@ -11,6 +11,7 @@ from verifier.checks.channels import worst_channel
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Array, Difference, Mismatch, compare, compare_all
 from verifier.evidence import Case, Evidence, Part
+from verifier.families.conventions import ENCODER
 from verifier.types import Missing, Where
 
 SQNR = "vision.sqnr_db"
@@ -63,15 +64,15 @@ def embedding(given: Images, name: str) -> Finding:
     case, evidence = given.cases[name], given.evidence
     if case.vision is None:
         return failed(
-            f"vision_encoder did not return: {evidence.runtime.message}",
-            where=Where(method="vision_encoder"),
+            f"{ENCODER} did not return: {evidence.runtime.message}",
+            where=Where(method=ENCODER),
             accuses="calls",
         )
     made = compare_about(case, given.center)
     if isinstance(made, Mismatch):
         return failed(
             f"image tokens: {made.reason}. Look for an overflow or an uninitialized buffer.",
-            where=Where("vision_encoder", index=made.index),
+            where=Where(ENCODER, index=made.index),
         )
     rows = made.row_sqnr_db
     token = int(rows.argmin())
@@ -81,7 +82,7 @@ def embedding(given: Images, name: str) -> Finding:
         name,
         vision_measures(made),
         what="image tokens against fp32",
-        where=Where(method="vision_encoder", module="projector", index=(token,)),
+        where=Where(method=ENCODER, module="projector", index=(token,)),
         hint=f"The worst image token is {token} (row {token // side}, column {token % side}), {rows[token]:.1f} dB. Check calibration images, channel order and vision weights.",
     )
 
@@ -105,7 +106,7 @@ def channels(given: Conversations, case: str) -> Finding:
             Measure("vision.channel_offset_change", offset, "sd"),
         ],
         what="projector channels",
-        where=Where(method="vision_encoder", module="projector.linear_2", index=(worst.gain_channel,)),
+        where=Where(method=ENCODER, module="projector.linear_2", index=(worst.gain_channel,)),
         hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} is off by {offset:.3f} standard deviations. "
         "Check scales and biases of the projector.",
     )

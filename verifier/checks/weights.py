@@ -9,8 +9,7 @@ from verifier.audit.run import Audit
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, per_parameter, unverified
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
-from verifier.ladder.align import block_of
-from verifier.model.keymap import module_of
+from verifier.families.llava.keymap import module_of
 from verifier.types import Missing, Where
 
 STEPS = limit("weights.tensors.worst_steps")
@@ -126,7 +125,7 @@ def _owner(audit: Audit, record: Audited) -> str:
             continue
         if constant.instruction == record.instruction:
             return parameter.module
-        block = block_of(parameter.name)
+        block = audit.source.family.part_of(parameter.name)
     return f"{block}.{record.role.replace(' ', '_')}"
 
 

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 from verifier.errors import UsageError
-from verifier.model.definition import embedding_table
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import measure_speed, verify
 from verifier.progress import Progress, hushed
@@ -57,7 +56,7 @@ def _in_turns(paths: list[Path], model: str | None, target: str, progress: Progr
 def _once(opened: Opened) -> dict[str, float]:
     side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
     image = load_sample(opened.golden.images[0], opened.tokenizer, side_px=side_px, square=square).image
-    speed = measure_speed(opened, embedding_table(opened.checkpoint), image)
+    speed = measure_speed(opened, opened.family.embedding_table(), image)
     figures = {name: getattr(speed, name) for name in ("prefill_loops", "decode_loops", "peak_rss_bytes")}
     missing = [name for name, value in figures.items() if value is None]
     if missing:

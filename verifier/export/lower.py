@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from verifier.families.conventions import DECODER, ENCODER
+
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
 
@@ -23,10 +25,10 @@ def _partitioners(method: str) -> list[Any]:
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    if method == "text_decoder":
+    if method == DECODER:
         linears = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
         return [linears, XnnpackPartitioner()]
-    return [XnnpackPartitioner()] if method == "vision_encoder" else []
+    return [XnnpackPartitioner()] if method == ENCODER else []
 
 
 def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, Metadata]) -> EdgeProgramManager:

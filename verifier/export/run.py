@@ -14,14 +14,15 @@ from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, ROLES
+from verifier.families.llava.preprocess import prepare_image
+from verifier.families.pixels.image_file import READABLE, list_images, read_image
+from verifier.families.tokens.agreement import open_tokenizer
+from verifier.families.tokens.ending import end_ids
+from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.families.tokens.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
 from verifier.files import replacing
 from verifier.image_util import save_image_tensor
-from verifier.model.agreement import open_tokenizer
-from verifier.model.ending import end_ids
-from verifier.model.image_file import READABLE, list_images, read_image
-from verifier.model.preprocess import prepare_image
-from verifier.model.tokenizer import Tokenizer
-from verifier.model.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
 from verifier.progress import Progress, hushed
 from verifier.types import Recipe
 
@@ -103,9 +104,9 @@ def _traces(checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path]) -> d
         return trace_vision_encoder(checkpoint, recipe, calibration)
 
     return {
-        "vision_encoder": vision_encoder,
-        "token_embedding": partial(trace_token_embedding, checkpoint, recipe),
-        "text_decoder": partial(trace_text_decoder, checkpoint, recipe),
+        ENCODER: vision_encoder,
+        EMBEDDING: partial(trace_token_embedding, checkpoint, recipe),
+        DECODER: partial(trace_text_decoder, checkpoint, recipe),
     }
 
 
@@ -180,7 +181,7 @@ def _profile_memory(program: ExecutorchProgramManager, pte: Path) -> list[Path]:
     from executorch.util.activation_memory_profiler import generate_memory_trace
 
     traces = []
-    for method in sorted(m for m in program.methods if m in ("vision_encoder", "token_embedding", "text_decoder")):
+    for method in sorted(m for m in program.methods if m in ROLES):
         trace = pte.with_name(f"{pte.stem}_{method}.memory.json")
         with replacing(trace) as temporary:
             try:

@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from verifier.checkpoint import Checkpoint
 from verifier.export.quantize import quantize_embedding, quantize_linear
-from verifier.model.definition import build_decoder, build_vision_encoder, embedding_table
+from verifier.families.llava.definition import build_decoder, build_vision_encoder, embedding_table
 from verifier.types import Recipe
 
 

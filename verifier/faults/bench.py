@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from verifier import pipeline
-from verifier.checkpoint import Checkpoint
 from verifier.checks.registry import CHECKS
 from verifier.errors import VerifierError
 from verifier.evidence import MAPPING_SAMPLES, Evidence
+from verifier.families.family import Family
+from verifier.families.llava.definition import Definition
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
-from verifier.model.definition import Definition
 from verifier.reference import Answered, LayerPair, Sample
 from verifier.test_pte import main as gate
 
@@ -110,13 +110,11 @@ class _Memory:
             made.append(self._kept[key])
         return made
 
-    def pairs(
-        self, checkpoint: Checkpoint, definition: Definition, samples: list[Sample]
-    ) -> dict[str, list[LayerPair]]:
+    def pairs(self, family: Family, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
         """As `mapping_pairs`."""
         key = "".join(self._key("pairs", definition, sample) for sample in samples[:MAPPING_SAMPLES])
         if key not in self._kept:
-            self._kept[key] = self._pairs(checkpoint, definition, samples)
+            self._kept[key] = self._pairs(family, definition, samples)
         made: dict[str, list[LayerPair]] = self._kept[key]
         return made
 

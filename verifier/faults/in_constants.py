@@ -12,9 +12,9 @@ from verifier.artifact.storage import Span
 from verifier.audit.inventory import take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.errors import ArtifactError
+from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import change_bytes
-from verifier.model.keymap import map_keys
 from verifier.types import Recipe
 
 WEIGHTS = "weights.*"

@@ -129,7 +129,7 @@ def feature_layer_before(work: Work) -> None:
     """The feature layer subtracted twice."""
 
     def changed() -> None:
-        from verifier.model.vision import VisionTower
+        from verifier.families.llava.vision import VisionTower
 
         def forward(self: VisionTower, pixels: Tensor) -> Tensor:
             x = self.embed(pixels)
@@ -184,7 +184,7 @@ def quick_gelu_for_gelu(work: Work) -> None:
     """x sigmoid(1.702 x) for x Phi(x): 0.02 apart at most."""
 
     def changed() -> None:
-        from verifier.model.vision import Projector
+        from verifier.families.llava.vision import Projector
 
         def forward(self: Projector, x: Tensor) -> Tensor:
             inner = self.linear_1(x)
@@ -201,7 +201,7 @@ def rounded_quick_gelu(work: Work) -> None:
     """A constant that somebody rounded."""
 
     def changed() -> None:
-        from verifier.model import vision
+        from verifier.families.llava import vision
 
         patch(vision, "QUICK_GELU", 1.7)
 
@@ -213,7 +213,7 @@ def blue_first(work: Work) -> None:
     """Channels flipped before the mean is taken off."""
 
     def changed() -> None:
-        from verifier.model.vision import VisionEncoder
+        from verifier.families.llava.vision import VisionEncoder
 
         right = VisionEncoder.normalize
         patch(VisionEncoder, "normalize", lambda self, image: right(self, image.flip(0)))
@@ -233,7 +233,7 @@ def interleaved_rope(work: Work) -> None:
     """The other convention."""
 
     def changed() -> None:
-        from verifier.model import text
+        from verifier.families.llava import text
 
         def arguments(*given: Any, **named: Any) -> Any:
             made = right(*given, **named)

@@ -20,8 +20,8 @@ from filelock import FileLock
 
 from verifier.audit.recipe import quantized_linear
 from verifier.errors import VerifierError
+from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
-from verifier.model.keymap import map_keys
 from verifier.runner.native.build import SOURCE, build
 from verifier.types import Recipe
 

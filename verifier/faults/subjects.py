@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import ExportError
 from verifier.export.run import CALIBRATION, calibration_images
+from verifier.families.llava.definition import build_definition
+from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.faults.lowered import keep, reuse
 from verifier.golden_cli import answer, write_entries
-from verifier.model.definition import build_definition
-from verifier.model.prompt import DEFAULT_QUESTION
 from verifier.progress import hushed
 
 MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")

@@ -18,7 +18,7 @@ from verifier.audit.assign import assign_constants
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.checkpoint import Checkpoint
 from verifier.errors import ArtifactError
-from verifier.model.keymap import map_keys
+from verifier.families.registry import open_family
 
 
 class Flat(_Reader):
@@ -118,6 +118,5 @@ def find_constants(path: Path, checkpoint: Checkpoint) -> dict[str, Constant]:
     """The constant that holds each parameter of the checkpoint, by the audit of a clean file."""
     artifact = open_artifact(path)
     inventory = take_inventory(artifact)
-    keys = map_keys(checkpoint.keys, checkpoint.geometry)
-    assigned = assign_constants(inventory, keys, checkpoint, artifact.storage, embedding_bits=8)
+    assigned = assign_constants(inventory, open_family(checkpoint), artifact.storage, embedding_bits=8)
     return {held.name: constant for constant, held in zip(inventory, assigned, strict=True) if held is not None}

@@ -8,11 +8,12 @@ import numpy as np
 
 from verifier.artifact.program import Artifact
 from verifier.errors import VerifierError
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.ladder.blocks import TracedCall
 from verifier.runner.protocol import Array, Bundle, Call, Runner
 
 TIMEOUT_S = 3600.0
-COMPARED = ("vision_encoder", "text_decoder")
+COMPARED = (ENCODER, DECODER)
 """Methods whose outputs are computed; `token_embedding` looks up."""
 
 

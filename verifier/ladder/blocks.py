@@ -20,10 +20,11 @@ from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
 from verifier.core.limits import Limit
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.llava.definition import Definition
 from verifier.ladder.limits import block_limit_db, least_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Replay
-from verifier.model.definition import Definition
 from verifier.progress import Tell, unheard
 
 
@@ -102,7 +103,7 @@ def find_taps(artifact: Artifact, audit: Audit) -> Taps:
         index = _stream(plan, plan.instructions[constant.instruction].args, constant.shape[-1])
         if index is not None:
             reads[parameter.module] = index
-    results = {method: artifact.plans[method].outputs[0] for method in ("vision_encoder", "text_decoder")}
+    results = {method: artifact.plans[method].outputs[0] for method in (ENCODER, DECODER)}
     return Taps(reads, results)
 
 
@@ -152,7 +153,7 @@ class DecoderBlocks:
         Layer by layer over all calls, so that a streamed layer is read once.
         """
         found: list[BlockError] = []
-        own = [(number, call) for number, call in enumerate(calls) if call.method == "text_decoder"]
+        own = [(number, call) for number, call in enumerate(calls) if call.method == DECODER]
         with torch.no_grad():
             for layer in range(self.layers):
                 tell("layers of the quantized model", layer, self.layers)
@@ -179,7 +180,7 @@ class DecoderBlocks:
         ]
 
     def _streams(self, index: int, number: int, call: TracedCall, replay: Replay) -> _Streams | None:
-        name = f"text_decoder.layers.{index}"
+        name = f"{DECODER}.layers.{index}"
         before, middle = (
             self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
         )
@@ -198,19 +199,19 @@ class DecoderBlocks:
         return before + mixed, made[:, -streams.after.shape[1] :]
 
     def _output(self, number: int, replay: Replay) -> list[BlockError]:
-        last = self.taps.read_by("text_decoder.norm", replay, number)
-        logits = self.taps.result("text_decoder", replay, number)
+        last = self.taps.read_by(f"{DECODER}.norm", replay, number)
+        logits = self.taps.result(DECODER, replay, number)
         if last is None or logits is None:
             return []
         expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
-        error = _added("text_decoder.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)
+        error = _added(f"{DECODER}.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)
         return [replace(error, limit_db=block_limit_db(error.elements))]
 
     def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
         """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
         if layer + 1 < self.layers:
-            return self.taps.read_by(f"text_decoder.layers.{layer + 1}.attention_norm", replay, number)
-        last = self.taps.read_by("text_decoder.norm", replay, number)
+            return self.taps.read_by(f"{DECODER}.layers.{layer + 1}.attention_norm", replay, number)
+        last = self.taps.read_by(f"{DECODER}.norm", replay, number)
         return None if last is None else last.reshape(1, -1, last.shape[-1])
 
 
@@ -247,7 +248,7 @@ def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall
     return [
         replace(error, sample=call.sample)
         for number, call in enumerate(calls)
-        if call.method == "vision_encoder"
+        if call.method == ENCODER
         for error in _vision_layers(definition, taps, number, call, replay)
     ]
 
@@ -259,20 +260,20 @@ def _vision_layers(
     found: list[BlockError] = []
 
     def tap(name: str) -> Tensor | None:
-        return taps.read_by(f"vision_encoder.tower.{name}", replay, number)
+        return taps.read_by(f"{ENCODER}.tower.{name}", replay, number)
 
-    tokens = taps.result("vision_encoder", replay, number)
+    tokens = taps.result(ENCODER, replay, number)
     with torch.no_grad():
         embedded = tap("pre_norm")
         if embedded is not None:
             made = tower.tokens(definition.vision.normalize(call.inputs[0]))
-            found.append(_added("vision_encoder.input", "embedding", number, torch.zeros(()), embedded, made))
+            found.append(_added(f"{ENCODER}.input", "embedding", number, torch.zeros(()), embedded, made))
         for index, layer in enumerate(tower.layers):
             name = f"layers.{index}"
             before, middle, after = tap(f"{name}.norm1"), tap(f"{name}.norm2"), tap(f"layers.{index + 1}.norm1")
             if before is None or middle is None:
                 continue
-            block = f"vision_encoder.{name}"
+            block = f"{ENCODER}.{name}"
             mixed = before + layer.attention(layer.norm1(before))
             found.append(_added(block, "attention", number, before, middle, mixed))
             made = middle + layer.feed_forward(layer.norm2(middle))
@@ -289,7 +290,7 @@ def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], rep
     found: list[BlockError] = []
     vision: dict[str, Tensor] = {}
     for number, call in enumerate(calls):
-        if call.method == "vision_encoder":
+        if call.method == ENCODER:
             vision[call.sample] = definition.image_tokens(call.inputs[0])
             found += [replace(e, sample=call.sample) for e in _vision_profile(definition, taps, number, call, replay)]
     return found + _text_profile(definition, taps, calls, replay, vision)
@@ -303,12 +304,12 @@ def _vision_profile(
         x = tower.embed(definition.vision.normalize(call.inputs[0]))
         for index, layer in enumerate(tower.layers):
             x = layer(x)
-            expected, actual = x, taps.read_by(f"vision_encoder.tower.layers.{index + 1}.norm1", replay, number)
+            expected, actual = x, taps.read_by(f"{ENCODER}.tower.layers.{index + 1}.norm1", replay, number)
             if index + 1 == len(tower.layers):
                 expected = definition.vision.projector(x[:, 1:])
-                actual = taps.result("vision_encoder", replay, number)
+                actual = taps.result(ENCODER, replay, number)
             if actual is not None:
-                block = f"vision_encoder.layers.{index}"
+                block = f"{ENCODER}.layers.{index}"
                 found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
     return found
 
@@ -323,10 +324,10 @@ def _text_profile(
 
     def observe(place: int, index: int, expected: Tensor) -> None:
         number, name = fed[place][0], f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
-        actual = taps.read_by(f"text_decoder.{name}", replay, number)
+        actual = taps.read_by(f"{DECODER}.{name}", replay, number)
         if actual is not None:
             actual = actual.reshape(1, -1, actual.shape[-1])
-            block = f"text_decoder.layers.{index}.feed_forward"
+            block = f"{DECODER}.layers.{index}.feed_forward"
             behind = expected[:, -actual.shape[1] :]
             error = _added(block, "profile", number, torch.zeros(()), actual, behind)
             made = compare(actual=actual.numpy(), expected=behind.numpy())
@@ -344,9 +345,9 @@ def _decoder_inputs(
     """Number and fp32 input of every call of the decoder."""
     ids: Tensor | None = None
     for number, call in enumerate(calls):
-        if call.method == "token_embedding":
+        if call.method == EMBEDDING:
             ids = call.inputs[0]
-        if call.method == "text_decoder":
+        if call.method == DECODER:
             yield number, vision[call.sample] if ids is None else definition.embed(ids)
             ids = None
 
@@ -358,7 +359,7 @@ def error_shares(definition: Definition, quantized: Any, embeddings: Tensor) -> 
     of layers are nearly independent, so their powers add up. All variants go through a layer together.
     """
     decoder, position = definition.decoder, torch.tensor([0])
-    blocks = [f"text_decoder.layers.{number}.feed_forward" for number in range(len(decoder.layers))]
+    blocks = [f"{DECODER}.layers.{number}.feed_forward" for number in range(len(decoder.layers))]
     with torch.no_grad():
         cos, sin = decoder.rope.get_freqs(position, embeddings.shape[1])
         right, variants = embeddings, list[Tensor]()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from verifier.core.compare import Array
-from verifier.model.definition import Definition
+from verifier.families.llava.definition import Definition
 from verifier.reference import Sample, splice
 
 

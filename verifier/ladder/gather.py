@@ -14,9 +14,11 @@ import torch
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
-from verifier.checkpoint import Checkpoint
 from verifier.driver import Script, converse, splice
 from verifier.errors import VerifierError
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.family import Family
+from verifier.families.llava.definition import Definition
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.abroad import Counterpart, run_here
 from verifier.ladder.align import Aligned, align_program
@@ -36,8 +38,6 @@ from verifier.ladder.replay import Replay, Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.memory import return_freed
-from verifier.model.definition import Definition
-from verifier.model.streaming import is_large
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
 from verifier.progress import Tell, unheard
 from verifier.reference import Sample
@@ -108,7 +108,7 @@ def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[
         answer, image = sample.golden.ids[:ANSWER_TOKENS], sample.image.numpy()
         script, owners = together
         if large:
-            apart[0].add("vision_encoder", image)
+            apart[0].add(ENCODER, image)
             apart[1].append(sample.golden.name)
             splice(script, (sample.prompt.before[:LARGE_CHUNK], answer[:1]), [], patches=patches)
         else:
@@ -141,7 +141,7 @@ def run_traced(
         for place, (call, owner) in enumerate(zip(kept, owners, strict=True)):
             inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
             tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)
-            start = int(tensors[1][0]) if call.method == "text_decoder" else 0
+            start = int(tensors[1][0]) if call.method == DECODER else 0
             output = torch.from_numpy(np.array(result.outputs[place]))
             calls.append(TracedCall(call.method, tensors, owner, output, start))
     return Traced(tuple(folders), tuple(calls))
@@ -149,7 +149,7 @@ def run_traced(
 
 def compare_layers(  # noqa: PLR0917
     artifact: Artifact,
-    checkpoint: Checkpoint,
+    family: Family,
     recipe: Recipe,
     audit: Audit,
     definition: Definition,
@@ -161,11 +161,11 @@ def compare_layers(  # noqa: PLR0917
     """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `tell`
     hears how far it is. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
     try:
-        alignment = align_program(Machine(artifact), audit, checkpoint.geometry)
+        alignment = align_program(Machine(artifact), audit)
         if traced.problem:
             return Missing(traced.problem, "program")
         taps = find_taps(artifact, audit)
-        recipe_storage = with_recipe_constants(artifact, audit, large=is_large(checkpoint))
+        recipe_storage = with_recipe_constants(artifact, audit, large=family.large)
         seen = _counter(artifact, traced, tell)
         replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched(), seen=seen)
         traces = _replay(replayer, traced)
@@ -177,17 +177,17 @@ def compare_layers(  # noqa: PLR0917
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
     gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
-    held, rounding = held_in(artifact, audit) if is_large(checkpoint) else nothing_held, Rounding()
-    quantized = build_quantized_decoder(checkpoint, recipe, held, rounding)
-    decoder = DecoderBlocks(quantized, rounding, taps, checkpoint.geometry.text.layers)
+    held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
+    quantized = build_quantized_decoder(family, recipe, held, rounding)
+    decoder = DecoderBlocks(quantized, rounding, taps, family.checkpoint.geometry.text.layers)
     blocks = decoder.compare(traced.calls, replay, tell)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
     first = traced.calls[0].sample
-    prompts = [c.inputs[0] for c in traced.calls if c.method == "token_embedding" and c.sample == first]
+    prompts = [c.inputs[0] for c in traced.calls if c.method == EMBEDDING and c.sample == first]
     prompt = torch.cat([definition.embed(ids) for ids in prompts], dim=1)
-    shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if is_large(checkpoint) else prompt)
-    tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == "text_decoder"}
+    shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if family.large else prompt)
+    tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == DECODER}
     return LayerEvidence(
         alignment,
         replay,
@@ -285,7 +285,7 @@ def _tokens(script: Script, number: int, patches: int) -> int:
     first: Any = script.calls[number].inputs[0]
     if isinstance(first, OutputOf):
         source = script.calls[first.call]
-        return patches if source.method == "vision_encoder" else _tokens(script, first.call, patches)
+        return patches if source.method == ENCODER else _tokens(script, first.call, patches)
     return int(first.shape[1]) if first.ndim == 2 else 0
 
 

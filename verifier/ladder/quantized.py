@@ -19,10 +19,9 @@ from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
 from verifier.backends.xnnpack.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
-from verifier.checkpoint import Checkpoint
 from verifier.core.limits import limit
-from verifier.model.definition import build_decoder
-from verifier.model.streaming import is_large
+from verifier.families.conventions import DECODER
+from verifier.families.family import Family
 from verifier.types import Recipe
 
 Held = Callable[[str], Quantized | None]
@@ -96,7 +95,7 @@ def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool)
 def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, rounding: Rounding) -> None:
     if not isinstance(module, nn.Linear):
         return
-    made = held(f"text_decoder.{name}.weight") or quantized_linear(module.weight, recipe)
+    made = held(f"{DECODER}.{name}.weight") or quantized_linear(module.weight, recipe)
     module.weight = nn.Parameter(made.integers, requires_grad=False)
     module.register_buffer("scales", made.scales.reshape(module.out_features, -1))
     second = name.endswith(SECOND_IN_A_BLOCK)
@@ -104,14 +103,12 @@ def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, round
 
 
 def build_quantized_decoder(
-    checkpoint: Checkpoint, recipe: Recipe, held: Held = nothing_held, rounding: Rounding | None = None
+    family: Family, recipe: Recipe, held: Held = nothing_held, rounding: Rounding | None = None
 ) -> Any:
     """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8. `held` gives the integers and
     scales of a weight by its name with the method in front, where they are known to be the recipe's."""
-    return build_decoder(
-        checkpoint,
+    return family.decoder(
         max_seq_len=recipe.max_seq_len,
         max_context_len=recipe.max_context_len,
         on_module=partial(_quantize, recipe=recipe, held=held, rounding=rounding or Rounding()),
-        streamed=is_large(checkpoint),
     )

@@ -22,6 +22,7 @@ from verifier.artifact.rewire import rewire
 from verifier.audit.caches import Cache, find_caches
 from verifier.driver import ids_array
 from verifier.errors import ArtifactError
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
 from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
@@ -150,9 +151,9 @@ def ask_cache(
     with tempfile.TemporaryDirectory(prefix="verifier-rewired-") as folder:
         reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
         numbers = [cache.value for cache in caches]
-        rewire(artifact, reading, "text_decoder", outputs=numbers)
+        rewire(artifact, reading, DECODER, outputs=numbers)
         rows = _ask(run, reading, _rows(tokens, others, caches, limit, large=large))
-        rewire(artifact, writing, "text_decoder", inputs=numbers)
+        rewire(artifact, writing, DECODER, inputs=numbers)
         held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
         if any(part is None for part in held):
             return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison=UNREAD)
@@ -165,7 +166,7 @@ def ask_cache(
 def poisons(artifact: Artifact) -> dict[str, float]:
     """Values for the rows beyond the position. Attention that masks by arithmetic multiplies every row by its weight, and
     0 x NaN is NaN: there -1e30 stands in for NaN."""
-    masked = not any(operator.attends for operator in OPERATORS.known(artifact.methods["text_decoder"].operators))
+    masked = not any(operator.attends for operator in OPERATORS.known(artifact.methods[DECODER].operators))
     return dict(zip(POISONS, (-HUGE if masked else float("nan"), HUGE), strict=True))
 
 
@@ -257,8 +258,8 @@ def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Tape, 
     agree("after a full cache", [tape.feed(prompt), *steps()], fresh)
     again = [tape.feed(prompt)]
     for at in range(PROMPT_TOKENS, end):
-        tape.script.add("vision_encoder", image, keep=False)
-        tape.script.add("token_embedding", ids_array([3, 4, 5]), keep=False)
+        tape.script.add(ENCODER, image, keep=False)
+        tape.script.add(EMBEDDING, ids_array([3, 4, 5]), keep=False)
         again.append(tape.feed(tokens[at : at + 1], at))
     agree("other methods in between", again, fresh)
     tape.feed(others[:PROMPT_TOKENS], instance=1, keep=False)

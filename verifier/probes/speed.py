@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from verifier.artifact.program import Artifact
+from verifier.families.conventions import ENCODER
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
 from verifier.runner.protocol import LOOP, Array, Bundle, Result
@@ -35,7 +36,7 @@ def ask_speed(artifact: Artifact, table: Array, image: Array, run: Run, *, patch
     rounds = []
     for _ in range(1 + (ROUNDS_OF_LARGE if large else ROUNDS)):
         loops = [tape.script.add(LOOP, keep=False)]
-        prefill = [tape.script.add("vision_encoder", image, keep=False), tape.feed(tokens[:first], keep=False)]
+        prefill = [tape.script.add(ENCODER, image, keep=False), tape.feed(tokens[:first], keep=False)]
         loops.append(tape.script.add(LOOP, keep=False))
         decode = [tape.feed(tokens[first + i : first + i + 1], first + i, keep=False) for i in range(DECODED)]
         rounds.append((loops, prefill, decode))

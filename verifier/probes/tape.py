@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from verifier.driver import Script, position_array
+from verifier.families.conventions import DECODER
 from verifier.runner.protocol import Array, Part, Result
 
 PROMPT_TOKENS = 48
@@ -44,7 +45,7 @@ class Tape:
     ) -> int:
         """One chunk [S, D] at a position; the number of its call. `caches` are set before it by a rewired program."""
         inputs = (embeddings[None], position_array(start), *caches)
-        return self.script.add("text_decoder", *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
+        return self.script.add(DECODER, *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
 
     def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True) -> list[int]:
         """Chunks of the given sizes one behind the other from position 0; the numbers of their calls."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from verifier.artifact.program import Artifact
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
 from verifier.runner.protocol import Array, Bundle, Result
@@ -14,7 +15,7 @@ REPEATS, REPEATS_OF_LARGE = 10, 2
 CHUNKS = (33, 15, 1)
 """A prefill that is no multiple of a row tile, a second chunk, a single token."""
 CONFIGURATIONS = ("1 thread", "2 threads", "more threads than cores", "another process")
-CALLS = ("vision_encoder", *(f"text_decoder of {size}" for size in CHUNKS))
+CALLS = (ENCODER, *(f"{DECODER} of {size}" for size in CHUNKS))
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,6 @@ def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run, *, lar
     found = {}
     for name, threads, repeats in zip(CONFIGURATIONS, (1, 2, many, 2), (often, often, often, 1), strict=True):
         tape = Tape()
-        calls = tuple((tape.script.add("vision_encoder", image), *tape.chunks(tokens, CHUNKS)) for _ in range(repeats))
+        calls = tuple((tape.script.add(ENCODER, image), *tape.chunks(tokens, CHUNKS)) for _ in range(repeats))
         found[name] = Repeated(threads, run(Bundle(artifact.path, tuple(tape.script.calls), threads=threads)), calls)
     return found

@@ -13,8 +13,8 @@ from typing import Any
 
 from verifier.core.python import child_command, child_environment
 from verifier.errors import UsageError
-from verifier.model.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
-from verifier.model.texts import texts
+from verifier.families.tokens.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
+from verifier.families.tokens.texts import texts
 from verifier.runner.process import run_process
 from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import UsageError
+from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.files import replacing
-from verifier.model.geometry import Geometry
-from verifier.model.prompt import DEFAULT_QUESTION, caption_prompt
-from verifier.model.tokenizer import Tokenizer
 from verifier.progress import Progress
 from verifier.synth.weights import Maker
 

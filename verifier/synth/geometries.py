@@ -7,7 +7,7 @@ from typing import Any
 
 from verifier.checkpoint import EMBEDDED, read_json
 from verifier.errors import UsageError
-from verifier.model.geometry import Geometry
+from verifier.families.llava.geometry import Geometry
 
 _CONFIG_LIMIT_BYTES = 1 << 20
 _CLIP_LARGE = {

@@ -11,8 +11,8 @@ from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.golden import load_golden
-from verifier.model.preprocess import frame_size
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.llava.preprocess import frame_size
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.progress import hushed
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner

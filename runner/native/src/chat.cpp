@@ -17,7 +17,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The conversation of LLaVA-1.5 up to the image; verifier/model/prompt.py has the same.
+// The conversation of LLaVA-1.5 up to the image; verifier/families/llava/prompt.py has the same.
 constexpr const char* kBeforeImage =
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ";

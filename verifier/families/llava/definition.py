@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verifier.checkpoint import Checkpoint
-from verifier.model.geometry import Geometry
-from verifier.model.keymap import map_keys
-from verifier.model.streaming import is_large, stream_layers, unload_layers
-from verifier.model.text import ParameterHook, clear_caches, construct_decoder, load_parameters
-from verifier.model.vision import VisionEncoder
+from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.keymap import map_keys
+from verifier.families.llava.text import ParameterHook, clear_caches, construct_decoder, load_parameters
+from verifier.families.llava.vision import VisionEncoder
+from verifier.families.streaming import is_large, stream_layers, unload_layers
 
 DEFAULT_MAX_LEN = 768
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verifier.errors import CheckpointError
-from verifier.model.geometry import CONVERT, Geometry
+from verifier.families.llava.geometry import CONVERT, Geometry
 
 _ORIGINAL = re.compile(
     r"^(?:model\.)?(?:mm_projector\.|vision_tower\.vision_tower\.)|^model\.(?:layers\.\d+|embed_tokens)\."

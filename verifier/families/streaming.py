@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from verifier.checkpoint import Checkpoint
+from verifier.families.llava.text import ParameterHook, load_parameters
 from verifier.memory import return_freed
-from verifier.model.text import ParameterHook, load_parameters
 
 STREAMED_BYTES = 2 << 30
 """Weight files of at least this size are streamed."""

@@ -2,7 +2,7 @@
 
 tokenizer.json decides, read by Hugging Face's `tokenizers` (a checkpoint with tokenizer.model alone is taken as transformers takes it).
 What stands behind `<image>` and behind `</s>`, whether BOS stands in front, and which tokens are added comes from there. At opening a
-second encoder has to give the same ids (`verifier.model.agreement`).
+second encoder has to give the same ids (`verifier.families.tokens.agreement`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import tokenizers
 
 from verifier.errors import CheckpointError
-from verifier.model.reference_tokenizer import ReferenceTokenizer
-from verifier.model.second_encoder import SecondEncoder
-from verifier.model.tokenizer_files import AddedToken, TokenizerFiles, read_files
+from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
+from verifier.families.tokens.second_encoder import SecondEncoder
+from verifier.families.tokens.tokenizer_files import AddedToken, TokenizerFiles, read_files
 
 
 class Mark(Enum):

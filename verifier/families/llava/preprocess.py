@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verifier.model.image_file import check_size, to_rgb
+from verifier.families.pixels.image_file import check_size, to_rgb
 
 
 def frame_size(width: int, height: int, *, side_px: int = 336) -> tuple[int, int]:

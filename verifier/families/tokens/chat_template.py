@@ -15,7 +15,7 @@ from typing import Any
 
 from verifier.checkpoint import read_json
 from verifier.errors import CheckpointError
-from verifier.model.tokenizer import Tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 
 _LIMIT_BYTES = 1 << 20
 _TIMEOUT_S = 30.0

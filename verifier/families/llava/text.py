@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from verifier.checkpoint import Checkpoint
 from verifier.errors import CheckpointError
+from verifier.families.llava.geometry import TextGeometry
 from verifier.memory import untouched_zeros
-from verifier.model.geometry import TextGeometry
 
 ParameterHook = Callable[[nn.Module, str], None]
 

@@ -17,7 +17,7 @@ import regex
 import sentencepiece
 
 from verifier.errors import CheckpointError
-from verifier.model.tokenizer_files import AddedToken, TokenizerFiles
+from verifier.families.tokens.tokenizer_files import AddedToken, TokenizerFiles
 
 BLANK = "\u2581"
 _REGEX_S = 5.0
@@ -47,7 +47,7 @@ class SecondEncoder:
                 got=error,
                 expected="a normalizer, a pre-tokenizer and a model that a second encoder carries out too",
                 where=files.folder,
-                fix="put tokenizer.model beside tokenizer.json, or ask for this form to be added to verifier/model/second_encoder.py",
+                fix="put tokenizer.model beside tokenizer.json, or ask for this form to be added to verifier/families/tokens/second_encoder.py",
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError, regex.error) as error:
             got = f"{type(error).__name__}: {error}"

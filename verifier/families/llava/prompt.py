@@ -2,14 +2,14 @@
 
 A conversation is spelled once, as text with marks for images and for the end of an answer. It is encoded whole, as a Hugging Face processor
 encodes it, and its ids are cut at the images, as runners feed them: BOS at the very start if the tokenizer puts it there, and never again
-(LC#3645 was a second one). What stands behind a mark is the tokenizer's matter (`verifier.model.tokenizer`).
+(LC#3645 was a second one). What stands behind a mark is the tokenizer's matter (`verifier.families.tokens.tokenizer`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verifier.model.tokenizer import Mark, Part, Tokenizer
+from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

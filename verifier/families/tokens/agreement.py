@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from verifier.checkpoint import Checkpoint
 from verifier.errors import CheckpointError
-from verifier.model.ending import end_ids
-from verifier.model.reference_tokenizer import ReferenceTokenizer
-from verifier.model.second_encoder import SecondEncoder
-from verifier.model.tokenizer import Mark, Part, Tokenizer
-from verifier.model.tokenizer_files import TokenizerFiles, read_files
+from verifier.families.tokens.ending import end_ids
+from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
+from verifier.families.tokens.second_encoder import SecondEncoder
+from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
+from verifier.families.tokens.tokenizer_files import TokenizerFiles, read_files
 
 _SCRIPTS = (
     "Describe the image.",

@@ -1,0 +1,100 @@
+"""What is particular to a model family: built once, when a request is opened, and asked from there on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from verifier.checkpoint import Checkpoint
+from verifier.families.conventions import Convention, Sizes
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.keymap import module_of
+from verifier.families.llava.text import ParameterHook
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the definition: `name` with its method in front, its checkpoint key, its place in the computation as (layer, stage)."""
+
+    name: str
+    key: str
+    order: tuple[int, int]
+
+    @property
+    def module(self) -> str:
+        """The module that owns it."""
+        return module_of(self.name)
+
+
+class Family(Protocol):
+    """A checkpoint of a model family, and how a program of it is called."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights and their configuration."""
+        ...
+
+    @property
+    def convention(self) -> Convention:
+        """How its methods are called."""
+        ...
+
+    @property
+    def large(self) -> bool:
+        """Whether its decoder is streamed layer by layer, and asked less."""
+        ...
+
+    @property
+    def patches(self) -> int:
+        """Image tokens of one image, P."""
+        ...
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Keys of the checkpoint that no program of the family holds."""
+        ...
+
+    def sizes(self, longest: int) -> Sizes:
+        """What the signatures of its methods depend on, for programs of at most `longest` tokens."""
+        ...
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Every parameter that reaches a program, in the order in which it is used."""
+        ...
+
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks of the model in the order of the computation: the cases of the checks layer by layer."""
+        ...
+
+    def part_of(self, parameter: str) -> str:
+        """The part of the model that holds a parameter, by which instructions are named."""
+        ...
+
+    def block_of(self, part: str) -> str:
+        """The block that a part is judged with."""
+        ...
+
+    def role_of(self, parameter: Parameter, rank: int) -> str:
+        """What a constant that holds a parameter is used for; `rank` is that of its tensor."""
+        ...
+
+    def derived(
+        self, role: str, method: str, shape: tuple[int, ...], *, order: int, max_context_len: int, stored: bool
+    ) -> tuple[Tensor, str] | None:
+        """The value of a constant that no tensor of the checkpoint holds, and what it is in words; None for a role that nothing explains.
+        `order` is its number among the constants of its role; `stored` says that it is quantized."""
+        ...
+
+    def definition(self, *, max_len: int) -> Definition:
+        """The fp32 reference for sequences of at most `max_len` tokens."""
+        ...
+
+    def embedding_table(self) -> Tensor:
+        """The token embedding in fp32, [V, D]."""
+        ...
+
+    def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> nn.Module:
+        """The decoder in fp32; `on_module` may replace weights as they arrive."""
+        ...

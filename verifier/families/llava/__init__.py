@@ -1,0 +1,1 @@
+"""LLaVA-1.5: the definition as export-friendly eager PyTorch, its geometry, keys, preprocessing and prompt."""

@@ -1,0 +1,1 @@
+"""From a checkpoint's tokenizer files to ids: one owner, two independent encoders, transformers as the reference."""

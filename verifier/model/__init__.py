@@ -1,1 +1,0 @@
-"""The `definition` rung: LLaVA-1.5 as export-friendly eager PyTorch, its preprocessing and its prompt."""
