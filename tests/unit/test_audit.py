@@ -104,3 +104,25 @@ def test_scale_that_is_no_number_is_wrong(scale: float) -> None:
 
     assert judged(SCALE) == ("", "")
     assert all(judged(scale))
+
+
+def _wrong_biases(stored: list[int], bias: list[float], scale: float) -> list[int]:
+    """Places that differ from what the recipe gives, or may give."""
+    count = len(stored)
+    value = GraphValue(0, "qint32", (count,), PerTensor(scale, 0), None, None)
+    constant = Constant("vision_encoder", 0, None, "bias", value)
+    actual, weight = torch.tensor(stored, dtype=torch.int32), torch.tensor(bias)
+    expected = recipe.quantized_bias(weight, scale=scale)
+    return [int(i) for i in (compare._or_rounded(constant, actual, expected, weight) != actual).nonzero()]
+
+
+def test_bias_between_two_integers_may_be_either() -> None:
+    """Where the quotient lies in the middle to fp32's rounding, the exporter's scale, not yet rounded to fp32, decides; elsewhere it does not."""
+    scale = 2.0**-10
+    middle, inside = 10264.5 * scale, 10264.45 * scale
+    assert _wrong_biases([10264, 10265], [middle, middle], scale) == []
+    assert _wrong_biases([-10264, -10265], [-middle, -middle], scale) == []
+    assert _wrong_biases([10264, 10265], [inside, inside], scale) == [1]
+    assert _wrong_biases([10263, 10266], [middle, middle], scale) == [0, 1]
+    assert _wrong_biases([1, 1], [0.45 * scale, 0.0], scale) == [0, 1]
+    assert _wrong_biases([1, 1], [float("nan"), float("inf")], scale) == [0, 1]

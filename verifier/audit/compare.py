@@ -22,6 +22,7 @@ from verifier.families.llava.vision import QUICK_GELU
 from verifier.interpret.machine import constant_tensor
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
+BIAS = limit("weights.tensors.bias")
 FIDELITY_ELEMENTS = 1 << 18
 """Elements that are compared with the checkpoint at a time."""
 
@@ -69,7 +70,10 @@ def compare_constant(
     if expected is None:
         return replace(record, explained=False, reason=_unexplained(constant, parameter, source))
     stored = _stored(constant, storage, source)
-    record = _same(record, stored, expected.values, expected.what)
+    values = expected.values
+    if parameter is not None and constant.role == "bias":
+        values = _or_rounded(constant, stored, values, source.tensor(parameter.key))
+    record = _same(record, stored, values, expected.what)
     record = _check_scales(record, constant, expected, storage, weight_scale, source)
     if parameter is None:
         return _check_factor(record, constant, stored)
@@ -96,6 +100,20 @@ def _stored(constant: Constant, storage: Storage, source: Source) -> Tensor:
     if constant.role == "embedding" and source.recipe.embedding_bits == 4:
         return torch.from_numpy(unpack_nibbles(stored.numpy(), low_first=False))
     return stored
+
+
+def _or_rounded(constant: Constant, stored: Tensor, expected: Tensor, bias: Tensor) -> Tensor:
+    """The recipe's integers of a bias [N], or the stored one where the rounding of its scale explains that it is the neighbour."""
+    quantization = constant.value.quantization if isinstance(constant.value, GraphValue) else None
+    if not isinstance(quantization, PerTensor) or stored.shape != expected.shape or stored.is_floating_point():
+        return expected
+    values = expected.clone()
+    for place in (stored != expected).nonzero().flatten().tolist():
+        exact = float(bias[place]) / quantization.scale
+        beyond = abs(int(stored[place]) - exact) - 0.5
+        if BIAS.admits(max(beyond, 0.0) / max(abs(exact), 1.0)):
+            values[place] = stored[place]
+    return values
 
 
 def _wrong(record: Audited, reason: str) -> Audited:
