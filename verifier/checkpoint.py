@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifier.errors import CheckpointError
 from verifier.families.llava.geometry import Geometry
-from verifier.files import refuse_stand_in
+from verifier.files import refuse_stand_in, sha256_of_file
 from verifier.shards import (
     INDEX,
     SINGLE,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "embedded" / "llava_tiny"
 _CONFIG_LIMIT_BYTES = 1 << 20
 _INDEX_LIMIT_BYTES = 16 << 20
-_HASH_BLOCK_BYTES = 1 << 20
 _QUANTIZED_BY = ("quantization_config", "compression_config")
 """What `transformers` reads: PretrainedConfig.quantization_config; compressed-tensors' older name of it."""
 _SMALL_FILES = (
@@ -53,15 +52,6 @@ _SMALL_FILES = (
     "tolerances.json",
 )
 """Files of a checkpoint's folder besides config and weights that are read, if they are there."""
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_json(path: Path, *, limit_bytes: int) -> dict[str, Any]:

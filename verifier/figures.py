@@ -14,6 +14,7 @@ from verifier.checks.bands import up_to_ties
 from verifier.checks.vision import channel_center, compare_about
 from verifier.core.compare import EQUAL_DB, Array, Difference, compare
 from verifier.evidence import Case, Evidence
+from verifier.families.conventions import DECODER
 from verifier.metrics import top2_margin
 from verifier.types import Missing
 
@@ -109,7 +110,7 @@ def _streams(evidence: Evidence) -> dict[str, Any] | None:
     """SQNR of the residual stream against fp32, a row for each decoder layer and a column for each traced position of one conversation."""
     if isinstance(evidence.layers, Missing):
         return None
-    found = [error for error in evidence.layers.profile if error.rows_db and error.block.startswith("text_decoder")]
+    found = [error for error in evidence.layers.profile if error.rows_db and error.block.startswith(DECODER)]
     if not found:
         return None
     sample = found[0].sample

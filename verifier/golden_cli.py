@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import Checkpoint, open_checkpoint, sha256_of_file
+from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.core.command import command
 from verifier.driver import Script, converse_freely
 from verifier.errors import GoldenError, UsageError
@@ -30,7 +30,7 @@ from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.tokenizer import described
-from verifier.files import replacing
+from verifier.files import replacing, sha256_of_file
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample

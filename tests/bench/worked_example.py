@@ -13,10 +13,10 @@ from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
 from verifier.driver import Script, converse
 from verifier.evidence import run_bundle
-from verifier.faults.surgery import change_bytes, find_instruction
-from verifier.golden import load_golden
 from verifier.families.llava.definition import build_definition
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.faults.surgery import change_bytes, find_instruction
+from verifier.golden import load_golden
 from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed

@@ -12,10 +12,11 @@ from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
 from verifier.checks.registry import CHECKS
 from verifier.export.manifest import read_manifest
+from verifier.families.llava.definition import build_definition
+from verifier.families.registry import open_family
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import load_golden
 from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
-from verifier.families.llava.definition import build_definition
-from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Missing, Recipe
@@ -70,7 +71,13 @@ def compare_with_trace(pte: Path, micro_model: Path, micro: Checkpoint, traced: 
     artifact, recipe = open_artifact(pte), recipe_of(micro_model)
     definition = build_definition(micro, max_len=768)
     layers = compare_layers(
-        artifact, micro, recipe, audit_weights(artifact, micro, recipe), definition, traced, LocalRunner()
+        artifact,
+        open_family(micro),
+        recipe,
+        audit_weights(artifact, open_family(micro), recipe),
+        definition,
+        traced,
+        LocalRunner(),
     )
     assert not isinstance(layers, Missing)
     return layers

@@ -20,11 +20,11 @@ from verifier.checks import embedding, greedy
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
 from verifier.checks.registry import CHECKS
+from verifier.families.llava.keymap import map_keys
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.replay import Replay
-from verifier.families.llava.keymap import map_keys
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
 from verifier.types import EMBEDDING_GROUP, CheckResult, Missing

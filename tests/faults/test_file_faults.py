@@ -16,6 +16,7 @@ from verifier.artifact.storage import Span
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
+from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_instruction, program_of, write_scalar
 from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
@@ -102,7 +103,7 @@ def test_64_nibble_flips_are_all_found_by_the_audit(
     """One element of one tensor, named; nothing is run."""
     for flip in flips:
         flip.apply(victim)
-        audit = audit_weights(open_artifact(victim), micro, recipe_of(micro_model))
+        audit = audit_weights(open_artifact(victim), open_family(micro), recipe_of(micro_model))
         wrong = [(record.name, record.wrong) for record in audit.constants if record.reason]
         assert wrong == [(f"text_decoder.{flip.name}", 1)]
         flip.apply(victim)

@@ -18,8 +18,8 @@ from verifier.audit.recipe import quantized_linear
 from verifier.backends.xnnpack.graph import read_graph
 from verifier.checkpoint import Checkpoint
 from verifier.evidence import Subjects
+from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
-from verifier.ladder.align import list_blocks
 from verifier.ladder.descend import descend
 from verifier.ladder.gather import LayerEvidence, Traced
 from verifier.ladder.limits import excess
@@ -78,7 +78,7 @@ def kernel_failures(
     """Results of `layers.kernel` that fail under a fault."""
 
     def judge(fault: Fault) -> list[CheckResult]:
-        subjects = Subjects((), (), list_blocks(micro.geometry))
+        subjects = Subjects((), (), open_family(micro).blocks())
         evidence = SimpleNamespace(layers=layers_with(fault), subjects=subjects)
         return [r for r in results_of("layers.kernel", evidence) if r.verdict == "fail"]
 
@@ -233,7 +233,7 @@ def test_values_outside_their_int8_range_are_named(clean_layers: LayerEvidence, 
     assert replay.ranges
 
     def judge(layers: LayerEvidence) -> CheckResult:
-        subjects = Subjects((), (), list_blocks(micro.geometry))
+        subjects = Subjects((), (), open_family(micro).blocks())
         (result,) = results_of("layers.ranges", SimpleNamespace(layers=layers, subjects=subjects))
         return result
 

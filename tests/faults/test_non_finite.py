@@ -18,6 +18,7 @@ from verifier.artifact.program import open_artifact
 from verifier.audit.inventory import take_inventory
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import find_taps
 
@@ -48,7 +49,7 @@ def test_overflow_in_one_token_of_one_layer_of_one_call_is_named(
     traced = trace_conversation(victim, micro_model, micro, tmp_path / "trace")
     replay = compare_with_trace(victim, micro_model, micro, traced).replay
     artifact, norm = open_artifact(victim), "text_decoder.layers.1.ffn_norm"
-    read = find_taps(artifact, audit_weights(artifact, micro, recipe_of(micro_model))).reads[norm]
+    read = find_taps(artifact, audit_weights(artifact, open_family(micro), recipe_of(micro_model))).reads[norm]
     calls = [
         call for call, index in sorted(replay.taps) if index == read and traced.calls[call].method == "text_decoder"
     ]

@@ -12,8 +12,9 @@ import pytest
 from tests.difference import compare_programs
 from tests.support import EMBEDDED_PTE, export, verify
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import open_checkpoint, sha256_of_file
+from verifier.checkpoint import open_checkpoint
 from verifier.export.manifest import cpu_kind, read_manifest
+from verifier.files import sha256_of_file
 
 CPU_ROUNDING = 1e-5
 """Relative. Two AVX-512 machines of different models measured 2.8e-7 between their activation scales, and no integer

@@ -19,10 +19,10 @@ from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import RunnerError
-from verifier.faults.tokenizer_forms import prepend, rewrite, write_bin
 from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image, caption_prompt
 from verifier.families.tokens.texts import texts
 from verifier.families.tokens.tokenizer import Tokenizer as OwnTokenizer
+from verifier.faults.tokenizer_forms import prepend, rewrite, write_bin
 from verifier.runner.native import NativeRunner
 from verifier.runner.tokenizer import Tokenizer, open_tokenizer
 

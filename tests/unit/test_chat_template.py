@@ -13,10 +13,10 @@ import pytest
 from verifier.checkpoint import EMBEDDED
 from verifier.checks import splice
 from verifier.errors import CheckpointError
-from verifier.faults.tokenizer_forms import rewrite
-from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
 from verifier.families.llava.prompt import caption_parts
+from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.faults.tokenizer_forms import rewrite
 from verifier.types import CheckResult
 
 PUBLISHED = (

@@ -15,9 +15,9 @@ from verifier.artifact.program import _facts, read_program
 from verifier.checkpoint import open_checkpoint
 from verifier.errors import CheckpointError
 from verifier.export.lower import metadata, to_edge, to_program
-from verifier.faults.tokenizer_forms import rewrite
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import begin_statements, end_ids
+from verifier.faults.tokenizer_forms import rewrite
 from verifier.types import Recipe
 
 

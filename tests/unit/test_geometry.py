@@ -7,9 +7,9 @@ import copy
 import pytest
 
 from verifier.errors import CheckpointError
-from verifier.faults.subjects import micro_config
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.keymap import expected_keys, map_keys
+from verifier.faults.subjects import micro_config
 
 LLAVA_7B = {
     "model_type": "llava",

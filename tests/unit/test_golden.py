@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint, sha256_of_file
+from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import GoldenError
-from verifier.golden import Band, load_golden, load_tolerances
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.files import sha256_of_file
+from verifier.golden import Band, load_golden, load_tolerances
 
 
 def test_band_allows_a_margin_on_the_bad_side() -> None:

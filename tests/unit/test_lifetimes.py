@@ -10,10 +10,11 @@ import pytest
 
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.plan import Plan, TensorValue
-from verifier.artifact.program import METHODS, Artifact, open_artifact
+from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.lifetimes import find_overlaps
 from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
 from verifier.checks.structure import lifetimes
+from verifier.families.conventions import ROLES
 from verifier.types import CheckResult
 
 
@@ -39,7 +40,7 @@ def _judged(artifact: Artifact, plan: Plan) -> CheckResult:
 
 def test_clean_plan_has_no_conflict(artifact: Artifact) -> None:
     """Every method of the embedded program."""
-    assert all(find_overlaps(artifact.plans[method]) == [] for method in METHODS)
+    assert all(find_overlaps(artifact.plans[method]) == [] for method in ROLES)
     assert _judged(artifact, artifact.plans["text_decoder"]).verdict == "pass"
 
 

@@ -12,8 +12,8 @@ import pytest
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import ManifestError
 from verifier.export.manifest import read_manifest, write_manifest
-from verifier.faults.tokenizer_forms import rewrite
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.faults.tokenizer_forms import rewrite
 
 
 @pytest.fixture

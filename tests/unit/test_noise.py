@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.support import row_sqnr_db
 from verifier.checkpoint import open_checkpoint
+from verifier.families.registry import open_family
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
@@ -42,7 +43,7 @@ def rung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Rounding]:
     assert synthesize(["--geometry", str(root / "asked.json"), "--out", str(root / "model"), "--quiet"]) == 0
     rounding = Rounding()
     recipe = Recipe(max_seq_len=64, max_context_len=64, group_size=128)
-    return build_quantized_decoder(open_checkpoint(root / "model"), recipe, rounding=rounding), rounding
+    return build_quantized_decoder(open_family(open_checkpoint(root / "model")), recipe, rounding=rounding), rounding
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from verifier.checks import preprocess as pixel_checks
 from verifier.checks.pictures import DRAWN, DRAWN_CASES, FILE_CASES, drawn, save_turned
 from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
-from verifier.families.pixels import image_file
 from verifier.families.llava.preprocess import frame_size, prepare_image, to_tensor
-from verifier.families.pixels.resampling import FILTERS, resample
 from verifier.families.llava.vision import VisionEncoder
+from verifier.families.pixels import image_file
+from verifier.families.pixels.resampling import FILTERS, resample
 from verifier.types import CheckResult
 
 NOT_RESIZED = DRAWN_CASES[0]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from verifier import image_util
 from verifier.errors import ImageError
-from verifier.families.pixels.image_file import read_image
 from verifier.families.llava.preprocess import frame_size, prepare_image
+from verifier.families.pixels.image_file import read_image
 
 
 @pytest.mark.parametrize(

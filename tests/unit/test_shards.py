@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from verifier.checkpoint import open_checkpoint, sha256_of_file
+from verifier.checkpoint import open_checkpoint
 from verifier.errors import CheckpointError
+from verifier.files import sha256_of_file
 from verifier.shards import read_contents, read_shard
 
 NORM = "model.language_model.norm.weight"

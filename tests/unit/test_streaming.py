@@ -12,13 +12,13 @@ import torch
 
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import CheckpointError
-from verifier.golden import GoldenImage
-from verifier.ladder import quantized
-from verifier.ladder.quantized import build_quantized_decoder
 from verifier.families.llava import definition
 from verifier.families.llava.definition import Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.golden import GoldenImage
+from verifier.ladder import quantized
+from verifier.ladder.quantized import build_quantized_decoder
 from verifier.reference import (
     _HuggingFaceLayers,
     compare_layer_by_layer,

@@ -13,6 +13,7 @@ from torch import Tensor
 from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.checkpoint import open_checkpoint
 from verifier.export.run import default_group_size
+from verifier.families.registry import open_family
 from verifier.ladder.blocks import BlockError, DecoderBlocks, Taps, TracedCall
 from verifier.ladder.limits import block_limit_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
@@ -49,8 +50,8 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Rounding, A
     checkpoint = open_checkpoint(root / "model")
     recipe = Recipe(max_seq_len=32, max_context_len=32, group_size=default_group_size(2048))
     rounding = Rounding()
-    rung = build_quantized_decoder(checkpoint, recipe, rounding=rounding)
-    return rung, rounding, build_quantized_decoder(checkpoint, recipe)
+    rung = build_quantized_decoder(open_family(checkpoint), recipe, rounding=rounding)
+    return rung, rounding, build_quantized_decoder(open_family(checkpoint), recipe)
 
 
 @pytest.fixture

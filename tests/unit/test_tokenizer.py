@@ -12,11 +12,16 @@ import pytest
 
 from verifier.checkpoint import EMBEDDED, Checkpoint, read_json
 from verifier.errors import CheckpointError
-from verifier.faults.tokenizer_forms import as_transformers_4, rewrite
-from verifier.families.tokens.agreement import compare_with_second, compare_with_transformers, conversations, open_tokenizer
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import caption_prompt
+from verifier.families.tokens.agreement import (
+    compare_with_second,
+    compare_with_transformers,
+    conversations,
+    open_tokenizer,
+)
 from verifier.families.tokens.tokenizer import Mark, Tokenizer, described
+from verifier.faults.tokenizer_forms import as_transformers_4, rewrite
 
 FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 BLANK = "\u2581"

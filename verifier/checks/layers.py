@@ -23,7 +23,7 @@ from verifier.checks.check import (
 )
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part, Subjects
-from verifier.families.conventions import DECODER, ENCODER
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.golden import Band
 from verifier.ladder.align import Aligned
 from verifier.ladder.blocks import BlockError
@@ -203,7 +203,7 @@ def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
         return f"token {value.index[sizes.index(tokens)]} of {tokens}, "
     if len(sizes) < 2:
         return ""
-    return f"{'token' if record.method == 'token_embedding' else 'row'} {value.index[-2]}, "
+    return f"{'token' if record.method == EMBEDDING else 'row'} {value.index[-2]}, "
 
 
 @check("layers.kernel", step="kernel", needs=RESULTS, cases=per_block, limit=RESULT_LIMITS)

@@ -9,6 +9,7 @@ from verifier.audit.run import Audit
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, per_parameter, unverified
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
+from verifier.families.conventions import ENCODER
 from verifier.families.llava.keymap import module_of
 from verifier.types import Missing, Where
 
@@ -86,7 +87,7 @@ def _not_found(audits: Audits, method: str, module: str) -> Finding:
 
 def _rounded(evidence: Evidence, record: Audited) -> bool:
     """Whether the tensor is rounded to the nearest without clipping: linears and convolutions, unless by HQQ."""
-    if record.role == "convolution" or (record.role == "linear" and record.method == "vision_encoder"):
+    if record.role == "convolution" or (record.role == "linear" and record.method == ENCODER):
         return True
     return record.role == "linear" and evidence.recipe.quantizer == "affine"
 

@@ -7,6 +7,7 @@ from statistics import median
 
 from verifier.comparison.rows import LISTED, Change, Row, number_row
 from verifier.core.limits import limit, stated
+from verifier.families.conventions import DECODER, ENCODER
 from verifier.report.as_json import Report
 from verifier.report.words import number
 
@@ -61,7 +62,7 @@ _METRICS: tuple[tuple[str, str, str, str, str], ...] = (
 
 def numerics(old: Report, new: Report) -> Iterable[Row]:
     """The same measures against the same reference: layer by layer, then image tokens and logits."""
-    for method in ("vision_encoder", "text_decoder"):
+    for method in (ENCODER, DECODER):
         yield from _layers(old, new, method)
     for id, metric, subject, what, unit in _METRICS:
         pair = [_measures(report, id, metric) for report in (old, new)]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verifier.checkpoint import EMBEDDED, Checkpoint, sha256_of_file
+from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.errors import ExportError, UsageError
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
@@ -21,7 +21,7 @@ from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import end_ids
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.families.tokens.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
-from verifier.files import replacing
+from verifier.files import replacing, sha256_of_file
 from verifier.image_util import save_image_tensor
 from verifier.progress import Progress, hushed
 from verifier.types import Recipe

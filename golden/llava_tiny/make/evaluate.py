@@ -17,12 +17,12 @@ import numpy as np
 from golden.llava_tiny.make.scenes import render, sample_split
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
-from verifier.golden import GoldenImage
-from verifier.metrics import agreement_interval
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.golden import GoldenImage
+from verifier.metrics import agreement_interval
 from verifier.progress import hushed
 from verifier.reference import Sample, answer_samples
 from verifier.runner.local import LocalRunner

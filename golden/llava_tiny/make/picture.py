@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
-from verifier.golden import load_golden
 from verifier.families.llava.preprocess import frame_size
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.golden import load_golden
 from verifier.progress import hushed
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
