@@ -46,7 +46,7 @@ def test_clean_plan_has_no_conflict(artifact: Artifact) -> None:
 
 def test_cache_is_what_the_geometry_says(artifact: Artifact) -> None:
     """2 x layers x 768 x kv heads x head dim x 4 bytes."""
-    kept = sum(one.end - one.begin for one in lifetimes(artifact.plans["text_decoder"]) if one.permanent)
+    kept = sum(one.end - one.begin for one in tensor_lifetimes(artifact.plans["text_decoder"]) if one.permanent)
     assert kept == 2 * 4 * 768 * 4 * 64 * 4
 
 

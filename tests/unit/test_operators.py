@@ -94,7 +94,7 @@ def test_unknown_delegate_is_no_fault_of_the_file() -> None:
     clean = open_artifact(EMBEDDED_PTE)
     nodes = [sum(n for kind, n in census_of(x)["text_decoder"].items() if "XNN" in kind) for x in (artifact, clean)]
     assert 0 < nodes[0] < nodes[1]
-    (result,) = results_of("structure.quantization", SimpleNamespace(artifact=artifact))
+    (result,) = results_of("structure.quantization", SimpleNamespace(artifact=artifact, subjects=None))
     assert result.verdict != "fail"
 
 

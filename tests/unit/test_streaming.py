@@ -12,12 +12,12 @@ import torch
 
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import CheckpointError
-from verifier.families.llava import definition
+from verifier.families import streaming
 from verifier.families.llava.definition import Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
-from verifier.ladder import quantized
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.reference import (
     _HuggingFaceLayers,
@@ -29,9 +29,10 @@ from verifier.reference import (
 from verifier.types import Recipe
 
 
-def _both(monkeypatch: pytest.MonkeyPatch, module: Any, build: Any) -> tuple[Any, Any]:
+def _both(monkeypatch: pytest.MonkeyPatch, build: Any) -> tuple[Any, Any]:
+    """What is built of a small checkpoint, and of the same one when every checkpoint is large."""
     whole = build()
-    monkeypatch.setattr(module, "is_large", lambda _checkpoint: True)
+    monkeypatch.setattr(streaming, "STREAMED_BYTES", 0)
     return whole, build()
 
 
@@ -50,7 +51,7 @@ def _run(decoder: Any, like: Definition) -> list[torch.Tensor]:
 def test_streamed_layers_compute_the_same(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, in fp32, with one layer filled at a time, and again from the first layer on."""
     checkpoint = open_checkpoint(micro_checkpoint)
-    whole, streamed = _both(monkeypatch, definition, partial(build_definition, checkpoint))
+    whole, streamed = _both(monkeypatch, partial(build_definition, checkpoint))
     assert _filled(whole.decoder) == [0, 1]
     assert _filled(streamed.decoder) == []
     for _ in range(2):
@@ -61,7 +62,7 @@ def test_streamed_layers_compute_the_same(micro_checkpoint: Path, monkeypatch: p
 
 def test_layers_are_filled_one_at_a_time(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a pass goes through them; behind it none is."""
-    _, streamed = _both(monkeypatch, definition, partial(build_definition, open_checkpoint(micro_checkpoint)))
+    _, streamed = _both(monkeypatch, partial(build_definition, open_checkpoint(micro_checkpoint)))
     seen: list[list[int]] = []
     streamed.hidden_each([torch.randn(1, 3, 64)], starts=[0], observe=lambda *_: seen.append(_filled(streamed.decoder)))
     assert seen == [[0], [1]]
@@ -83,7 +84,7 @@ def test_streamed_layers_are_quantized_anew(micro_checkpoint: Path, monkeypatch:
     """What `on_module` does to a layer is done every time it is filled; a part of a layer fills it too."""
     checkpoint = open_checkpoint(micro_checkpoint)
     recipe = Recipe(group_size=32)
-    whole, streamed = _both(monkeypatch, quantized, partial(build_quantized_decoder, checkpoint, recipe))
+    whole, streamed = _both(monkeypatch, lambda: build_quantized_decoder(open_family(checkpoint), recipe))
     like = build_definition(checkpoint)
     for _ in range(2):
         pairs = zip(_run(whole, like), _run(streamed, like), strict=True)
@@ -106,7 +107,7 @@ def test_sequences_go_on_where_the_one_before_ended(micro_checkpoint: Path) -> N
 def test_a_layer_that_cannot_be_read_is_named(micro_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage that is met in the middle of a run is a refusal, and the layer stays empty."""
     checkpoint = open_checkpoint(micro_checkpoint)
-    _, streamed = _both(monkeypatch, definition, partial(build_definition, checkpoint))
+    _, streamed = _both(monkeypatch, partial(build_definition, checkpoint))
 
     def damaged(_self: Any, key: str) -> Any:
         raise CheckpointError(f"tensor {key} cannot be read")
