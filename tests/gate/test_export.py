@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.difference import compare_programs
+from tests.program_difference import compare_programs
 from tests.support import EMBEDDED_PTE, export, verify
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import open_checkpoint

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bench.fuzz_reader import mutate, read_everything, small_program
-from tests.difference import ProgramDifference, compare_programs
+from tests.program_difference import ProgramDifference, compare_programs
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import read_header

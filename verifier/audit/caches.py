@@ -21,13 +21,12 @@ from verifier.operators.registry import OPERATORS
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache of the decoder: number of its EValue, layer, `axis` of positions and axis of heads in its `sizes`."""
+    """One cache of the decoder: number of its EValue, layer, `axis` of positions in its `sizes`."""
 
     value: int
     layer: int
     kind: Literal["k", "v"]
     axis: int
-    heads_axis: int
     sizes: tuple[int, ...]
     size_bytes: int
 
@@ -48,7 +47,7 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
             raise _odd("a cache that is not fp32 [1, T, H, D] or [1, H, T, D]", f"{value.dtype} {list(value.sizes)}")
         kind: Literal["k", "v"] = "k" if _meets_table(artifact, plan, step, step.args[write.rows]) else "v"
         layer = sum(cache.kind == kind for cache in found)
-        found.append(Cache(index, layer, kind, write.axis, 3 - write.axis, value.sizes, value.size_bytes))
+        found.append(Cache(index, layer, kind, write.axis, value.sizes, value.size_bytes))
     kinds = [sum(cache.kind == kind for cache in found) for kind in "kv"]
     if not found or kinds[0] != kinds[1] or {cache.value for cache in found} != kept:
         raise _odd(

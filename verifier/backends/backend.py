@@ -111,7 +111,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A delegate that nobody can read, and why. What it computes is compared at its borders alone."""
+    """A delegate that nobody can read, and why. Checks that must look into it are errors with this reason, never failures."""
 
     reason: str
 

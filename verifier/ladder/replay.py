@@ -291,10 +291,9 @@ class _Follower:
         for index, value in expected.items():
             if not isinstance(value, Tensor):
                 self.known[index] = value
-        written_elsewhere = (
-            not tensors and written_by(instruction) is not None
-        )  # it returns a dummy: the cache is compared where it is read
-        if (tensors and len(recorded) == len(tensors)) or written_elsewhere:
+        # what writes a cache may return a dummy: the cache is compared where it is read
+        covered = len(recorded) == len(tensors) if tensors else written_by(instruction) is not None
+        if covered:
             self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
 
     def _judged(self, record: Compared, operands: dict[int, Any]) -> Compared:
