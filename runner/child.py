@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from verifier.core import upstream
 from verifier.core.python import die_with_parent
 from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle
@@ -34,10 +35,6 @@ from verifier.runner.protocol import (
 from verifier.runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
 
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")
-KERNEL_LIBRARIES = (
-    "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
-    "kernels/quantized/libquantized_ops_aot_lib.so",
-)
 
 
 def load_program(pte: Path, threads: int | None = None, trace_bytes: int | None = None) -> Any:
@@ -58,12 +55,11 @@ def _runtime() -> Any:
     child's 8 seconds, measured on two busy cores. What they wrap is loaded here as they do it, the runtime first.
     """
     import torch
-    from executorch.extension.pybindings import _C
 
-    wheel = Path(_C.__file__).resolve().parents[2]
-    for library in KERNEL_LIBRARIES:
-        torch.ops.load_library(wheel / library)  # type: ignore[no-untyped-call]
-    return _C
+    runtime = upstream.RUNTIME.resolve()
+    for library in (upstream.LLAMA_KERNELS, upstream.QUANTIZED_KERNELS):
+        torch.ops.load_library(library.resolve())  # type: ignore[no-untyped-call]
+    return runtime
 
 
 def cpu_features() -> list[str]:

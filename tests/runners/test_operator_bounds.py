@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact, read_program
+from verifier.core import upstream
 from verifier.interpret.errors import UnknownOperationError
 from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
@@ -125,14 +126,14 @@ UNKNOWN: dict[str, Program] = {"tanh": (_Function(torch.tanh), (_drawn(2, 3),))}
 
 def _exporting(programs: dict[str, Program], delegated: bool) -> Callable[[Path], None]:
     def export(folder: Path) -> None:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+        from executorch.exir import to_edge_transform_and_lower
 
+        upstream.CUSTOM_OPERATORS.resolve()
+        xnnpack = upstream.XNNPACK_PARTITIONER.resolve()
         exported = {name: torch.export.export(module, given) for name, (module, given) in programs.items()}
-        partitioner: Any = {name: [XnnpackPartitioner()] for name in programs} if delegated else None
+        partitioner: Any = {name: [xnnpack()] for name in programs} if delegated else None
         edge = to_edge_transform_and_lower(
-            exported, partitioner=partitioner, compile_config=EdgeCompileConfig(_check_ir_validity=False)
+            exported, partitioner=partitioner, compile_config=upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False)
         )
         with (folder / "model.pte").open("wb") as file:
             edge.to_executorch().write_to_file(file)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from verifier.artifact.storage import Span, Storage
 from verifier.artifact.xnnpack import INVALID_ID, Graph, PerChannel, PerTensor, Quantization
+from verifier.core import upstream
 from verifier.errors import VerifierError
 from verifier.interpret.context import Operand
 from verifier.interpret.delegate import run_graph
@@ -55,11 +56,7 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
 
     Raises `VerifierError` if ExecuTorch's serializer does not take it.
     """
-    from executorch.exir import schema
-    from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
-    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
-    from executorch.exir._serialize.data_serializer import DataEntry
-
+    schema, entry = upstream.PROGRAM_CLASSES.resolve(), upstream.DATA_ENTRY.resolve()
     step = state.plan.instructions[instruction]
     graph = state.graph(step)
     assert step.delegate is not None
@@ -76,19 +73,18 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
         constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
     )
     keys = {key: span for _, used in cuts for key, span in used.items()}
-    named = NamedDataStoreOutput(
+    named = upstream.NAMED_DATA.resolve()(
         buffers=[bytes(state.storage.read(span)) for span in keys.values()],
-        pte_data={key: DataEntry(number, 16, None) for number, key in enumerate(keys)},
+        pte_data={key: entry(number, 16, None) for number, key in enumerate(keys)},
         external_data={},
     )
-    made: Any = serialize_pte_binary(PTEFile(program, named_data=named), extract_delegate_segments=True)
-    return bytes(made)
+    file = upstream.PTE_FILE.resolve()(program, named_data=named)
+    return bytes(upstream.SERIALIZE_PTE.resolve()(file, extract_delegate_segments=True))
 
 
 def _plan(number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
     """A method that calls one delegate: its inputs from the caller, its one output in an arena of its own."""
-    from executorch.exir import schema
-
+    schema = upstream.PROGRAM_CLASSES.resolve()
     tensors = [_tensor(dtype, shape) for dtype, shape in facts]
     tensors[-1].allocation_info = schema.AllocationDetails(memory_id=1, memory_offset_low=0, memory_offset_high=0)
     numbers = list(range(len(tensors)))
@@ -112,8 +108,7 @@ def _fact(x: Tensor) -> tuple[str, tuple[int, ...]]:
 
 
 def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
-    from executorch.exir import schema
-
+    schema = upstream.PROGRAM_CLASSES.resolve()
     return schema.Tensor(
         scalar_type=schema.ScalarType[dtype],
         storage_offset=0,
@@ -129,23 +124,20 @@ def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
 
 def _cut_payload(payload: Span, storage: Storage, graph: Graph, node: int) -> tuple[bytes, dict[str, Span]]:
     """The delegate's payload cut behind a node, and the named data it uses: ExecuTorch's flatc takes it apart and together."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
-
     raw = bytes(storage.read(payload))
     offset, size, inline_offset, inline_size = struct.unpack_from("<IIIQ", raw, 10)
     with tempfile.TemporaryDirectory() as folder:
         schema, binary = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
-        schema.write_bytes(_get_schema_bytes())
+        schema.write_bytes(upstream.XNNPACK_GRAPH.resolve().read_bytes())
         binary.write_bytes(raw[offset : offset + size])
-        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
+        upstream.FLATC_DECOMPILE.resolve()(folder, str(schema), str(binary), ["--raw-binary"])
         text = json.loads(binary.with_suffix(".json").read_text())
         keys = {
             c["named_key"]: storage.named[c["named_key"]] for c in text.get("constant_data", []) if c.get("named_key")
         }
         _cut(text, graph, node)
         binary.with_suffix(".json").write_text(json.dumps(text))
-        _flatc_compile(folder, str(schema), str(binary.with_suffix(".json")))
+        upstream.FLATC_COMPILE.resolve()(folder, str(schema), str(binary.with_suffix(".json")))
         made = binary.read_bytes()
     padded = made + bytes(-len(made) % 16)
     start = 32
