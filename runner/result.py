@@ -10,9 +10,9 @@ from typing import Any, get_args
 import numpy as np
 
 from verifier.errors import RunnerError
+from verifier.runner.constants import RESULT_FILE
 from verifier.runner.protocol import Array, Call, Outcome, Result
 
-RESULT_FILE, PLACE_FILE = "result.json", "at.txt"
 _LARGEST_BYTES = 64 << 20
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
 from verifier.errors import RunnerError
-from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE
+from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE
 
 _DTYPES = {
     "BYTE": np.uint8,

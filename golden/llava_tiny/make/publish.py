@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from transformers import AddedToken, LlamaTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from golden.llava_tiny.make.geometry import IMAGE_TOKEN, IMAGE_TOKEN_ID, PAD_TOKEN, PAD_TOKEN_ID, tiny_config
-from golden.llava_tiny.make.lessons import CLIP_MEAN, CLIP_STD, SYSTEM
+from golden.llava_tiny.make.lessons import CLIP_MEAN, CLIP_STD
 from verifier.core import upstream
+from verifier.runner.constants import SYSTEM
 
 HERE = Path(__file__).parents[1]
 CHAT_TEMPLATE = (
