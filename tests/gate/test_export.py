@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.program_difference import compare_programs
 from tests.support import EMBEDDED_PTE, export, verify
-from verifier.artifact.difference import compare_programs
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import open_checkpoint, sha256_of_file
 from verifier.export.manifest import cpu_kind, read_manifest

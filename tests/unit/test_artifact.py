@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bench.fuzz_reader import mutate, read_everything, small_program
+from tests.program_difference import ProgramDifference, compare_programs
 from tests.support import EMBEDDED_PTE
-from verifier.artifact.difference import ProgramDifference, compare_programs
 from verifier.artifact.flat import read_flatbuffer
 from verifier.artifact.header import read_header
 from verifier.artifact.nibbles import pack_nibbles, unpack_nibbles
@@ -113,7 +113,7 @@ def test_difference_of_two_programs_is_measured(tmp_path: Path) -> None:
 
 
 def test_int4_is_low_nibble_first_with_zero_point_8() -> None:
-    """FACTS: two a byte, low nibble first, stored plus 8."""
+    """Two a byte, the low nibble first, stored plus 8."""
 
     packed = np.array([[0x80], [0xF7]], np.uint8)
     for low_first, expected in ((True, [[-8, 0], [-1, 7]]), (False, [[0, -8], [7, -1]])):

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.artifact.lifetimes import cache_bytes, find_overlaps, lifetimes
+from verifier.artifact.lifetimes import find_overlaps, lifetimes
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import METHODS, Artifact, open_artifact
+from verifier.checkpoint import open_checkpoint
 from verifier.checks.memory import CHECKS
 from verifier.types import CheckResult
 
@@ -42,7 +43,9 @@ def test_clean_plan_has_no_conflict(artifact: Artifact) -> None:
 
 def test_cache_is_what_the_geometry_says(artifact: Artifact) -> None:
     """2 x layers x 768 x kv heads x head dim x 4 bytes."""
-    assert cache_bytes(artifact.plans["text_decoder"]) == 2 * 4 * 768 * 4 * 64 * 4
+    permanent = [one for one in lifetimes(artifact.plans["text_decoder"]) if one.permanent]
+    cache_bytes = open_checkpoint().geometry.text.cache_bytes(768)
+    assert sum(one.end - one.begin for one in permanent) == cache_bytes == 2 * 4 * 768 * 4 * 64 * 4
 
 
 def test_36_scratch_in_the_cache_fails(artifact: Artifact) -> None:

@@ -14,7 +14,7 @@ from verifier.probes.tape import PROMPT_TOKENS, one_result
 from verifier.runner.protocol import Bundle, Outcome, Result
 
 VALUES = dict(zip(POISONS, (7.0, 9.0), strict=True))
-CACHES = (Cache(value=0, kind="k", layer=0, axis=1, heads_axis=2, sizes=(1, 64, 1, 2), size_bytes=512),)
+CACHES = (Cache(value=0, kind="k", layer=0, axis=1, sizes=(1, 64, 1, 2), size_bytes=512),)
 
 
 def _result(outcome: Outcome, *outputs: float, peak: int = 0) -> Result:

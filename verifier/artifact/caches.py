@@ -20,13 +20,12 @@ _WRITES = {"llama::update_cache.out": (1, 0), "aten::index_put.out": (0, 2)}
 
 @dataclass(frozen=True)
 class Cache:
-    """One cache of the decoder: number of its EValue, layer, `axis` of positions and axis of heads in its `sizes`."""
+    """One cache of the decoder: number of its EValue, layer, `axis` of positions in its `sizes`."""
 
     value: int
     layer: int
     kind: Literal["k", "v"]
     axis: int
-    heads_axis: int
     sizes: tuple[int, ...]
     size_bytes: int
 
@@ -48,7 +47,7 @@ def find_caches(artifact: Artifact) -> tuple[Cache, ...]:
         axis = _axis(step)
         kind: Literal["k", "v"] = "k" if _meets_table(artifact, plan, step, step.args[at[1]]) else "v"
         layer = sum(cache.kind == kind for cache in found)
-        found.append(Cache(index, layer, kind, axis, 3 - axis, value.sizes, value.size_bytes))
+        found.append(Cache(index, layer, kind, axis, value.sizes, value.size_bytes))
     kinds = [sum(cache.kind == kind for cache in found) for kind in "kv"]
     if not found or kinds[0] != kinds[1] or {cache.value for cache in found} != kept:
         raise _odd(

@@ -86,11 +86,6 @@ def outside_arena(plan: Plan) -> list[Lifetime]:
     return [one for one in lifetimes(plan) if not 0 < one.arena < len(sizes) or one.end > sizes[one.arena]]
 
 
-def cache_bytes(plan: Plan) -> int:
-    """Bytes of everything that outlives a call."""
-    return sum(one.end - one.begin for one in lifetimes(plan) if one.permanent)
-
-
 def _origin(index: int, sources: dict[int, int]) -> int:
     while index in sources:
         index = sources[index]

@@ -103,7 +103,6 @@ class Node:
     output: int
     attributes: dict[str, Any]
     clamp: tuple[float, float] | None
-    debug_handle: int
 
     @property
     def clamps(self) -> bool:
@@ -258,7 +257,6 @@ def _node(number: int, entry: Record, values: dict[int, GraphValue], where: str)
         output=output,
         attributes={name: value for name, value in union.fields.items() if name not in _INPUTS and name != "output_id"},
         clamp=None if limits is None else (float(limits.output_min), float(limits.output_max)),
-        debug_handle=int(entry.debug_handle),
     )
 
 
