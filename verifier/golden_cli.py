@@ -26,7 +26,7 @@ from verifier.errors import GoldenError, UsageError
 from verifier.evidence import golden_folder, logits_of, run_bundle
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
-from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
+from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
 from verifier.model.agreement import compare_with_transformers, open_tokenizer
 from verifier.model.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.model.image_file import read_image
@@ -114,9 +114,7 @@ def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, 
 
 def _text(folder: Path) -> dict[str, Any]:
     """What `golden.json` holds, nothing if there is none yet. It has been through `load_golden`, or is about to be."""
-    path = folder / "golden.json"
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
+    return stored(folder / "golden.json", GOLDEN_SCHEMA)
 
 
 def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:
