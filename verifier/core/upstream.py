@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -31,7 +32,8 @@ def requirement(package: str) -> str:
 
 @dataclass(frozen=True)
 class Name:
-    """A name in the form `package.module:attribute`, or a module. `uses` are attributes of it that are private or likely to move."""
+    """A name in the form `package.module:attribute`, or a module. `uses` are attributes of it, with dots, that are private or likely
+    to move."""
 
     path: str
     why: str
@@ -52,7 +54,7 @@ class Name:
         try:
             found = resolve_name(self.path)
             for used in self.uses:
-                getattr(found, used)
+                attrgetter(used)(found)
         except (ImportError, AttributeError) as error:
             raise _missing(self.package, self.path, error) from error
         return found
@@ -100,7 +102,10 @@ XNNPACK_GRAPH = File("executorch", "backends/xnnpack/serialization/schema.fbs", 
 RUNTIME = Name(
     "executorch.extension.pybindings._C",
     "the runtime without `portable_lib`, which imports all of the exporter",
-    uses=("_load_for_executorch", "_unsafe_reset_threadpool", "_get_operator_names", "ExecuTorchModule"),
+    uses=(
+        *("_load_for_executorch", "_unsafe_reset_threadpool", "_get_operator_names"),
+        *(f"ExecuTorchModule.{name}" for name in ("run_method", "method_names", "write_etdump_result_to_file")),
+    ),
 )
 LLAMA_KERNELS = File("executorch", "extension/llm/custom_ops/libcustom_ops_aot_lib.so", "kernels: cache and attention")
 QUANTIZED_KERNELS = File("executorch", "kernels/quantized/libquantized_ops_aot_lib.so", "kernels: quantized embedding")
@@ -125,7 +130,15 @@ TOKENIZERS = Name(
 LLAMA2C_TOKENIZER = Name("pytorch_tokenizers.llama2c:Llama2cTokenizer", "writes tokenizer.bin")
 
 # Writing a program that has a part of a delegate: the search inside a delegate
-PROGRAM_CLASSES = Name("executorch.exir.schema", "the records of a program")
+PROGRAM_CLASSES = Name(
+    "executorch.exir.schema",
+    "the records of a program",
+    uses=(
+        *("Program", "ExecutionPlan", "ContainerMetadata", "Chain", "Instruction", "DelegateCall", "EValue", "Buffer"),
+        *("Tensor", "ScalarType", "TensorShapeDynamism.STATIC", "AllocationDetails", "SubsegmentOffsets"),
+        *("BackendDelegate", "BackendDelegateDataReference", "BackendDelegateInlineData", "DataLocation.INLINE"),
+    ),
+)
 PTE_FILE = Name("executorch.exir._serialize._program:PTEFile", "a program with its named data")
 SERIALIZE_PTE = Name("executorch.exir._serialize._program:serialize_pte_binary", "records of a program to bytes")
 DESERIALIZE_PROGRAM = Name(
@@ -137,7 +150,15 @@ FLATC_COMPILE = Name("executorch.exir._serialize._flatbuffer:_flatc_compile", "J
 FLATC_DECOMPILE = Name("executorch.exir._serialize._flatbuffer:_flatc_decompile", "a delegate's graph to JSON")
 
 # The eager model
-LLAMA_ARGUMENTS = Name("executorch.examples.models.llama.model_args:ModelArgs", "the geometry of a decoder")
+LLAMA_ARGUMENTS = Name(
+    "executorch.examples.models.llama.model_args:ModelArgs",
+    "the geometry of a decoder",
+    uses=(
+        *("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim", "vocab_size", "norm_eps", "rope_theta"),
+        *("max_batch_size", "max_seq_len", "max_context_len", "use_kv_cache", "use_sdpa_with_kv_cache_op"),
+        *("enable_dynamic_shape", "use_hf_rope", "apply_embedding"),
+    ),
+)
 LLAMA_DECODER = Name(
     "executorch.examples.models.llama.llama_transformer:construct_transformer",
     "the decoder that ExecuTorch's LLaVA is exported from",
