@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from verifier.errors import RunnerError
+from verifier.runner.constants import BUNDLE_FILE, BUNDLE_SCHEMA
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, OutputOf, Part, TraceRequest, program_hash
-
-SCHEMA = "runner.bundle/4"
-LIST_FILE = "bundle.txt"
 
 
 def save_bundle(bundle: Bundle, directory: Path) -> None:
@@ -19,7 +17,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
     folder is named alone, so that the folder can be moved; any other by its whole path."""
     near = bundle.pte.resolve().parent == directory.resolve()
     path = bundle.pte.name if near else bundle.pte.resolve()
-    lines = [SCHEMA, f"pte {program_hash(bundle.pte)} {bundle.pte.stat().st_size} {path}"]
+    lines = [BUNDLE_SCHEMA, f"pte {program_hash(bundle.pte)} {bundle.pte.stat().st_size} {path}"]
     if bundle.threads is not None:
         lines.append(f"threads {bundle.threads}")
     if bundle.memory_bytes is not None:
@@ -43,7 +41,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                 words = f"array {name}"
             lines.append(f"in {words}")
         lines += [f"part {part.output} {part.axis} {part.length}" for part in call.further]
-    (directory / LIST_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    (directory / BUNDLE_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def _save_array(array: Array, path: Path) -> None:
@@ -57,9 +55,9 @@ def load_bundle(directory: Path, *, pte: Path | None = None) -> Bundle:
     Raises `RunnerError`, also for a program that is not as long as the bundle's: a file that was cut off on its way.
     """
     try:
-        lines = (directory / LIST_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        if lines[0] != SCHEMA:
-            raise RunnerError("unknown bundle schema", got=lines[0], expected=SCHEMA, where=directory)
+        lines = (directory / BUNDLE_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        if lines[0] != BUNDLE_SCHEMA:
+            raise RunnerError("unknown bundle schema", got=lines[0], expected=BUNDLE_SCHEMA, where=directory)
         bundle, size_bytes = _parse(lines[1:], directory)
     except (IndexError, KeyError, ValueError, OSError, TypeError) as error:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error
@@ -76,7 +74,9 @@ def load_bundle(directory: Path, *, pte: Path | None = None) -> Bundle:
 def recorded_hash(directory: Path) -> str:
     """SHA-256 of the program that a saved bundle is for. Raises `RunnerError`."""
     try:
-        words = (directory / LIST_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()[1].split(" ")
+        words = (
+            (directory / BUNDLE_FILE).read_text(encoding="utf-8", errors="surrogateescape").splitlines()[1].split(" ")
+        )
         return words[words.index("pte") + 1]
     except (IndexError, ValueError, OSError) as error:
         raise RunnerError("the bundle cannot be read", got=error, where=directory) from error

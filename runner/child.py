@@ -17,27 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from verifier.core import upstream
 from verifier.core.python import die_with_parent
 from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle
-from verifier.runner.protocol import (
-    BUFFER_FILE,
-    ETDUMP_FILE,
-    LOOP,
-    LOOP_SIDE,
-    LOOP_TIMES,
-    ArgmaxOf,
-    Array,
-    Bundle,
-    OutputOf,
-)
-from verifier.runner.result import PLACE_FILE, further_path, output_path, save_array, save_fields
+from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, PLACE_FILE
+from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, Outcome, OutputOf
+from verifier.runner.result import further_path, output_path, save_array, save_fields
 
 FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")
-KERNEL_LIBRARIES = (
-    "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
-    "kernels/quantized/libquantized_ops_aot_lib.so",
-)
 
 
 def load_program(pte: Path, threads: int | None = None, trace_bytes: int | None = None) -> Any:
@@ -58,12 +46,11 @@ def _runtime() -> Any:
     child's 8 seconds, measured on two busy cores. What they wrap is loaded here as they do it, the runtime first.
     """
     import torch
-    from executorch.extension.pybindings import _C
 
-    wheel = Path(_C.__file__).resolve().parents[2]
-    for library in KERNEL_LIBRARIES:
-        torch.ops.load_library(wheel / library)  # type: ignore[no-untyped-call]
-    return _C
+    runtime = upstream.RUNTIME.resolve()
+    for library in (upstream.LLAMA_KERNELS, upstream.QUANTIZED_KERNELS):
+        torch.ops.load_library(library.resolve())  # type: ignore[no-untyped-call]
+    return runtime
 
 
 def cpu_features() -> list[str]:
@@ -74,66 +61,121 @@ def cpu_features() -> list[str]:
     return [name for name in listed.split() if name.startswith(FEATURES) or name in ("sme", "sme2")]
 
 
-def carry_out(bundle: Bundle, directory: Path) -> None:
-    """Run all calls in order; the first error ends the bundle. Writes `result.json` and the kept outputs into a folder."""
-    import torch
+class _CallError(Exception):
+    """A call of the program that failed."""
 
-    used = {(v.call, v.output) for call in bundle.calls for v in call.inputs if isinstance(v, OutputOf)}
-    used |= {(v.call, 0) for call in bundle.calls for v in call.inputs if isinstance(v, ArgmaxOf)}
-    begun = time.perf_counter()
-    fields: dict[str, Any] = {"outcome": "ok", "message": "", "call_s": [], "errors": {}}
-    programs: dict[int, Any] = {}
-    trace_bytes = None if bundle.trace is None else bundle.trace.buffer_bytes
-    try:
-        for instance in sorted({0, *(call.instance for call in bundle.calls)}):
-            programs[instance] = load_program(bundle.pte, None if programs else bundle.threads, trace_bytes)
-    except (RuntimeError, ValueError) as error:
-        fields |= {"outcome": "refused", "message": str(error)}
-    fields["load_s"] = time.perf_counter() - begun
-    outputs: dict[tuple[int, int], Any] = {}
 
-    def given(value: Array | OutputOf | ArgmaxOf) -> Any:
+class Session:
+    """One run of a bundle on the runtime in this process; `native/src/session.cpp` is the same in C++, method by method."""
+
+    def __init__(self, bundle: Bundle, directory: Path) -> None:
+        given = [value for call in bundle.calls for value in call.inputs]
+        self.bundle, self.directory = bundle, directory
+        self.wanted = {(v.call, v.output) for v in given if isinstance(v, OutputOf)}
+        self.wanted |= {(v.call, 0) for v in given if isinstance(v, ArgmaxOf)}
+        self.programs: dict[int, Any] = {}
+        self.held: dict[tuple[int, int], Any] = {}
+        self.outcome: Outcome = "ok"
+        self.message = ""
+        self.errors: dict[int, str] = {}
+        self.call_s: list[float] = []
+        self.load_s = 0.0
+
+    def run(self) -> None:
+        """All calls in order; the first error ends the bundle."""
+        begun = time.perf_counter()
+        self.load()
+        self.load_s = time.perf_counter() - begun
+        for number, call in enumerate(self.bundle.calls):
+            if self.outcome != "ok":
+                return
+            (self.directory / PLACE_FILE).write_text(str(number))
+            self.call(number, call)
+        if self.bundle.trace is not None and self.outcome == "ok":
+            files = (str(self.directory / name) for name in (ETDUMP_FILE, BUFFER_FILE))
+            self.programs[0].write_etdump_result_to_file(*files)
+
+    def load(self) -> None:
+        """Every instance of the program."""
+        trace_bytes = None if self.bundle.trace is None else self.bundle.trace.buffer_bytes
+        try:
+            for instance in sorted({0, *(call.instance for call in self.bundle.calls)}):
+                threads = None if self.programs else self.bundle.threads
+                self.programs[instance] = load_program(self.bundle.pte, threads, trace_bytes)
+        except (RuntimeError, ValueError) as error:
+            self.outcome, self.message = "refused", str(error)
+
+    def call(self, number: int, call: Call) -> None:
+        """One call, timed without what is kept of it."""
+        inputs = tuple(self.given(value) for value in call.inputs)
+        begun = time.perf_counter()
+        try:
+            answer = self.answer(call, inputs)
+        except _CallError as error:
+            if not call.may_fail:
+                self.outcome, self.message = "failed", str(error)
+                return
+            self.errors[number], answer = str(error), None
+        self.call_s.append(time.perf_counter() - begun)
+        if answer is not None:
+            self.keep(number, call, answer)
+
+    def answer(self, call: Call, inputs: tuple[Any, ...]) -> Any:
+        """The outputs of a call, None of `LOOP`. They alias the program's memory until its next call. Raises `_CallError`."""
+        if call.method == LOOP:
+            return _loop()
+        try:
+            return self.programs[call.instance].run_method(call.method, inputs, False)
+        except (RuntimeError, ValueError) as error:
+            raise _CallError(str(error)) from error
+
+    def given(self, value: Array | OutputOf | ArgmaxOf) -> Any:
+        """The tensor of an input."""
         if isinstance(value, OutputOf):
-            return outputs[value.call, value.output]
+            return self.held[value.call, value.output]
         if isinstance(value, ArgmaxOf):
-            return outputs[value.call, 0].argmax(-1).reshape(1, 1)
+            return self.held[value.call, 0].argmax(-1).reshape(1, 1)
+        import torch
+
         return torch.from_numpy(np.array(value))
 
-    for number, call in enumerate(bundle.calls if fields["outcome"] == "ok" else ()):
-        (directory / PLACE_FILE).write_text(str(number))
-        inputs = tuple(given(value) for value in call.inputs)
-        begun = time.perf_counter()
-        if call.method == LOOP:
-            _loop()
-            fields["call_s"].append(time.perf_counter() - begun)
-            continue
-        try:
-            # outputs alias the program's memory until its next call: what is needed is copied below, a cache need not be
-            answer = programs[call.instance].run_method(call.method, inputs, False)
-        except (RuntimeError, ValueError) as error:
-            if call.may_fail:
-                fields["errors"][number] = str(error)
-                fields["call_s"].append(time.perf_counter() - begun)
-                continue
-            fields |= {"outcome": "failed", "message": str(error)}
-            break
-        fields["call_s"].append(time.perf_counter() - begun)
-        for output in {output for at, output in used if at == number}:
-            outputs[number, output] = answer[output].clone()
+    def keep(self, number: int, call: Call, answer: Any) -> None:
+        """Copy what later calls are given, and write what the bundle asks for. A cache that nobody asks for is not copied."""
+        for output in {output for at, output in self.wanted if at == number}:
+            self.held[number, output] = answer[output].clone()
         if call.keep:
-            save_array(_plain(answer[0]), output_path(directory, number))
+            save_array(_plain(answer[0]), output_path(self.directory, number))
         for place, part in enumerate(call.further):
-            part_of = answer[part.output].narrow(part.axis, 0, part.length)
-            save_array(_plain(part_of), further_path(directory, number, place))
-    if bundle.trace is not None and fields["outcome"] == "ok":
-        files = (directory / name for name in (ETDUMP_FILE, BUFFER_FILE))
-        programs[0].write_etdump_result_to_file(*(str(file) for file in files))
-    fields["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    fields["isa"], fields["cpu_features"] = platform.machine(), cpu_features()
-    fields["operators"] = sorted(_runtime()._get_operator_names())
-    fields["versions"] = {name: importlib.metadata.version(name) for name in ("executorch", "torch")}
-    fields |= {"instructions": {}, "in_use": [], "conditions": {}}  # the C++ runner looks into these
-    save_fields(directory, **fields)
+            rows = answer[part.output].narrow(part.axis, 0, part.length)
+            save_array(_plain(rows), further_path(self.directory, number, place))
+
+    def write(self) -> None:
+        """`result.json`."""
+        save_fields(
+            self.directory,
+            outcome=self.outcome,
+            message=self.message,
+            call_s=self.call_s,
+            errors=self.errors,
+            load_s=self.load_s,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            isa=platform.machine(),
+            cpu_features=cpu_features(),
+            operators=sorted(_runtime()._get_operator_names()),
+            versions={name: importlib.metadata.version(name) for name in ("executorch", "torch")},
+            instructions={},  # into this and the next two only the C++ runner looks
+            in_use=[],
+            conditions={},
+        )
+
+
+def carry_out(bundle: Bundle, directory: Path) -> None:
+    """Run all calls of a bundle. Writes `result.json` and the kept outputs into a folder."""
+    import torch  # noqa: F401  the time that this takes is none of loading the program
+
+    session = Session(bundle, directory)
+    session.run()
+    session.write()
 
 
 def _loop() -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from verifier.errors import RunnerError
 from verifier.runner.bundle import save_bundle
-from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE, Bundle, Outcome, Result
-from verifier.runner.result import PLACE_FILE, RESULT_FILE, load_outputs, load_result
+from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, PLACE_FILE, RESULT_FILE
+from verifier.runner.protocol import Bundle, Outcome, Result
+from verifier.runner.result import load_outputs, load_result
 
 _TAIL = 2000
 _FULL = ("No space left", " requested and ", "is the disk full?")

@@ -18,13 +18,8 @@ import numpy as np
 from verifier.core.command import command
 from verifier.errors import RunnerError
 from verifier.runner.child import load_program
+from verifier.runner.constants import BEFORE_IMAGE
 from verifier.runner.tokenizer import open_tokenizer
-
-BEFORE_IMAGE = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: "
-)
-"""The conversation of LLaVA-1.5 up to the image; `verifier.families.llava.prompt` has the same."""
 
 
 class ProgramError(Exception):

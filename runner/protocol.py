@@ -49,16 +49,9 @@ class Part:
     length: int
 
 
-LOOP = "@loop"
-"""Not a method of the program: a fixed piece of arithmetic in the runner's own process, by whose time that of a call is measured.
-It takes no inputs and returns nothing."""
-LOOP_SIDE, LOOP_TIMES = 256, 8
-"""The loop multiplies fp32 matrices of this side, this many times, on one thread."""
-
-
 @dataclass(frozen=True)
 class Call:
-    """One method call, or `LOOP`. `keep` brings its first output back, `further` parts of others; an error of one that `may_fail` does
+    """One method call, or `runner.constants.LOOP`. `keep` brings its first output back, `further` parts of others; an error of one that `may_fail` does
     not end the bundle. `instance` numbers the loading of the program that is called: each has its own memory."""
 
     method: str
@@ -76,9 +69,6 @@ class TraceRequest:
 
     directory: Path
     buffer_bytes: int
-
-
-ETDUMP_FILE, BUFFER_FILE = "trace.etdp", "trace.bin"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from verifier.core.records import read_record
 from verifier.errors import RunnerError
+from verifier.runner.constants import RESULT_FILE
 from verifier.runner.protocol import Array, Call, Outcome, Result
 
-RESULT_FILE, PLACE_FILE = "result.json", "at.txt"
 _LARGEST_BYTES = 64 << 20
 
 
@@ -55,12 +56,13 @@ def load_result(directory: Path, calls: Sequence[Call]) -> Result:
     Raises `RunnerError` for one that cannot be read: it comes from a process that ran an untrusted program.
     """
     path = directory / RESULT_FILE
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        return _result(json.loads(path.read_text()), directory, calls)
-    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise RunnerError("the result of a run cannot be read", got=repr(error), where=path) from error
+    return read_record(
+        path,
+        lambda fields: _result(fields, directory, calls),
+        what="the result of a run cannot be read",
+        error=RunnerError,
+        limit_bytes=_LARGEST_BYTES,
+    )
 
 
 def _result(fields: dict[str, Any], directory: Path, calls: Sequence[Call]) -> Result:

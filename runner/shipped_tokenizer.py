@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from verifier.core import upstream
+from verifier.errors import UpstreamError
+
 READERS = ("HFTokenizer", "Tiktoken", "SPTokenizer", "Llama2cTokenizer")
 """In the order of `load_tokenizer` in ExecuTorch's extension/llm/runner; before them Tekken, for a file of the name tekken.json alone."""
 _TAIL = 400
@@ -22,8 +25,7 @@ _TAIL = 400
 
 def load(path: str) -> tuple[Any, str, dict[str, str]]:
     """The first reader that takes the file, its name, and why others did not; None and "" if none does."""
-    from pytorch_tokenizers import pytorch_tokenizers_cpp as readers
-
+    readers = upstream.TOKENIZERS.resolve()
     reasons: dict[str, str] = {}
     for name in (("Tekken",) if path.endswith("tekken.json") else ()) + READERS:
         reader = getattr(readers, name)()
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
     asked = json.loads(Path(request).read_text("utf-8"))
     try:
         reader, name, reasons = load(path)
-    except ImportError as error:
+    except UpstreamError as error:
         print(error, file=sys.stderr)
         return 2
     with Path(answer).open("w", encoding="utf-8") as file:

@@ -91,10 +91,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer(read_vocabulary(path))
 
 
-BinTokenizer = open_tokenizer
-"""The name that this had when it read `tokenizer.bin` alone."""
-
-
 def characters(data: bytes) -> list[bytes]:
     """The UTF-8 characters of a text; a byte that begins none stands alone."""
     return [one.encode("utf-8", "surrogateescape") for one in data.decode("utf-8", "surrogateescape")]

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.errors import RunnerError
+from verifier.runner.constants import FILE_LIMIT_BYTES, FIRST_BYTE, PIECE_LIMIT_BYTES, VOCABULARY_LIMIT
 from verifier.runner.file_kinds import describe
 
-FILE_LIMIT_BYTES = 64 << 20
-"""tokenizer.json of a vocabulary of 256,000 pieces has 33 MB."""
-VOCABULARY_LIMIT = 1 << 20
-PIECE_LIMIT_BYTES = 1 << 12
 BLANK = "\u2581".encode()
-_FIRST_BYTE = 3
-"""In `tokenizer.bin` ids 3 to 258 stand for single bytes, as ExecuTorch's reader has it."""
 _EXPECTED = "tokenizer.bin, tokenizer.model (SentencePiece, BPE) or tokenizer.json (BPE)"
 _FIX = "python -m verifier.export_llava --with-artifacts writes tokenizer.bin"
 
@@ -144,7 +139,7 @@ def parse_bin(data: bytes) -> Vocabulary:
         Spelling(b" ", ((b"", b" "),)),
         bos,
         (eos,),
-        {byte: _FIRST_BYTE + byte for byte in range(256) if _FIRST_BYTE + byte < count},
+        {byte: FIRST_BYTE + byte for byte in range(256) if FIRST_BYTE + byte < count},
         unknown=0,
     )
 

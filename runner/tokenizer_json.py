@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from verifier.runner.constants import ID_LIMIT, PIECE_LIMIT_BYTES, VOCABULARY_LIMIT
 from verifier.runner.tokenizer_files import (
     BLANK,
-    PIECE_LIMIT_BYTES,
-    VOCABULARY_LIMIT,
     NotThisError,
     Spelling,
     Vocabulary,
@@ -20,7 +19,6 @@ from verifier.runner.tokenizer_files import (
     said,
 )
 
-_ID_LIMIT = 1 << 24
 _BOS = ("<s>", "<bos>", "<|begin_of_text|>")
 _EOS = ("</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")
 """Names of special tokens, for what the file does not say. A program that has `get_eos_ids` is asked first."""
@@ -101,7 +99,7 @@ def _vocabulary(root: dict[str, Any], model: dict[str, Any]) -> Vocabulary:
 
 
 def _id(number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _ID_LIMIT:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < ID_LIMIT:
         raise NotThisError(f"a damaged tokenizer.json: the id {str(number)[:40]}")
     return number
 

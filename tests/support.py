@@ -40,10 +40,3 @@ def verify(pte: Path | str, *arguments: str) -> int:
     from verifier.test_pte import main
 
     return main([str(pte), "--quiet", *arguments])
-
-
-def wheel_file(name: str) -> Path:
-    """A file of the installed ExecuTorch."""
-    import executorch
-
-    return Path(next(iter(executorch.__path__))) / name

@@ -20,7 +20,7 @@ from verifier.errors import RunnerError, UsageError
 from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
-from verifier.golden import BUDGET_SCHEMA
+from verifier.golden import BUDGET_SCHEMA, stored
 from verifier.opening import Opened, Request, open_request
 from verifier.pipeline import measure_speed
 from verifier.progress import hushed
@@ -53,9 +53,8 @@ def write_budget(opened: Opened, runs: dict[str, float], reason: str) -> Path:
     """Add or replace what is recorded of this release and this kind of target."""
     path = golden_folder(opened.checkpoint) / "budgets.json"
     kind = opened.request.target.partition(":")[0]
-    text: dict[str, Any] = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
-    if path.is_file():  # `open_request` has read it: it is a record, and this checkpoint's
-        text = json.loads(path.read_bytes())
+    empty: dict[str, Any] = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
+    text = stored(path, BUDGET_SCHEMA) or empty  # `open_request` has read it: it is this checkpoint's
     file = {"file_bytes": opened.artifact.header.file_bytes, "planned_bytes": planned_bytes(opened.artifact)}
     entry = text["releases"].setdefault(opened.recipe.release, {"targets": {}})
     entry["file"] = _recorded(file)

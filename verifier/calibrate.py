@@ -37,7 +37,7 @@ from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.families.llava.definition import Definition
 from verifier.files import replacing
-from verifier.golden import TOLERANCE_SCHEMA
+from verifier.golden import TOLERANCE_SCHEMA, stored
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.opening import Opened, Request, open_request
@@ -190,10 +190,9 @@ def write_tolerances(
     """Add or replace the recipe's bands in `tolerances.json` beside the checkpoint."""
     path = golden_folder(opened.checkpoint) / "tolerances.json"
     text: dict[str, Any] = {"schema": TOLERANCE_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "recipes": {}}
-    if path.is_file():
-        old = json.loads(path.read_bytes())
-        if old.get("checkpoint_sha256") == opened.checkpoint.sha256:
-            text = old
+    old = stored(path, TOLERANCE_SCHEMA)
+    if old.get("checkpoint_sha256") == opened.checkpoint.sha256:
+        text = old
     text["recipes"][opened.recipe.name] = {
         "provenance": {
             "reason": reason,

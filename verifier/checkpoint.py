@@ -165,11 +165,6 @@ class Checkpoint:
             ) from error
         return tensor
 
-    def stream(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of `keys` one at a time; none is kept here."""
-        for key in keys:
-            yield key, self.tensor(key)
-
 
 def _quantization_settings(config: dict[str, Any], section: str = "") -> Iterator[tuple[str, str, object]]:
     """Section, name and value of every setting by which `transformers` quantizes a model when it loads it, nested ones too."""

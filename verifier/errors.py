@@ -57,5 +57,9 @@ class ExportError(VerifierError):
     """A checkpoint cannot be exported with the recipe that was asked for."""
 
 
+class UpstreamError(VerifierError):
+    """The installed version of another package lacks a name that is used (`verifier.core.upstream`)."""
+
+
 class RunnerError(VerifierError):
     """Our own machinery for running a program failed; the program itself is not to blame."""

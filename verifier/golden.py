@@ -5,13 +5,14 @@ A golden belongs to one checkpoint, by SHA-256; a band belongs to one recipe of 
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from verifier.core.limits import Limit
+from verifier.core.records import read_record
 from verifier.core.scales import SCALES, Scale
 from verifier.errors import GoldenError
 
@@ -24,7 +25,6 @@ GOLDEN_SCHEMA = "verifier.golden/1"
 TOLERANCE_SCHEMA = "verifier.tolerances/1"
 EXPECTATION_SCHEMA = "verifier.expectation/1"
 BUDGET_SCHEMA = "verifier.budgets/1"
-_LIMIT_BYTES = 16 << 20
 _MAKES = {
     GOLDEN_SCHEMA: "python -m verifier.golden add PICTURE --model DIR --reason WHY, for a picture of each kind that users send",
     TOLERANCE_SCHEMA: "python -m verifier.calibrate PTE --model DIR, on a clean export",
@@ -32,6 +32,7 @@ _MAKES = {
     BUDGET_SCHEMA: "python -m verifier.budgets PTE",
 }
 """The command that makes a file of each kind."""
+T = TypeVar("T")
 _HERE = Path(__file__).parent / "embedded"
 
 
@@ -126,28 +127,17 @@ class Budget:
     allowed: float
 
 
-def _read(path: Path, schema: str) -> dict[str, Any]:
+def _read(path: Path, schema: str, parse: Callable[[dict[str, Any]], T]) -> T:
+    """What `parse` makes of a record. Raises `MissingGoldenError` if there is none, `GoldenError` if it cannot be read."""
     if not path.is_file():
-        raise MissingGoldenError(
-            f"the checkpoint has no {path.name}",
-            expected=path,
-            fix=_MAKES[schema],
-        )
-    try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        text: dict[str, Any] = json.loads(path.read_bytes(), parse_constant=_no_number)
-        if text["schema"] != schema:
-            raise ValueError(f"schema {text['schema']!r}, not {schema!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GoldenError(
-            "golden data cannot be read", got=error, where=path, fix="restore the file from version control"
-        ) from error
-    return text
+        raise MissingGoldenError(f"the checkpoint has no {path.name}", expected=path, fix=_MAKES[schema])
+    fix = f"restore the file from version control, or make it again: {_MAKES[schema]}"
+    return read_record(path, parse, what=f"{path.name} cannot be read", error=GoldenError, schema=schema, fix=fix)
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number: no limit can be made of it")
+def stored(path: Path, schema: str) -> dict[str, Any]:
+    """A record as it is, for those who add to it; empty if there is none yet. Raises `GoldenError`."""
+    return _read(path, schema, dict) if path.is_file() else {}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -160,40 +150,43 @@ def _inside(folder: Path, name: str) -> Path:
 def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
     """The golden set in `folder/golden.json`. Raises `GoldenError` if it is not this checkpoint's."""
     path = folder / "golden.json"
-    text = _read(path, GOLDEN_SCHEMA)
-    try:
-        images = tuple(
-            GoldenImage(
-                name=str(item["name"]),
-                path=_inside(folder, item["file"]),
-                sha256=str(item["sha256"]),
-                kind=str(item["kind"]),
-                question=str(item["question"]),
-                ids=tuple(int(i) for i in item["ids"]),
-                margins=tuple(float(m) for m in item["margins"]),
-                text=str(item["text"]),
-            )
-            for item in text["images"]
-        )
-        belongs_to = str(text["checkpoint_sha256"])
-        rule = text.get("prompt_rule")
-        if rule is not None and not isinstance(rule, dict):
-            raise ValueError(f"prompt_rule is {rule!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise GoldenError("golden data cannot be read", got=f"{type(error).__name__}: {error}", where=path) from error
-    if belongs_to != checkpoint_sha256:
+    golden = _read(path, GOLDEN_SCHEMA, lambda record: _golden_set(record, path))
+    if golden.checkpoint_sha256 != checkpoint_sha256:
         raise GoldenError(
             "the golden data belongs to another checkpoint",
-            got=belongs_to[:16],
+            got=golden.checkpoint_sha256[:16],
             expected=checkpoint_sha256[:16],
             where=path,
             fix="make golden data for this one",
         )
-    if not images or any(len(image.ids) != len(image.margins) or not image.ids for image in images):
+    if not golden.images or any(len(image.ids) != len(image.margins) or not image.ids for image in golden.images):
         raise GoldenError(
-            "golden data is incomplete", got=f"{len(images)} images", expected="ids and margins for each", where=path
+            "golden data is incomplete",
+            got=f"{len(golden.images)} images",
+            expected="ids and margins for each",
+            where=path,
         )
-    return GoldenSet(path, belongs_to, images, rule)
+    return golden
+
+
+def _golden_set(record: dict[str, Any], path: Path) -> GoldenSet:
+    images = tuple(
+        GoldenImage(
+            name=str(item["name"]),
+            path=_inside(path.parent, item["file"]),
+            sha256=str(item["sha256"]),
+            kind=str(item["kind"]),
+            question=str(item["question"]),
+            ids=tuple(int(i) for i in item["ids"]),
+            margins=tuple(float(m) for m in item["margins"]),
+            text=str(item["text"]),
+        )
+        for item in record["images"]
+    )
+    rule = record.get("prompt_rule")
+    if rule is not None and not isinstance(rule, dict):
+        raise ValueError(f"prompt_rule is {rule!r}")
+    return GoldenSet(path, str(record["checkpoint_sha256"]), images, rule)
 
 
 def load_expectation(model: str | None) -> Expectation | None:
@@ -202,75 +195,64 @@ def load_expectation(model: str | None) -> Expectation | None:
     path = _HERE / name / "expectation.json"
     if not name or name in (".", "..") or not path.is_file():
         return None
-    text = _read(path, EXPECTATION_SCHEMA)
-    try:
-        texts = {field: str(text[field]) for field in ("model", "prompt", "image", "begins_with", "provenance")}
-        return Expectation(**texts, seq_len=int(text["seq_len"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise GoldenError(
-            "the expectation cannot be read", got=f"{type(error).__name__}: {error}", where=path
-        ) from error
+    return _read(path, EXPECTATION_SCHEMA, _expectation)
+
+
+def _expectation(record: dict[str, Any]) -> Expectation:
+    texts = {field: str(record[field]) for field in ("model", "prompt", "image", "begins_with", "provenance")}
+    return Expectation(**texts, seq_len=int(record["seq_len"]))
 
 
 def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolerances:
     """The bands of a recipe in `folder/tolerances.json`. Raises `GoldenError` if there are none for it."""
     path = folder / "tolerances.json"
-    text = _read(path, TOLERANCE_SCHEMA)
     fix = "calibrate a clean export: python -m verifier.calibrate PTE"
-    if text.get("checkpoint_sha256") != checkpoint_sha256:
-        raise GoldenError(
-            "the tolerances belong to another checkpoint",
-            got=text.get("checkpoint_sha256"),
-            expected=checkpoint_sha256,
-            where=path,
-            fix=fix,
-        )
-    try:
-        found = text["recipes"].get(recipe)
-        if found is None:
+
+    def parse(record: dict[str, Any]) -> Tolerances:
+        if record.get("checkpoint_sha256") != checkpoint_sha256:
             raise GoldenError(
-                "this recipe was never calibrated", got=recipe, expected=", ".join(text["recipes"]), where=path, fix=fix
+                "the tolerances belong to another checkpoint",
+                got=record.get("checkpoint_sha256"),
+                expected=checkpoint_sha256,
+                where=path,
+                fix=fix,
             )
-        bands = {
-            name: Band(
-                name,
-                int(b["direction"]),
-                {str(k): float(v) for k, v in b["measured"].items()},
-                float(b["margin"]),
-                {str(k): float(v) for k, v in b.get("wider", {}).items()},
-                float(b.get("spread_ci95", (0.0, 0.0))[1]),
-            )
-            for name, b in found["bands"].items()
-        }
+        found = record["recipes"].get(recipe)
+        if found is None:
+            known = ", ".join(record["recipes"])
+            raise GoldenError("this recipe was never calibrated", got=recipe, expected=known, where=path, fix=fix)
+        bands = {name: _band(name, band) for name, band in found["bands"].items()}
         return Tolerances(recipe, bands, found["census"], found["provenance"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GoldenError(
-            "the tolerances cannot be read", got=f"{type(error).__name__}: {error}", where=path
-        ) from error
+
+    return _read(path, TOLERANCE_SCHEMA, parse)
+
+
+def _band(name: str, record: dict[str, Any]) -> Band:
+    return Band(
+        name,
+        int(record["direction"]),
+        {str(case): float(value) for case, value in record["measured"].items()},
+        float(record["margin"]),
+        {str(case): float(value) for case, value in record.get("wider", {}).items()},
+        float(record.get("spread_ci95", (0.0, 0.0))[1]),
+    )
 
 
 def load_budget(folder: Path, checkpoint_sha256: str, release: str, target: str) -> dict[str, Budget] | None:
     """The budget of a `release` (recipe and positions) in `folder/budgets.json`: of the file, and of its runs on a kind of target.
     None if nobody recorded one. Raises `GoldenError` for a file that cannot be read or belongs to another checkpoint."""
-    path = folder / "budgets.json"
-    if not path.is_file():
-        return None
-    text = _read(path, BUDGET_SCHEMA)
-    try:
-        if text["checkpoint_sha256"] != checkpoint_sha256:
-            raise ValueError(f"it belongs to the checkpoint {text['checkpoint_sha256'][:16]}")
-        found = text["releases"].get(release)
+
+    def parse(record: dict[str, Any]) -> dict[str, Budget] | None:
+        if record["checkpoint_sha256"] != checkpoint_sha256:
+            raise ValueError(f"it belongs to the checkpoint {record['checkpoint_sha256'][:16]}")
+        found = record["releases"].get(release)
         if found is None:
             return None
         figures = found["file"] | found["targets"].get(target, {})
         return {name: Budget(float(each["measured"]), float(each["allowed"])) for name, each in figures.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GoldenError(
-            "the budgets cannot be read",
-            got=f"{type(error).__name__}: {error}",
-            where=path,
-            fix="record them again: python -m verifier.budgets PTE",
-        ) from error
+
+    path = folder / "budgets.json"
+    return _read(path, BUDGET_SCHEMA, parse) if path.is_file() else None
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.tokenizer import described
 from verifier.files import replacing, sha256_of_file
-from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden
+from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
 from verifier.progress import hushed
 from verifier.reference import Sample, greedy_answer, load_sample
 from verifier.runner.local import LocalRunner
@@ -114,9 +114,7 @@ def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, 
 
 def _text(folder: Path) -> dict[str, Any]:
     """What `golden.json` holds, nothing if there is none yet. It has been through `load_golden`, or is about to be."""
-    path = folder / "golden.json"
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
+    return stored(folder / "golden.json", GOLDEN_SCHEMA)
 
 
 def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:

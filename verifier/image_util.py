@@ -21,8 +21,9 @@ from verifier.errors import UsageError
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.pixels.image_file import READABLE, read_image
 from verifier.files import replacing
+from verifier.runner.constants import IMAGE_ENTRY
 
-SUFFIXES, EXTRA = (".pt", ".npy"), "image.npy"
+SUFFIXES = (".pt", ".npy")
 
 
 class _Holder(nn.Module):
@@ -53,7 +54,7 @@ def save_image_tensor(image: Tensor, path: Path) -> None:
             plain = io.BytesIO()
             np.save(plain, image.numpy(), allow_pickle=False)
             # the same array once more, stored as it is: llava_main in C++ reads that one
-            torch.jit.script(_Holder(image)).save(str(temporary), _extra_files={EXTRA: plain.getvalue()})  # type: ignore[no-untyped-call]
+            torch.jit.script(_Holder(image)).save(str(temporary), _extra_files={IMAGE_ENTRY: plain.getvalue()})  # type: ignore[no-untyped-call]
         else:
             with temporary.open("wb") as file:
                 np.save(file, image.numpy(), allow_pickle=False)

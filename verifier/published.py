@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from verifier.checkpoint import Checkpoint
+from verifier.core import upstream
 from verifier.core.compare import Difference, compare
 from verifier.errors import CheckpointError, VerifierError
 from verifier.families.pixels.processor import ImageFields, read_processor
@@ -36,12 +37,10 @@ class PublishedAnswer:
 
 def hugging_face_image(source: Path | Image.Image) -> Pixels:
     """uint8 [h, w, 3] as Hugging Face's own loader reads a file, or converts an image."""
-    from transformers.image_utils import load_image
-
     given = str(source) if isinstance(source, Path) else source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of palettes with transparency
-        return np.asarray(load_image(given), np.uint8)
+        return np.asarray(upstream.LOAD_IMAGE.resolve()(given), np.uint8)
 
 
 def hugging_face_frame(fields: ImageFields, pixels: Pixels, width: int, height: int) -> Any:
@@ -79,11 +78,10 @@ def published_pixels(fields: ImageFields, pixels: Pixels) -> Tensor:
 
 def _process(fields: ImageFields, pixels: Pixels, **geometry: Any) -> Any:
     """Raises `CheckpointError` for fields that Hugging Face's processor does not take."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
     taken = {name: fields.value(name) for name in ("resample", "rescale_factor", "image_mean", "image_std")}
+    make = upstream.LLAVA_IMAGE_PROCESSOR.resolve()
     try:
-        processor = LlavaImageProcessorPil(**taken, **geometry)
+        processor = make(**taken, **geometry)
         return processor(images=Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
     except Exception as error:  # whatever a field of the wrong type makes of it
         raise CheckpointError("Hugging Face's image processor failed", got=error, where=fields.file) from error

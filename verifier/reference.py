@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.checkpoint import Checkpoint
+from verifier.core import upstream
 from verifier.core.compare import Array
 from verifier.errors import CheckpointError
 from verifier.families.llava.definition import Definition
@@ -117,8 +118,8 @@ def load_hugging_face(checkpoint: Checkpoint, *, layers: int | None = None) -> A
     is given. Raises `CheckpointError`."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import LlavaConfig, LlavaForConditionalGeneration
-    from transformers.utils import logging
 
+    logging = upstream.TRANSFORMERS_LOGGING.resolve()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -222,13 +223,11 @@ class _HuggingFaceLayers:
 
     def run(self, number: int, state: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
         """[1, S, D] through layer `number`, causally. Raises `CheckpointError` if its tensors are not those of the module."""
-        from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-
         prefix = f"{TEXT}layers.{number}."
         keys = {canonical(key): key for key in self.checkpoint.keys if not is_buffer(key)}
         names = {spelled.removeprefix(prefix): key for spelled, key in keys.items() if spelled.startswith(prefix)}
         with torch.device("meta"):
-            layer = LlamaDecoderLayer(self.config, layer_idx=0).eval()
+            layer = upstream.LLAMA_LAYER.resolve()(self.config, layer_idx=0).eval()
         weights = {name: self._held(name, key) for name, key in names.items()}
         try:
             layer.load_state_dict(weights, strict=True, assign=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from verifier.core import upstream
 from verifier.core.command import command
 from verifier.errors import RunnerError
 from verifier.runner.native import ARM_BINARY, BINARY
@@ -31,19 +31,6 @@ def _tool(name: str, package: str) -> Path:
     return Path(found)
 
 
-def _wheel() -> Path:
-    spec = importlib.util.find_spec("executorch")
-    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    return _package(places[0].parent if places else Path(), "the installed executorch")
-
-
-def _package(site: Path, what: str) -> Path:
-    config = site / "executorch" / "share" / "cmake"
-    if not config.is_dir():
-        raise RunnerError(f"{what} has no CMake package", where=site, expected="executorch 1.5.1 from PyPI")
-    return config
-
-
 def _foreign_wheel(arch: str, folder: Path) -> Path:
     """The wheel of the installed ExecuTorch's version for another architecture, unpacked; fetched once."""
     version = importlib.metadata.version("executorch")
@@ -57,7 +44,12 @@ def _foreign_wheel(arch: str, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(partial)
         partial.rename(site)
-    return _package(site, f"the wheel for {arch}")
+    config = site / "executorch" / upstream.CMAKE_PACKAGE.path
+    if not config.is_dir():
+        raise RunnerError(
+            f"the wheel for {arch} has no CMake package", where=site, expected=upstream.requirement("executorch")
+        )
+    return config
 
 
 def _run(words: Sequence[object], what: str, where: Path) -> None:
@@ -78,7 +70,7 @@ def build(out: Path = BINARY.parent, *, arch: str | None = None, source: Path = 
     words: list[object] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", out]
     if arch is None:
         _tool("g++", "apt-get install g++ (12 or newer)")
-        words.append(f"-Dexecutorch_DIR={_wheel()}")
+        words.append(f"-Dexecutorch_DIR={upstream.CMAKE_PACKAGE.resolve()}")
     else:
         compiler = _tool(f"{arch}-linux-gnu-g++", f"apt-get install g++-{arch}-linux-gnu")
         words += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={arch}"]

@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.core import upstream
 
 
 def _theirs() -> None:
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.devtools.intermediate_output_tap import FULL_TENSOR, select_all_call_function, tap_compare
 
     from verifier.families.llava.definition import build_vision_encoder
 
@@ -30,8 +29,9 @@ def _theirs() -> None:
     image = torch.randint(0, 255, (3, 336, 336), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     begun = time.perf_counter()
     # every element, as ours; without a rule it compares statistics of each tensor
-    rules = [(select_all_call_function(), FULL_TENSOR)]
-    table, specs = tap_compare(encoder, (image,), [XnnpackPartitioner()], rules=rules)
+    rules = [(upstream.TAP_ALL.resolve()(), upstream.TAP_WHOLE.resolve())]
+    partitioner = upstream.XNNPACK_PARTITIONER.resolve()()
+    table, specs = upstream.TAP_COMPARE.resolve()(encoder, (image,), [partitioner], rules=rules)
     worst = table["sqnr_db"].min()
     _report(begun, f"{len(specs)} taps, smallest SQNR {worst:.0f} dB")
 

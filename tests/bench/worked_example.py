@@ -15,7 +15,7 @@ from verifier.driver import Script, converse
 from verifier.evidence import run_bundle
 from verifier.families.llava.definition import build_definition
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.faults.surgery import change_bytes, find_instruction
+from verifier.faults.surgery import change_bytes, find_constants
 from verifier.golden import load_golden
 from verifier.opening import Request
 from verifier.pipeline import verify
@@ -33,7 +33,8 @@ def main() -> None:
     wanted = next(image for image in golden.images if image.name == "square_0")
     with tempfile.TemporaryDirectory() as folder, hushed():
         broken = Path(shutil.copy(EMBEDDED_PTE, Path(folder) / "flipped.pte"))
-        _, constant = find_instruction(broken, "text_decoder", "layers.2.feed_forward.w1.weight", checkpoint)
+        constant = find_constants(broken, checkpoint)["text_decoder.layers.2.feed_forward.w1.weight"]
+        assert constant.value.constant is not None
         change_bytes(broken, Span(constant.value.constant.offset + 1000, 1), lambda byte: byte ^ np.uint8(4))
         sample = load_sample(wanted, tokenizer, side_px=336)
         expected = answer_samples(build_definition(checkpoint, max_len=768), [sample])[0].logits

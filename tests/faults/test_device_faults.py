@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
+from verifier.core.compare import EQUAL_DB
 from verifier.evidence import Evidence
 from verifier.golden import Tolerances
 from verifier.ladder.abroad import Counterpart
@@ -88,7 +89,7 @@ def test_other_machine_may_differ_by_what_rounding_costs(gathered: Evidence) -> 
     noisy = replace(gathered.tolerances, bands=gathered.tolerances.bands | {"vision.sqnr_db": weak})
     layers = gathered.checkpoint.geometry.vision.layers
     limit = device_limit_db(layers, 11.25)
-    assert limit < device_limit_db(layers, 26.0) == device_limit_db(layers, 400.0)
+    assert limit < device_limit_db(layers, 26.0) == device_limit_db(layers, EQUAL_DB)
 
     def verdict(tolerances: Tolerances | Missing, distance_db: float) -> str:
         there = vision + np.float32(10 ** (-distance_db / 20)) * rng.standard_normal(vision.shape).astype(np.float32)

@@ -17,7 +17,7 @@ from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
 from verifier.families.registry import open_family
-from verifier.faults.surgery import change_bytes, find_instruction, program_of, write_scalar
+from verifier.faults.surgery import change_bytes, find_constants, program_of, write_scalar
 from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
 from verifier.types import Recipe
@@ -45,7 +45,7 @@ def test_37_cache_of_one_layer_is_not_written(victim: Path, micro_model: Path) -
 
 def test_43_weights_cast_before_quantizing(victim: Path, micro_model: Path, micro: Checkpoint) -> None:
     """One linear quantized from half precision that lost bits: other integers, a good SQNR."""
-    _, constant = find_instruction(victim, "text_decoder", "layers.0.attention.wv.weight", micro)
+    constant = find_constants(victim, micro)["text_decoder.layers.0.attention.wv.weight"]
     weight = micro.tensor("model.language_model.layers.0.self_attn.v_proj.weight").to(torch.bfloat16).float()
     made = quantized_linear(weight, Recipe(group_size=constant.value.quantization.group_size))
     nibbles = (made.integers.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
@@ -58,7 +58,8 @@ def test_43_weights_cast_before_quantizing(victim: Path, micro_model: Path, micr
 def test_swapped_layers(victim: Path, micro_model: Path, micro: Checkpoint) -> None:
     """`wo` of both layers swapped, integers and scales: every tensor is there, none is where it belongs."""
     names = ("layers.0.attention.wo.weight", "layers.1.attention.wo.weight")
-    first, second = (find_instruction(victim, "text_decoder", name, micro)[1] for name in names)
+    constants = find_constants(victim, micro)
+    first, second = (constants[f"text_decoder.{name}"] for name in names)
     for a, b in (
         (first.value.constant, second.value.constant),
         (first.value.quantization.scales, second.value.quantization.scales),
@@ -90,7 +91,8 @@ def flips(micro_model: Path, micro: Checkpoint) -> list[Flip]:
     rng, clean = random.Random(64), micro_model / "model.pte"
     modules = ("attention.wq", "attention.wk", "attention.wv", "attention.wo", "feed_forward.w1", "feed_forward.w2")
     names = ["output.weight", *(f"layers.{i}.{module}.weight" for i in range(2) for module in modules)]
-    places = {name: find_instruction(clean, "text_decoder", name, micro)[1].value.constant for name in names}
+    constants = find_constants(clean, micro)
+    places = {name: constants[f"text_decoder.{name}"].value.constant for name in names}
     chosen = [rng.choice(names) for _ in range(64)]
     return [
         Flip(name, places[name].offset + rng.randrange(places[name].size), 1 << rng.randrange(8)) for name in chosen

@@ -1,4 +1,4 @@
-"""Faults of the runtime, put into its trace: `layers.kernel` and the handovers must see them (numbers are rows of FAULTS.md)."""
+"""Faults of the runtime, put into its trace: `layers.kernel` and the handovers must see them (numbers are those of `verifier.faults.rows`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in the use of a sound program: driver, prompt, temperature (numbers are rows of FAULTS.md)."""
+"""Faults in the use of a sound program: driver, prompt, temperature (numbers are those of `verifier.faults.rows`)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from verifier.core import upstream
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner
 from verifier.runner.protocol import Bundle, Call, Part, Result
@@ -27,7 +28,8 @@ wheel's largest difference to fp64 is 1.4e-6, so elements of the two may be 1.2e
 def _export(path: Path, heads: int, groups: int, width: int) -> None:
     """A program of the two operators alone; its caches are given and taken back, so that both can be looked at."""
     from executorch.exir import to_edge
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+
+    upstream.CUSTOM_OPERATORS.resolve()
 
     class Attention(torch.nn.Module):
         def forward(self, q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, position: Any) -> Any:

@@ -19,6 +19,7 @@ from verifier.backends.xnnpack.arithmetic import (
     multiply_in_order,
     quantize_rows,
 )
+from verifier.core import upstream
 from verifier.export.quantize import quantize_linear
 from verifier.ladder.limits import LINEAR
 from verifier.runner.local import LocalRunner
@@ -56,16 +57,15 @@ def _given() -> Tensor:
 
 
 def _export(folder: Path) -> None:
-    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
 
     exported = torch.export.export(
         _linear(), (_given(),), dynamic_shapes=({0: torch.export.Dim("tokens", min=1, max=64)},)
     )
-    one_by_one = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
+    dynamic = upstream.XNNPACK_PRECISIONS.resolve().DYNAMIC_QUANT
+    one_by_one = upstream.XNNPACK_PARTITIONER.resolve()(config_precisions=dynamic, per_op_mode=True)
     edge = to_edge_transform_and_lower(
-        exported, partitioner=[one_by_one], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+        exported, partitioner=[one_by_one], compile_config=upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False)
     )
     with (folder / "linear.pte").open("wb") as file:
         edge.to_executorch().write_to_file(file)

@@ -15,7 +15,6 @@ import sentencepiece
 
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.families.llava import prompt
 from verifier.faults.tokenizer_forms import write_bin
 from verifier.golden import load_golden
 from verifier.runner.native import NativeRunner
@@ -165,18 +164,6 @@ def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:
         assert ids == theirs.encode(text)
         assert b"".join(ours.piece(i) for i in ids).decode() == (f" {text}" if text else "")
     assert (ours.bos, ours.eos) == (theirs.bos_id(), (theirs.eos_id(),))
-
-
-def test_prompt_is_the_verifiers() -> None:
-    """Both runners begin as the definition's prompt does."""
-    from verifier.runner.llava_main import BEFORE_IMAGE
-
-    source = (Path(__file__).resolve().parents[2] / "runner" / "native" / "src" / "chat.cpp").read_text()
-    assert BEFORE_IMAGE == prompt.BEFORE_IMAGE
-    assert (
-        "".join(line.strip().strip('";') for line in source.split("kBeforeImage =\n")[1].splitlines()[:2])
-        == BEFORE_IMAGE
-    )
 
 
 @pytest.mark.parametrize("kind", ["native", "python"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import struct
@@ -25,17 +26,16 @@ from verifier.artifact.storage import Span
 from verifier.backends import calls
 from verifier.backends.backend import PerGroup
 from verifier.backends.xnnpack.graph import read_graph
+from verifier.core import upstream
 from verifier.errors import ArtifactError
 from verifier.faults.surgery import change_bytes, graph_of, write_scalar
 
 
 def test_program_agrees_with_executorchs_deserializer() -> None:
     """Every method, EValue and instruction of the embedded program, read twice."""
-    from executorch.exir import schema
-    from executorch.exir._serialize._program import _flatbuffer_to_program
-
+    schema, read = upstream.PROGRAM_CLASSES.resolve(), upstream.DESERIALIZE_PROGRAM.resolve()
     header = read_header(EMBEDDED_PTE)
-    theirs = _flatbuffer_to_program(EMBEDDED_PTE.read_bytes()[: header.program_bytes])
+    theirs = read(EMBEDDED_PTE.read_bytes()[: header.program_bytes])
     storage, plans = read_program(EMBEDDED_PTE, header)
     assert [plan.name for plan in theirs.execution_plan] == list(plans)
     for plan in theirs.execution_plan:
@@ -52,8 +52,7 @@ def test_program_agrees_with_executorchs_deserializer() -> None:
 
 
 def _check_value(theirs: object, ours: object) -> None:
-    from executorch.exir import schema
-
+    schema = upstream.PROGRAM_CLASSES.resolve()
     if isinstance(theirs, schema.Tensor):
         assert isinstance(ours, TensorValue)
         assert (tuple(theirs.sizes), schema.ScalarType(theirs.scalar_type).name) == (ours.sizes, ours.dtype)
@@ -71,21 +70,15 @@ def _check_value(theirs: object, ours: object) -> None:
 
 def test_delegate_agrees_with_flatc(tmp_path: Path) -> None:
     """A 4-bit linear's graph, read by ExecuTorch's flatc and by us."""
-    import json
-
-    from executorch.exir._serialize._flatbuffer import _flatc_decompile
-
     artifact = open_artifact(EMBEDDED_PTE)
     plan = artifact.plans["text_decoder"]
     payload = plan.delegates[2].payload
     raw = bytes(artifact.storage.read(payload))
     offset, size = struct.unpack_from("<II", raw, 10)
     (tmp_path / "graph.bin").write_bytes(raw[offset : offset + size])
-    from tests.support import wheel_file
-
     schema = tmp_path / "schema.fbs"
-    schema.write_bytes(wheel_file("backends/xnnpack/serialization/schema.fbs").read_bytes())
-    _flatc_decompile(str(tmp_path), str(schema), str(tmp_path / "graph.bin"), ["--raw-binary"])
+    schema.write_bytes(upstream.XNNPACK_GRAPH.resolve().read_bytes())
+    upstream.FLATC_DECOMPILE.resolve()(str(tmp_path), str(schema), str(tmp_path / "graph.bin"), ["--raw-binary"])
     theirs = json.loads((tmp_path / "graph.json").read_text())
     graph = read_graph(payload, artifact.storage, where="test")
     assert [node["xnode_union_type"] for node in theirs["xnodes"]] == [node.kind for node in graph.nodes]
@@ -122,7 +115,7 @@ def test_difference_of_two_programs_is_measured(tmp_path: Path) -> None:
 
 
 def test_int4_is_low_nibble_first_with_zero_point_8() -> None:
-    """FACTS: two a byte, low nibble first, stored plus 8."""
+    """Two a byte, the low nibble first, stored plus 8."""
 
     packed = np.array([[0x80], [0xF7]], np.uint8)
     for low_first, expected in ((True, [[-8, 0], [-1, 7]]), (False, [[0, -8], [7, -1]])):

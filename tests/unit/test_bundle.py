@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from verifier.errors import RunnerError
+from verifier.runner import constants
 from verifier.runner.bundle import load_bundle, recorded_hash, save_bundle
 from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Result, TraceRequest
 from verifier.runner.result import load_result, save_fields, save_result
@@ -105,6 +106,15 @@ def test_bundle_knows_its_program(tmp_path: Path, program: Path) -> None:
     program.unlink()
     with pytest.raises(RunnerError, match="is not there"):
         load_bundle(tmp_path)
+
+
+def test_the_cpp_runner_has_the_same_constants() -> None:
+    """Its header is written from Python's, and no other source of it spells one of them."""
+    assert constants.HEADER.read_text() == constants.header()
+    texts = [f'"{value}"' for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)]
+    sources = {path.name: path.read_text() for path in constants.HEADER.parent.iterdir() if path != constants.HEADER}
+    assert [(name, text) for name, source in sources.items() for text in texts if text in source] == []
+    assert len(texts) > 5
 
 
 def test_result_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from verifier.core import upstream
 from verifier.export.lean_partition import RELEASED_BYTES, _shared_copy, lean_partitioning, release
 
 
@@ -39,10 +40,8 @@ def test_copies_share_tensors_and_nothing_else() -> None:
 
 def test_upstream_is_as_it_was_afterwards() -> None:
     """Nothing stays replaced, also after an error."""
-    from executorch.exir import lowered_backend_module
-    from executorch.exir.backend import backend_api
-
-    names = ("_create_partitions_in_graph_module", "_insert_lowered_submodule")
+    backend_api, lowered_backend_module = upstream.PARTITIONING.resolve(), upstream.LOWERED_MODULES.resolve()
+    names = upstream.PARTITIONING.uses
     before = [getattr(backend_api, name) for name in names], lowered_backend_module.legalize_graph
     try:
         with lean_partitioning():

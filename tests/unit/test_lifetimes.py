@@ -13,6 +13,7 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.lifetimes import find_overlaps
 from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
+from verifier.checkpoint import open_checkpoint
 from verifier.checks.structure import lifetimes
 from verifier.families.conventions import ROLES
 from verifier.types import CheckResult
@@ -46,8 +47,9 @@ def test_clean_plan_has_no_conflict(artifact: Artifact) -> None:
 
 def test_cache_is_what_the_geometry_says(artifact: Artifact) -> None:
     """2 x layers x 768 x kv heads x head dim x 4 bytes."""
-    kept = sum(one.end - one.begin for one in tensor_lifetimes(artifact.plans["text_decoder"]) if one.permanent)
-    assert kept == 2 * 4 * 768 * 4 * 64 * 4
+    permanent = [one for one in tensor_lifetimes(artifact.plans["text_decoder"]) if one.permanent]
+    cache_bytes = open_checkpoint().geometry.text.cache_bytes(768)
+    assert sum(one.end - one.begin for one in permanent) == cache_bytes == 2 * 4 * 768 * 4 * 64 * 4
 
 
 def test_36_scratch_in_the_cache_fails(artifact: Artifact) -> None:

@@ -14,6 +14,7 @@ import pytest
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
+from verifier.core import upstream
 from verifier.families.pixels.processor import DEFAULTS, ImageFields
 from verifier.published import PublishedAnswer, published_samples
 from verifier.types import CheckResult
@@ -285,10 +286,8 @@ def test_pictures_of_the_published_processor(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_transformers() -> None:
     """Of both classes that checkpoints of this model have."""
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    for made in (CLIPImageProcessorPil(), LlavaImageProcessorPil()):
+    for processor in (upstream.CLIP_IMAGE_PROCESSOR, upstream.LLAVA_IMAGE_PROCESSOR):
+        made = processor.resolve()()
         for field, expected in DEFAULTS.items():
             actual = getattr(made, field)
             if field in ("size", "crop_size"):

@@ -1,13 +1,20 @@
-"""Reports are strict JSON and well-formed XML whatever a check measured."""
+"""Reports are strict JSON and well-formed XML whatever a check measured, and show pictures as the model sees them."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from verifier.checkpoint import open_checkpoint
 from verifier.errors import UsageError
+from verifier.families.llava.vision import VisionEncoder
+from verifier.figures import _thumbnail
 from verifier.files import replacing
 from verifier.report.as_json import finite
 
@@ -39,3 +46,15 @@ def test_replacing_refuses_an_unwritable_folder(tmp_path: pytest.TempPathFactory
     blocker.write_text("")
     with pytest.raises(UsageError, match="cannot be written"), replacing(blocker / "x.json"):
         pass
+
+
+def test_thumbnail_shows_margins_as_the_encoder_pads_them() -> None:
+    """Black, with an odd pixel right and below: the frame that the exported encoder makes of the same picture."""
+    image, side_px = torch.full((3, 101, 151), 255, dtype=torch.uint8), 224
+    picture = Image.open(io.BytesIO(base64.b64decode(_thumbnail(image, side_px))))
+    shown = np.asarray(picture, np.float32).mean(-1)
+    encoder = VisionEncoder(open_checkpoint().geometry)
+    encoder.side_px = side_px
+    padded = encoder.normalize(image)[0] * encoder.std + encoder.mean
+    assert np.abs(shown - 255 * padded.mean(0).numpy()).max() < 64  # what JPEG leaves beside an edge
+    assert shown.max() > 250

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
+from verifier.core import upstream
 from verifier.errors import VerifierError
 
 SCALARS = {
@@ -99,27 +98,23 @@ def _fields(body: str, unions: dict[str, dict[int, tuple[str, str]]]) -> tuple[F
     return tuple(fields)
 
 
-def _text(name: str) -> str:
-    # by path, not through importlib.resources: that would import ExecuTorch's compiler, which takes seconds
-    spec = find_spec("executorch")
-    if spec is None or not spec.submodule_search_locations:
-        raise VerifierError("executorch is not installed", fix="pip install executorch==1.5.1")
-    return Path(spec.submodule_search_locations[0], name).read_text(encoding="utf-8")
+def _read(*files: upstream.File) -> Schema:
+    return parse_schema("".join(file.resolve().read_text(encoding="utf-8") for file in files))
 
 
 @cache
 def program_schema() -> Schema:
     """Schema of the program, from the wheel."""
-    return parse_schema(_text("exir/_serialize/scalar_type.fbs") + _text("exir/_serialize/program.fbs"))
+    return _read(upstream.SCALAR_TYPES, upstream.PROGRAM)
 
 
 @cache
 def etdump_schema() -> Schema:
     """Schema of an ETDump, from the wheel."""
-    return parse_schema(_text("devtools/etdump/scalar_type.fbs") + _text("devtools/etdump/etdump_schema_flatcc.fbs"))
+    return _read(upstream.ETDUMP_SCALAR_TYPES, upstream.ETDUMP)
 
 
 @cache
 def xnnpack_schema() -> Schema:
     """Schema of an XNNPACK delegate's graph, from the wheel."""
-    return parse_schema(_text("backends/xnnpack/serialization/schema.fbs"))
+    return _read(upstream.XNNPACK_GRAPH)

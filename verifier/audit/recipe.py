@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from verifier.core import upstream
 from verifier.export.quantize import quantize_linear, quantize_rows
 from verifier.types import Recipe
 
@@ -45,9 +46,7 @@ def _quantized_rows(weight: Tensor, recipe: Recipe) -> Quantized:
 
 def quantized_static_weight(weight: Tensor) -> Quantized:
     """int8 in [-127, 127] with one scale, by the observer of XNNPACKQuantizer's symmetric configuration."""
-    from torchao.quantization.pt2e.observer import MinMaxObserver
-
-    observer = MinMaxObserver(
+    observer = upstream.MIN_MAX_OBSERVER.resolve()(
         dtype=torch.int8, qscheme=torch.per_tensor_symmetric, quant_min=-127, quant_max=127, eps=2**-12
     )
     weight = weight.to(torch.float32)
@@ -69,8 +68,7 @@ def quantized_bias(bias: Tensor, *, scale: float) -> Tensor:
 
 
 def _static(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype) -> Tensor:  # noqa: PLR0917
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operator
-
+    upstream.QUANTIZE_OPERATORS.resolve()
     made: Tensor = torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero_point, low, high, dtype)
     return made
 

@@ -43,13 +43,11 @@ class ChannelFit:
     """Per channel over N rows: actual = gain * expected + offset + noise, by least squares. All [D].
 
     Noise that is independent from row to row averages out, so a wrong scale, sign or bias of one channel shows far
-    below the noise floor of the whole tensor. `gain_error` is the standard error of the gain.
+    below the noise floor of the whole tensor.
     """
 
     gain: Array
     offset: Array
-    gain_error: Array
-    offset_error: Array
 
 
 @dataclass(frozen=True)
@@ -129,19 +127,15 @@ class Difference:
 
     @cached_property
     def channels(self) -> ChannelFit:
-        """A fit of every channel of [..., D]. Channels that never vary get gain 1 and an infinite error."""
+        """A fit of every channel of [..., D]. Channels that never vary get gain 1."""
         a, e = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (self.actual, self.expected))
-        rows = len(a)
         mean_a, mean_e = a.mean(0), e.mean(0)
         spread = np.square(e - mean_e).sum(0)
         varies = spread > VARIES * max(float(np.square(e).sum()) / e.shape[1], TINY)
         safe = np.where(varies, spread, 1.0)
         gain = np.where(varies, ((a - mean_a) * (e - mean_e)).sum(0) / safe, 1.0)
         offset = mean_a - gain * mean_e
-        residual = np.square(a - gain * e - offset).sum(0) / max(rows - 2, 1)
-        gain_error = np.where(varies, np.sqrt(residual / safe), np.inf)
-        offset_error = np.sqrt(residual * (1 / rows + np.where(varies, mean_e**2 / safe, 0.0)))
-        return ChannelFit(gain, offset, gain_error, offset_error)
+        return ChannelFit(gain, offset)
 
 
 def decibels(signal: float, noise: float) -> float:

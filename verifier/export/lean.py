@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from verifier.core import upstream
+from verifier.errors import UpstreamError
 from verifier.export.lean_partition import lean_partitioning, replaced
 
 # Pass -> fragments of the operator names without which it leaves a graph as it is.
@@ -61,13 +63,12 @@ def _lean_node_source(make: Any) -> Any:
     return lean_init
 
 
-def _shape_of_input(compute: Any, dtype_argument: int | None) -> Any:
-    """For a fake tensor, an empty one of its shape instead of the arithmetic; anything else is computed."""
+def _shape_of_input(fake: Any, compute: Any, dtype_argument: int | None) -> Any:
+    """For a tensor of the class `fake`, an empty one of its shape instead of the arithmetic; anything else is computed."""
     from torch import float32
-    from torch._subclasses.fake_tensor import FakeTensor
 
     def lean_compute(tensor: Any, *arguments: Any) -> Any:
-        if type(tensor) is not FakeTensor:
+        if type(tensor) is not fake:
             return compute(tensor, *arguments)
         dtype = float32 if dtype_argument is None else arguments[dtype_argument]
         return tensor.new_empty(tensor.shape, dtype=dtype)
@@ -78,23 +79,21 @@ def _shape_of_input(compute: Any, dtype_argument: int | None) -> Any:
 @contextmanager
 def lean_lowering(*, plain: bool = False) -> Iterator[None]:
     """Lower without superfluous re-traces inside the block. Not for use from several threads."""
-    try:
-        import torch
-        from executorch.backends.xnnpack._passes import XNNPACKPassManager
-        from executorch.exir.graph_module import contains_any_call_fn_target_op
-        from torch.export import ExportedProgram
-        from torch.fx.traceback import NodeSource
-        from torchao.quantization import quant_primitives
+    import torch
+    from torch.export import ExportedProgram
 
-        transform, decompose = XNNPACKPassManager.transform, ExportedProgram.run_decompositions
-        quantize = quant_primitives._quantize_affine_no_dtype_cast
-        dequantize = quant_primitives._dequantize_affine_no_dtype_check
-    except (ImportError, AttributeError):
+    try:
+        passes, contains = upstream.XNNPACK_PASSES.resolve(), upstream.CONTAINS_OPERATOR.resolve()
+        node_source, primitives = upstream.NODE_SOURCE.resolve(), upstream.QUANT_PRIMITIVES.resolve()
+        fake = upstream.FAKE_TENSOR.resolve()
+    except UpstreamError:
         plain = True
     if plain:
         yield
         return
 
+    transform, decompose = passes.transform, ExportedProgram.run_decompositions
+    quantize, dequantize = (getattr(primitives, name) for name in upstream.QUANT_PRIMITIVES.uses)
     # sizes of symbolic tensors are asked for, never decomposed, although the table names the operator
     keeps = {torch.ops.aten.sym_size.int}
 
@@ -108,7 +107,7 @@ def lean_lowering(*, plain: bool = False) -> Iterator[None]:
         done = getattr(self, _FUNCTIONAL, False)
         if done and decomp_table is not None:
             operators = {op for op in decomp_table if op not in keeps}
-            if not contains_any_call_fn_target_op(self.graph_module, operators):
+            if not contains(self.graph_module, operators):
                 return self
         made = decompose(self, decomp_table, **rest)
         object.__setattr__(made, _FUNCTIONAL, True)
@@ -117,11 +116,11 @@ def lean_lowering(*, plain: bool = False) -> Iterator[None]:
     with (
         lean_partitioning(),
         replaced(
-            (XNNPACKPassManager, "transform", lean_transform),
+            (passes, "transform", lean_transform),
             (ExportedProgram, "run_decompositions", lean_decompositions),
-            (NodeSource, "__init__", _lean_node_source(NodeSource.__init__)),
-            (quant_primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(quantize, None)),
-            (quant_primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(dequantize, 5)),
+            (node_source, "__init__", _lean_node_source(node_source.__init__)),
+            (primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(fake, quantize, None)),
+            (primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(fake, dequantize, 5)),
         ),
     ):
         yield

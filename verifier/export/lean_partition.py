@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from verifier.core import upstream
+from verifier.errors import UpstreamError
+
 RELEASED_BYTES = 1 << 10
 """Low enough for the weights of the models that tests compare byte by byte."""
 
@@ -90,21 +93,19 @@ def _inserting(insert: Callable[..., Any]) -> Callable[..., Any]:
 def lean_partitioning() -> Iterator[None]:
     """Partition in linear time and memory inside the block. Programs that are lowered in it are used up."""
     try:
-        from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
-        from executorch.exir import lowered_backend_module
-        from executorch.exir.backend import backend_api
-        from torch.fx import GraphModule
-
-        partition, insert = backend_api._create_partitions_in_graph_module, backend_api._insert_lowered_submodule
-        legalize = lowered_backend_module.legalize_graph
-        XnnpackBackend.copy_exported_program_for_preprocess  # noqa: B018  asked for, not used
-    except (ImportError, AttributeError):
+        api, lowered = upstream.PARTITIONING.resolve(), upstream.LOWERED_MODULES.resolve()
+        backend = upstream.XNNPACK_BACKEND.resolve()
+    except UpstreamError:
         yield
         return
+    from torch.fx import GraphModule
+
+    partition, insert = (getattr(api, name) for name in upstream.PARTITIONING.uses)
+    legalize = lowered.legalize_graph
 
     def lean_partition(graph_module: Any, *rest: Any) -> Any:
         with replaced(
-            (lowered_backend_module, "legalize_graph", _sorted_only(legalize, graph_module)),
+            (lowered, "legalize_graph", _sorted_only(legalize, graph_module)),
             (GraphModule, "__str__", lambda self: type(self).__name__),
         ):
             made = partition(graph_module, *rest)
@@ -112,8 +113,8 @@ def lean_partitioning() -> Iterator[None]:
         return made
 
     with replaced(
-        (backend_api, "_create_partitions_in_graph_module", lean_partition),
-        (backend_api, "_insert_lowered_submodule", _inserting(insert)),
-        (XnnpackBackend, "copy_exported_program_for_preprocess", staticmethod(_shared_copy)),
+        (api, "_create_partitions_in_graph_module", lean_partition),
+        (api, "_insert_lowered_submodule", _inserting(insert)),
+        (backend, "copy_exported_program_for_preprocess", staticmethod(_shared_copy)),
     ):
         yield

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.export import ExportedProgram
 
+from verifier.core import upstream
 from verifier.families.conventions import DECODER, ENCODER
 
 if TYPE_CHECKING:
@@ -22,24 +23,22 @@ Metadata = int | tuple[int, ...]
 def _partitioners(method: str) -> list[Any]:
     """The decoder gets two: its dynamically quantized linears one by one (so that packed weights are never held twice), then
     whatever else XNNPACK takes."""
-    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
+    partitioner = upstream.XNNPACK_PARTITIONER.resolve()
     if method == DECODER:
-        linears = XnnpackPartitioner(config_precisions=ConfigPrecisionType.DYNAMIC_QUANT, per_op_mode=True)
-        return [linears, XnnpackPartitioner()]
-    return [XnnpackPartitioner()] if method == ENCODER else []
+        dynamic = upstream.XNNPACK_PRECISIONS.resolve().DYNAMIC_QUANT
+        return [partitioner(config_precisions=dynamic, per_op_mode=True), partitioner()]
+    return [partitioner()] if method == ENCODER else []
 
 
 def to_edge(programs: Mapping[str, ExportedProgram], metadata: Mapping[str, Metadata]) -> EdgeProgramManager:
     """Partition and delegate all methods at once, as upstream does."""
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+    from executorch.exir import to_edge_transform_and_lower
 
     return to_edge_transform_and_lower(
         dict(programs),
         partitioner={name: _partitioners(name) for name in programs},
         constant_methods=dict(metadata),
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        compile_config=upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False),
     )
 
 
@@ -51,26 +50,23 @@ def lower_method(method: str, program: ExportedProgram) -> ExportedProgram:
 
 def join(methods: Mapping[str, ExportedProgram], metadata: Mapping[str, Metadata]) -> EdgeProgramManager:
     """Methods from `lower_method`, in the order of the file, and its constant methods."""
-    from executorch.exir import EdgeCompileConfig, EdgeProgramManager
+    from executorch.exir import EdgeProgramManager
 
-    return EdgeProgramManager(dict(methods), dict(metadata), EdgeCompileConfig(_check_ir_validity=False))
+    return EdgeProgramManager(dict(methods), dict(metadata), upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False))
 
 
 def to_program(edge: EdgeProgramManager) -> ExecutorchProgramManager:
     """Fuse, plan memory, emit. Inputs are not planned: callers own their buffers."""
     from executorch.exir import ExecutorchBackendConfig
-    from executorch.exir.passes import MemoryPlanningPass
-    from executorch.exir.passes.quant_fusion_pass import QuantFusionPass
-    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
     return edge.to_executorch(
         ExecutorchBackendConfig(
             extract_delegate_segments=True,
-            passes=[QuantFusionPass()],
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            passes=[upstream.QUANT_FUSION.resolve()()],
+            memory_planning_pass=upstream.MEMORY_PLANNING.resolve()(alloc_graph_input=False),
             # by constraint for all three: upstream's script takes the hint for token_embedding, whose bound is then the
             # length of the example prompt, and longer prompts are refused at run time
-            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            sym_shape_eval_pass=upstream.SHAPES_BY_CONSTRAINT.resolve()(),
         )
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from verifier.core.records import read_record
 from verifier.errors import ManifestError, UsageError
 from verifier.files import replacing
 from verifier.types import Recipe
@@ -90,30 +91,30 @@ def read_manifest(pte: Path) -> Manifest | None:
     path = manifest_path(pte)
     if not path.is_file():
         return None
-    try:
-        if path.stat().st_size > _LIMIT_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        text = json.loads(path.read_bytes())
-        if text["schema"] != SCHEMA:
-            raise ValueError(f"schema {text['schema']!r}, not {SCHEMA!r}")
-        return Manifest(
-            pte_sha256=str(text["pte"]["sha256"]),
-            pte_bytes=int(text["pte"]["bytes"]),
-            checkpoint_id=str(text["checkpoint"]["id"]),
-            checkpoint_sha256=str(text["checkpoint"]["sha256"]),
-            recipe=_recipe(text["recipe"]),
-            versions={str(k): str(v) for k, v in text["versions"].items()},
-            cpu={str(k): str(v) for k, v in text["cpu"].items()},
-            calibration={str(k): str(v) for k, v in text["calibration"].items()},
-            prompt_rule=_prompt_rule(text.get("prompt_rule")),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
-        raise ManifestError(
-            "the manifest cannot be used",
-            got=f"{type(error).__name__}: {error}",
-            where=path,
-            fix="export again, or remove the manifest to verify without one",
-        ) from error
+    fix = "export again, or remove the manifest to verify without one"
+    return read_record(
+        path,
+        _manifest,
+        what="the manifest cannot be used",
+        error=ManifestError,
+        schema=SCHEMA,
+        fix=fix,
+        limit_bytes=_LIMIT_BYTES,
+    )
+
+
+def _manifest(record: dict[str, Any]) -> Manifest:
+    return Manifest(
+        pte_sha256=str(record["pte"]["sha256"]),
+        pte_bytes=int(record["pte"]["bytes"]),
+        checkpoint_id=str(record["checkpoint"]["id"]),
+        checkpoint_sha256=str(record["checkpoint"]["sha256"]),
+        recipe=_recipe(record["recipe"]),
+        versions={str(k): str(v) for k, v in record["versions"].items()},
+        cpu={str(k): str(v) for k, v in record["cpu"].items()},
+        calibration={str(k): str(v) for k, v in record["calibration"].items()},
+        prompt_rule=_prompt_rule(record.get("prompt_rule")),
+    )
 
 
 def _prompt_rule(said: Any) -> dict[str, Any] | None:
@@ -128,4 +129,7 @@ def _recipe(text: dict[str, Any]) -> Recipe:
     for name, value in values.items():
         if type(value) is not type(getattr(Recipe(), name)):
             raise ValueError(f"recipe.{name} is {value!r}")
-    return Recipe(**values)
+    try:
+        return Recipe(**values)
+    except UsageError as error:
+        raise ValueError(error.one_line) from error

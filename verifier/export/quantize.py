@@ -22,8 +22,7 @@ def quantize_linear(linear: nn.Module, name: str, *, recipe: Recipe) -> None:
 
     Raises `ExportError` if the input channels do not divide into groups: the linear would stay fp32 in silence.
     """
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup, quantize_
 
     if not isinstance(linear, nn.Linear):
         return
@@ -63,8 +62,7 @@ class QuantizedEmbedding(nn.Module):
 
 def quantize_rows(table: Tensor, *, bits: int, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
     """An fp32 table [V, D] -> integers int8 [V, D] and scales fp32 [V, D / 32]; symmetric, in groups of 32 columns."""
-    from torchao.quantization.granularity import PerGroup
-    from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
 
     holder = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
     config = IntxWeightOnlyConfig(

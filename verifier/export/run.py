@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verifier.checkpoint import EMBEDDED, Checkpoint
+from verifier.core import upstream
 from verifier.errors import ExportError, UsageError
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
@@ -165,11 +166,9 @@ def export_llava(
 
 
 def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[Path]:
-    from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
     tokenizer, images = folder / "tokenizer.bin", [folder / "image.pt", folder / "image.npy"]
     with replacing(tokenizer) as temporary, hushed():
-        Llama2cTokenizer(str(checkpoint.directory / TOKENIZER_MODEL)).export(str(temporary))
+        upstream.LLAMA2C_TOKENIZER.resolve()(str(checkpoint.directory / TOKENIZER_MODEL)).export(str(temporary))
     side_px = checkpoint.geometry.vision.image_px
     with hushed():
         for path in images:
@@ -178,14 +177,13 @@ def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[
 
 
 def _profile_memory(program: ExecutorchProgramManager, pte: Path) -> list[Path]:
-    from executorch.util.activation_memory_profiler import generate_memory_trace
-
+    profile = upstream.MEMORY_PROFILE.resolve()
     traces = []
     for method in sorted(m for m in program.methods if m in ROLES):
         trace = pte.with_name(f"{pte.stem}_{method}.memory.json")
         with replacing(trace) as temporary:
             try:
-                generate_memory_trace(program, str(temporary), method_name=method)
+                profile(program, str(temporary), method_name=method)
             except (RuntimeError, KeyError, AttributeError) as error:
                 raise ExportError("the memory profile could not be made", got=error, where=method) from error
         traces.append(trace)

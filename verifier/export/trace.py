@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from verifier.checkpoint import Checkpoint
+from verifier.core import upstream
 from verifier.export.quantize import quantize_embedding, quantize_linear
 from verifier.families.llava.definition import build_decoder, build_vision_encoder, embedding_table
 from verifier.types import Recipe
@@ -29,23 +30,17 @@ class _TextDecoder(nn.Module):
 
 def trace_vision_encoder(checkpoint: Checkpoint, recipe: Recipe, calibration: Sequence[Tensor]) -> ExportedProgram:
     """`vision_encoder` in static int8, its ranges taken over all `calibration` images (uint8 [3, h, w])."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
     encoder = build_vision_encoder(checkpoint)
     side_px = checkpoint.geometry.vision.image_px
     example = torch.zeros(3, side_px, side_px - (0 if recipe.static_image_shape else 2), dtype=torch.uint8)
     shapes = None if recipe.static_image_shape else _image_shapes(side_px)
     with torch.no_grad():
         traced = torch.export.export(encoder, (example,), dynamic_shapes=shapes, strict=False).module()
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
-        prepared = prepare_pt2e(traced, quantizer)
+        quantizer = upstream.XNNPACK_QUANTIZER.resolve()().set_global(upstream.XNNPACK_SYMMETRIC.resolve()())
+        prepared = upstream.PREPARE_PT2E.resolve()(traced, quantizer)
         for image in calibration:
             prepared(image)
-        quantized = convert_pt2e(prepared)
+        quantized = upstream.CONVERT_PT2E.resolve()(prepared)
         return torch.export.export(quantized, (example,), dynamic_shapes=shapes, strict=False)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from verifier.checkpoint import Checkpoint
+from verifier.core import upstream
 from verifier.faults.fault import Fault, Work, fault, patch
 
 MICRO = "micro"
@@ -341,17 +342,15 @@ def delegation_lost(work: Work) -> None:
     """The second partitioner takes nothing: the numbers are right, the speed is gone."""
 
     def changed() -> None:
-        from executorch.backends.xnnpack.partition import xnnpack_partitioner
-        from executorch.backends.xnnpack.partition.config.generic_node_configs import EluConfig
-
+        elu = upstream.XNNPACK_ELU.resolve()
         asked: list[Any] = []
 
         def partitioner(*given: Any, **named: Any) -> Any:
             second = not named and bool(asked)  # the first is for the linears
             asked.append(named)
-            return right(configs=[EluConfig]) if second else right(*given, **named)  # the model has no ELU
+            return right(configs=[elu]) if second else right(*given, **named)  # the model has no ELU
 
-        right = patch(xnnpack_partitioner, "XnnpackPartitioner", partitioner)
+        right = patch(upstream.XNNPACK_PARTITIONER.module, "XnnpackPartitioner", partitioner)
 
     work.export(changed, only=TEXT)
 

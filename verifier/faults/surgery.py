@@ -106,14 +106,6 @@ def change_bytes(path: Path, span: Span, change: Callable[[Bytes], Any]) -> None
         file.write(made.tobytes())
 
 
-def find_instruction(path: Path, method: str, parameter: str, checkpoint: Checkpoint) -> tuple[int, Any]:
-    """The instruction that uses a parameter, and its constant, by the audit of a clean file. Raises `ArtifactError`."""
-    constant = find_constants(path, checkpoint).get(f"{method}.{parameter}")
-    if constant is None:
-        raise ArtifactError(f"no constant holds {method}.{parameter}", where=path)
-    return constant.instruction, constant
-
-
 def find_constants(path: Path, checkpoint: Checkpoint) -> dict[str, Constant]:
     """The constant that holds each parameter of the checkpoint, by the audit of a clean file."""
     artifact = open_artifact(path)

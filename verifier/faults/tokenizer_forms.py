@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from verifier.core import upstream
+
 BLANK = "\u2581"
 
 
@@ -29,9 +31,7 @@ def prepend(data: dict[str, Any]) -> None:
 
 def write_bin(model: Path, path: Path) -> Path:
     """The tokenizer.bin that the exporter's --with-artifacts makes of a tokenizer.model."""
-    from pytorch_tokenizers.llama2c import Llama2cTokenizer
-
-    Llama2cTokenizer(str(model)).export(str(path))
+    upstream.LLAMA2C_TOKENIZER.resolve()(str(model)).export(str(path))
     return path
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.dtypes import program_name
+from verifier.core import upstream
 from verifier.errors import VerifierError
 from verifier.interpret.machine import MethodState
 from verifier.ladder.compared import Compared, compare_tensors
@@ -47,11 +48,7 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
 
     Raises `VerifierError` if ExecuTorch's serializer does not take it.
     """
-    from executorch.exir import schema
-    from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
-    from executorch.exir._serialize._program import PTEFile, serialize_pte_binary
-    from executorch.exir._serialize.data_serializer import DataEntry
-
+    schema, entry = upstream.PROGRAM_CLASSES.resolve(), upstream.DATA_ENTRY.resolve()
     step = state.plan.instructions[instruction]
     graph = state.graph(step)
     assert step.delegate is not None
@@ -68,19 +65,18 @@ def cut_program(state: MethodState, instruction: int, inputs: list[Tensor], outp
         constant_segment=schema.SubsegmentOffsets(segment_index=0, offsets=[]),
     )
     keys = {key: span for _, used in cuts for key, span in used.items()}
-    named = NamedDataStoreOutput(
+    named = upstream.NAMED_DATA.resolve()(
         buffers=[bytes(state.storage.read(span)) for span in keys.values()],
-        pte_data={key: DataEntry(number, 16, None) for number, key in enumerate(keys)},
+        pte_data={key: entry(number, 16, None) for number, key in enumerate(keys)},
         external_data={},
     )
-    made: Any = serialize_pte_binary(PTEFile(program, named_data=named), extract_delegate_segments=True)
-    return bytes(made)
+    file = upstream.PTE_FILE.resolve()(program, named_data=named)
+    return bytes(upstream.SERIALIZE_PTE.resolve()(file, extract_delegate_segments=True))
 
 
 def _plan(backend: str, number: int, node: int, facts: list[tuple[str, tuple[int, ...]]]) -> Any:
     """A method that calls one delegate: its inputs from the caller, its one output in an arena of its own."""
-    from executorch.exir import schema
-
+    schema = upstream.PROGRAM_CLASSES.resolve()
     tensors = [_tensor(dtype, shape) for dtype, shape in facts]
     tensors[-1].allocation_info = schema.AllocationDetails(memory_id=1, memory_offset_low=0, memory_offset_high=0)
     numbers = list(range(len(tensors)))
@@ -104,8 +100,7 @@ def _fact(x: Tensor) -> tuple[str, tuple[int, ...]]:
 
 
 def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
-    from executorch.exir import schema
-
+    schema = upstream.PROGRAM_CLASSES.resolve()
     return schema.Tensor(
         scalar_type=schema.ScalarType[dtype],
         storage_offset=0,

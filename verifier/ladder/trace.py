@@ -18,7 +18,7 @@ from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
 from verifier.errors import RunnerError
-from verifier.runner.protocol import BUFFER_FILE, ETDUMP_FILE
+from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE
 
 ALIGNMENT_BYTES = 64
 

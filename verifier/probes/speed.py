@@ -9,7 +9,8 @@ from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
 from verifier.probes.kvcache import Run
 from verifier.probes.tape import Tape, random_tokens
-from verifier.runner.protocol import LOOP, Array, Bundle, Result
+from verifier.runner.constants import LOOP
+from verifier.runner.protocol import Array, Bundle, Result
 
 ROUNDS, ROUNDS_OF_LARGE = 5, 2
 DECODED = 8

@@ -15,8 +15,8 @@ from verifier.core.python import child_command, child_environment
 from verifier.errors import UsageError
 from verifier.families.tokens.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
 from verifier.families.tokens.texts import texts
+from verifier.runner.constants import FILE_LIMIT_BYTES
 from verifier.runner.process import run_process
-from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES
 
 _TIMEOUT_S, _MEMORY_BYTES, _ANSWER_BYTES = 300.0, 8 << 30, 256 << 20
 _CHECKPOINT_LIMIT = 4096

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verifier.core.records import read_record
 from verifier.errors import UsageError
 from verifier.files import replacing
 from verifier.types import CheckResult
@@ -116,27 +117,20 @@ def read_report(path: Path) -> Report:
     import jsonschema
 
     fix = "give the report.json that --report or --json wrote"
-    try:
-        size = path.stat().st_size
-        if size > LIMIT_BYTES:
+
+    def valid(record: Report) -> Report:
+        try:
+            jsonschema.validate(record, schema(), cls=jsonschema.Draft202012Validator)
+        except jsonschema.ValidationError as error:
+            at = "/".join(str(part) for part in error.absolute_path) or "the top"
             raise UsageError(
-                "the report is too large", got=f"{size:,} bytes", expected=f"<= {LIMIT_BYTES:,}", where=path
-            )
-        data = json.loads(path.read_bytes(), parse_constant=_refuse)
-        jsonschema.validate(data, schema(), cls=jsonschema.Draft202012Validator)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError("the report cannot be read", got=error, where=path, fix=fix) from error
-    except jsonschema.ValidationError as error:
-        at = "/".join(str(part) for part in error.absolute_path) or "the top"
-        raise UsageError(
-            f"the report is not of schema {SCHEMA}", got=f"{error.message[:200]} at {at}", where=path, fix=fix
-        ) from error
-    made: Report = data
-    return made
+                f"the report is not of schema {SCHEMA}", got=f"{error.message[:200]} at {at}", where=path, fix=fix
+            ) from error
+        return record
 
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return read_record(
+        path, valid, what="the report cannot be read", error=UsageError, fix=fix, limit_bytes=LIMIT_BYTES
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.checkpoint import EMBEDDED
+from verifier.core import upstream
 from verifier.errors import UsageError
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
@@ -89,7 +90,6 @@ def write_tokenizer(folder: Path, *, pieces: int) -> None:
     """llava_tiny's tokenizer with pieces behind it that no text has, up to `pieces`, and Hugging Face's files for it."""
     from sentencepiece import sentencepiece_model_pb2
     from transformers import AddedToken, LlamaTokenizer, LlavaProcessor
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString((EMBEDDED / "tokenizer.model").read_bytes())
@@ -107,7 +107,7 @@ def write_tokenizer(folder: Path, *, pieces: int) -> None:
     added = [AddedToken(text, special=True, normalized=False) for text in ("<image>", "<pad>")]
     made.add_tokens(added, special_tokens=True)
     made.pad_token = "<pad>"
-    image_processor = LlavaImageProcessorPil.from_pretrained(EMBEDDED)
+    image_processor = upstream.LLAVA_IMAGE_PROCESSOR.resolve().from_pretrained(EMBEDDED)
     processor = LlavaProcessor(
         image_processor,
         made,

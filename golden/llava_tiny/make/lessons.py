@@ -26,13 +26,10 @@ from golden.llava_tiny.make.scenes import (
     render,
     sample_split,
 )
+from verifier.runner.constants import SYSTEM
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-)
 QUESTIONS = ("", "Describe the image.", "What is shown in the picture?", "Write a caption for this image.")
 # What linear probes read off every image token.
 ATTRIBUTES = {

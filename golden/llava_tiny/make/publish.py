@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import AddedToken, LlamaTokenizer, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from golden.llava_tiny.make.geometry import IMAGE_TOKEN, IMAGE_TOKEN_ID, PAD_TOKEN, PAD_TOKEN_ID, tiny_config
-from golden.llava_tiny.make.lessons import CLIP_MEAN, CLIP_STD, SYSTEM
+from golden.llava_tiny.make.lessons import CLIP_MEAN, CLIP_STD
+from verifier.core import upstream
+from verifier.runner.constants import SYSTEM
 
 HERE = Path(__file__).parents[1]
 CHAT_TEMPLATE = (
@@ -62,7 +63,7 @@ def publish(state: Path, directory: Path) -> None:
     if (directory / "tokenizer.model").resolve() != (HERE / "tokenizer.model").resolve():
         shutil.copy(HERE / "tokenizer.model", directory / "tokenizer.model")
     side = {"height": 336, "width": 336}
-    image_processor = LlavaImageProcessorPil(
+    image_processor = upstream.LLAVA_IMAGE_PROCESSOR.resolve()(
         do_pad=True,
         size={"shortest_edge": 336},
         crop_size=side,

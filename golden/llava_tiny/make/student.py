@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from golden.llava_tiny.make.geometry import tiny_config
 from golden.llava_tiny.make.lessons import ATTRIBUTES, CELLS, PLACES, Batch
 from golden.llava_tiny.make.scenes import PATCH_PX, SIDE_PX
+from verifier.core import upstream
 
 # From which vision layer on an attribute is read: near things first.
 FIRST_LAYER = {"colour": 0, "size": 1, "shape": 1, "role": 3, "background": 3}
@@ -72,7 +72,7 @@ def _look_around(tower: nn.Module, layers: int = 3) -> None:
             layer.self_attn.k_proj.weight.add_(2.5 * key)
 
 
-ALL_ATTENTION_FUNCTIONS["plain"] = _plain_attention
+upstream.ATTENTION_FUNCTIONS.resolve()["plain"] = _plain_attention
 
 
 class Probes(nn.Module):

@@ -4,10 +4,10 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "constants.hpp"
+
 namespace runner {
 namespace {
-
-constexpr const char* kSchema = "runner.bundle/4";
 
 template <typename T>
 T number(std::istringstream& words) {
@@ -88,11 +88,11 @@ void read_line(const std::string& line, const std::filesystem::path& folder, Bun
 } // namespace
 
 Bundle read_bundle(const std::filesystem::path& folder, const std::filesystem::path& pte) {
-  const std::filesystem::path path = folder / "bundle.txt";
+  const std::filesystem::path path = folder / kBundleFile;
   std::ifstream file(path);
   std::string line;
-  if (!std::getline(file, line) || line != kSchema) {
-    throw std::runtime_error(path.string() + ": not a bundle of schema " + kSchema);
+  if (!std::getline(file, line) || line != kBundleSchema) {
+    throw std::runtime_error(path.string() + ": not a bundle of schema " + kBundleSchema);
   }
   Bundle bundle;
   uintmax_t size_bytes = 0;

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "constants.hpp"
 #include "engine.hpp"
 #include "tokenizer.hpp"
 
@@ -16,11 +17,6 @@ namespace runner {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// The conversation of LLaVA-1.5 up to the image; verifier/families/llava/prompt.py has the same.
-constexpr const char* kBeforeImage =
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ";
 
 Array ids_array(const std::vector<int64_t>& ids) {
   Array made{"i8", {1, static_cast<int64_t>(ids.size())}, std::vector<uint8_t>(ids.size() * sizeof(int64_t))};
@@ -41,7 +37,7 @@ Array read_image(const std::filesystem::path& path) {
   // TorchScript is an archive, and verifier.image_util puts the plain array into it too: upstream's script does not
   Array image;
   try {
-    image = read_npy(path, path.extension() == ".pt" ? find_in_zip(path, "/extra/image.npy") : Place{});
+    image = read_npy(path, path.extension() == ".pt" ? find_in_zip(path, std::string("/extra/") + kImageEntry) : Place{});
   } catch (const std::runtime_error& error) {
     throw std::runtime_error(
         std::string(error.what()) + "; write it again: python -m verifier.image_util --image-path PICTURE --output-path image.npy");

@@ -12,6 +12,8 @@
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/backend/options.h>
 
+#include "constants.hpp"
+
 // The wheel has the thread pool's library but not its header: these are the two functions of it that are used here.
 namespace executorch::extension::threadpool {
 class ThreadPool {
@@ -104,7 +106,7 @@ void Program::write_trace(const std::filesystem::path& folder) {
     throw std::runtime_error("the event tracer recorded nothing");
   }
   const std::pair<const char*, std::pair<const void*, size_t>> files[] = {
-      {"trace.etdp", {dump.buf, dump.size}}, {"trace.bin", {debug_buffer_.data(), debug_buffer_.size()}}};
+      {kEtdumpFile, {dump.buf, dump.size}}, {kBufferFile, {debug_buffer_.data(), debug_buffer_.size()}}};
   for (const auto& [name, contents] : files) {
     std::ofstream file(folder / name, std::ios::binary);
     file.write(static_cast<const char*>(contents.first), static_cast<std::streamsize>(contents.second));

@@ -16,6 +16,7 @@
 #include <executorch/runtime/kernel/operator_registry.h>
 
 #include "bundle.hpp"
+#include "constants.hpp"
 #include "cpu.hpp"
 #include "engine.hpp"
 #include "kernels.hpp"
@@ -100,9 +101,9 @@ struct Result {
     file << text;
     file.close();
     if (!file) {
-      throw std::runtime_error((folder / "result.json").string() + ": cannot be written: is the disk full?");
+      throw std::runtime_error((folder / kResultFile).string() + ": cannot be written: is the disk full?");
     }
-    std::filesystem::rename(temporary, folder / "result.json");
+    std::filesystem::rename(temporary, folder / kResultFile);
   }
 };
 
@@ -119,13 +120,12 @@ Array favoured(const Array& logits) {
   return made;
 }
 
-// The piece of arithmetic by which times are measured: LOOP of runner/protocol.py.
+// The piece of arithmetic by which times are measured: LOOP of runner/constants.py.
 void loop() {
-  constexpr size_t side = 256;
-  constexpr int times = 8;
+  constexpr size_t side = kLoopSide;
   const std::vector<float> factor(side * side, 1.0f / side);
   std::vector<float> product = factor;
-  for (int time = 0; time < times; ++time) {
+  for (int time = 0; time < kLoopTimes; ++time) {
     std::vector<float> next(side * side, 0.0f);
     for (size_t row = 0; row < side; ++row) {
       for (size_t inner = 0; inner < side; ++inner) {
@@ -159,7 +159,7 @@ class Session {
     load(result);
     result.load_s = since(begun);
     for (size_t number = 0; number < bundle_.calls.size() && result.outcome == "ok"; ++number) {
-      std::ofstream(folder_ / "at.txt") << number;
+      std::ofstream(folder_ / kPlaceFile) << number;
       call(number, result);
     }
     if (bundle_.trace_bytes != 0 && result.outcome == "ok") {
@@ -192,7 +192,7 @@ class Session {
       inputs.push_back(given(input));
     }
     const Clock::time_point begun = Clock::now();
-    if (call.method == "@loop") {
+    if (call.method == kLoop) {
       loop();
       result.call_s.push_back(since(begun));
       return;

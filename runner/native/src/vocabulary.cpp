@@ -8,14 +8,14 @@
 #include <map>
 #include <stdexcept>
 
+#include "constants.hpp"
+
 namespace runner {
 
 const char* const kBlank = "\xE2\x96\x81";
 
 namespace {
 
-constexpr uint64_t kFileLimit = 64u << 20;
-constexpr int64_t kFirstByte = 3; // in tokenizer.bin ids 3 to 258 stand for single bytes, as ExecuTorch's reader has it
 constexpr const char* kFix = "python -m verifier.export_llava --with-artifacts writes tokenizer.bin";
 
 std::string number_text(double value) {
@@ -38,7 +38,7 @@ bool is_bin(const std::string& data) {
   const auto count = read<uint32_t>(data, 0);
   const auto longest = read<uint32_t>(data, 12);
   return count > 0 && count <= kVocabularyLimit && read<uint32_t>(data, 4) < count && read<uint32_t>(data, 8) < count && longest > 0 &&
-      longest <= kPieceLimit;
+      longest <= kPieceLimitBytes;
 }
 
 // Count, BOS, EOS, longest piece; then score, length and bytes of each.
@@ -56,7 +56,7 @@ Vocabulary parse_bin(const std::string& data) {
     }
     const auto score = read<float>(data, at);
     const auto size = read<uint32_t>(data, at + 4);
-    if (size > kPieceLimit || !std::isfinite(score)) {
+    if (size > kPieceLimitBytes || !std::isfinite(score)) {
       throw std::runtime_error(
           "a damaged tokenizer.bin: piece " + std::to_string(id) + " has " + std::to_string(size) + " bytes and the score " +
           number_text(score));
@@ -169,7 +169,7 @@ Piece read_piece(const std::string& data, size_t number) {
     throw std::runtime_error("a damaged SentencePiece model: piece " + std::to_string(number) + " cannot be read");
   }
   Piece piece{bytes_of(spec, 1, ""), read<float>(bits, 0), value_of(spec, 3, kNormal)};
-  if (!std::isfinite(piece.score) || piece.text.size() > kPieceLimit || piece.type < kNormal || piece.type > kByte) {
+  if (!std::isfinite(piece.score) || piece.text.size() > kPieceLimitBytes || piece.type < kNormal || piece.type > kByte) {
     throw std::runtime_error(
         "a damaged SentencePiece model: piece " + std::to_string(number) + " has " + std::to_string(piece.text.size()) +
         " bytes, the score " + number_text(piece.score) + " and type " + std::to_string(piece.type));
@@ -273,8 +273,8 @@ Vocabulary parse_model(const std::string& data) {
 }
 
 Vocabulary parse(const std::string& data) {
-  if (data.size() > kFileLimit) {
-    throw std::runtime_error(describe(data) + " of more than " + std::to_string(kFileLimit >> 20) + " MiB");
+  if (data.size() > kFileLimitBytes) {
+    throw std::runtime_error(describe(data) + " of more than " + std::to_string(kFileLimitBytes >> 20) + " MiB");
   }
   const size_t begun = data.find_first_not_of(" \t\r\n");
   if (begun != std::string::npos && data[begun] == '{') {
@@ -344,7 +344,7 @@ Vocabulary read_vocabulary(const std::filesystem::path& path) {
   }
   const uint64_t size = std::filesystem::file_size(path);
   std::ifstream file(path, std::ios::binary);
-  std::string data(std::min<uint64_t>(size, kFileLimit + 1), '\0');
+  std::string data(std::min<uint64_t>(size, kFileLimitBytes + 1), '\0');
   if (!file || !file.read(data.data(), static_cast<std::streamsize>(data.size()))) {
     throw std::runtime_error(path.string() + ": the tokenizer cannot be read");
   }

@@ -45,8 +45,6 @@ struct Vocabulary {
   std::optional<double> rank(const std::string& left, const std::string& right) const;
 };
 
-constexpr uint32_t kVocabularyLimit = 1 << 20;
-constexpr uint32_t kPieceLimit = 1 << 12;
 extern const char* const kBlank; // U+2581
 
 Vocabulary read_vocabulary(const std::filesystem::path& path); // throws std::runtime_error that says what the file is instead

@@ -3,13 +3,13 @@
 #include <cstdio>
 #include <stdexcept>
 
+#include "constants.hpp"
 #include "json.hpp"
 #include "vocabulary.hpp"
 
 namespace runner {
 namespace {
 
-constexpr int64_t kIdLimit = 1 << 24;
 constexpr size_t kAddedLimit = 4096;
 // Names of special tokens, for what the file does not say. A program that has `get_eos_ids` is asked first.
 const std::vector<std::string> kBos = {"<s>", "<bos>", "<|begin_of_text|>"};
@@ -229,8 +229,8 @@ Vocabulary parse_json(const std::string& data) {
   }
   Vocabulary made;
   for (const auto& [piece, number] : vocab->members) {
-    if (piece.size() > kPieceLimit) {
-      throw std::runtime_error("a tokenizer.json with a piece of more than " + std::to_string(kPieceLimit) + " bytes");
+    if (piece.size() > kPieceLimitBytes) {
+      throw std::runtime_error("a tokenizer.json with a piece of more than " + std::to_string(kPieceLimitBytes) + " bytes");
     }
     made.ids[piece] = id_of(number);
   }

@@ -11,29 +11,27 @@ from typing import Any
 from verifier.artifact.storage import Span, Storage
 from verifier.backends.backend import Graph, PerChannel, PerTensor, Quantization
 from verifier.backends.xnnpack.graph import INVALID_ID
+from verifier.core import upstream
 
 EXTERNAL_INPUT, EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_INPUT and _OUTPUT
 
 
 def cut_payload(payload: Span, storage: Storage, graph: Graph, node: int) -> tuple[bytes, dict[str, Span]]:
     """The delegate's payload cut behind a node, and the named data it uses: ExecuTorch's flatc takes it apart and together."""
-    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import _get_schema_bytes
-    from executorch.exir._serialize._flatbuffer import _flatc_compile, _flatc_decompile
-
     raw = bytes(storage.read(payload))
     offset, size, inline_offset, inline_size = struct.unpack_from("<IIIQ", raw, 10)
     with tempfile.TemporaryDirectory() as folder:
         schema, binary = Path(folder) / "schema.fbs", Path(folder) / "graph.bin"
-        schema.write_bytes(_get_schema_bytes())
+        schema.write_bytes(upstream.XNNPACK_GRAPH.resolve().read_bytes())
         binary.write_bytes(raw[offset : offset + size])
-        _flatc_decompile(folder, str(schema), str(binary), ["--raw-binary"])
+        upstream.FLATC_DECOMPILE.resolve()(folder, str(schema), str(binary), ["--raw-binary"])
         text = json.loads(binary.with_suffix(".json").read_text())
         keys = {
             c["named_key"]: storage.named[c["named_key"]] for c in text.get("constant_data", []) if c.get("named_key")
         }
         _cut(text, graph, node)
         binary.with_suffix(".json").write_text(json.dumps(text))
-        _flatc_compile(folder, str(schema), str(binary.with_suffix(".json")))
+        upstream.FLATC_COMPILE.resolve()(folder, str(schema), str(binary.with_suffix(".json")))
         made = binary.read_bytes()
     padded = made + bytes(-len(made) % 16)
     start = 32

@@ -65,6 +65,10 @@ class TextGeometry:
     tied: bool = False
     max_positions: int = 2048
 
+    def cache_bytes(self, length: int) -> int:
+        """The KV-cache of fp32 for `length` positions: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
+        return 2 * self.layers * length * self.kv_heads * self.head_dim * 4
+
 
 @dataclass(frozen=True)
 class Geometry:

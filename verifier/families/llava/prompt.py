@@ -10,12 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
+from verifier.runner import constants
 
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-)
-BEFORE_IMAGE = SYSTEM + "USER: "
+SYSTEM, BEFORE_IMAGE = constants.SYSTEM, constants.BEFORE_IMAGE
 DEFAULT_QUESTION = "Describe the image."
 SEED_CUE = "ASSISTANT:"
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from verifier.checkpoint import Checkpoint
+from verifier.core import upstream
 from verifier.errors import CheckpointError
 from verifier.families.llava.geometry import TextGeometry
 from verifier.memory import untouched_zeros
@@ -27,15 +28,12 @@ def construct_decoder(
 
     `custom_sdpa` swaps in the `llama::update_cache` and `llama::custom_sdpa` ops (cache [1, S, H, D] fp32).
     """
-    from executorch.examples.models.llama.llama_transformer import construct_transformer
-    from executorch.examples.models.llama.rope import Rope
-
     arguments = _arguments(geometry, max_seq_len=max_seq_len, max_context_len=max_context_len, custom_sdpa=custom_sdpa)
     with torch.device("meta"):
-        decoder = construct_transformer(arguments)
+        decoder = upstream.LLAMA_DECODER.resolve()(arguments)
         if custom_sdpa:
             _use_custom_ops(decoder)
-    rope = Rope(arguments)
+    rope = upstream.LLAMA_ROPE.resolve()(arguments)
     mask = torch.ones(max_context_len, max_context_len, dtype=torch.bool).tril()
     decoder.rope = rope
     for layer in decoder.layers:
@@ -57,9 +55,7 @@ def clear_caches(decoder: Any) -> None:
 
 
 def _arguments(geometry: TextGeometry, *, max_seq_len: int, max_context_len: int, custom_sdpa: bool) -> Any:
-    from executorch.examples.models.llama.model_args import ModelArgs
-
-    return ModelArgs(
+    return upstream.LLAMA_ARGUMENTS.resolve()(
         dim=geometry.width,
         n_layers=geometry.layers,
         n_heads=geometry.heads,
@@ -82,20 +78,15 @@ def _arguments(geometry: TextGeometry, *, max_seq_len: int, max_context_len: int
 
 def rope_tables(geometry: TextGeometry, *, max_context_len: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, fp32 [T, head_dim]: the tables that the decoder reads. Su et al. 2021."""
-    from executorch.examples.models.llama.rope import Rope
-
-    rope = Rope(_arguments(geometry, max_seq_len=max_context_len, max_context_len=max_context_len, custom_sdpa=True))
+    rope = upstream.LLAMA_ROPE.resolve()(
+        _arguments(geometry, max_seq_len=max_context_len, max_context_len=max_context_len, custom_sdpa=True)
+    )
     return rope.freqs_cos, rope.freqs_sin
 
 
 def _use_custom_ops(decoder: nn.Module) -> None:
-    from executorch.examples.models.llama.source_transformation.custom_kv_cache import (
-        replace_kv_cache_with_custom_kv_cache,
-    )
-    from executorch.examples.models.llama.source_transformation.sdpa import replace_sdpa_with_custom_op
-
-    replace_kv_cache_with_custom_kv_cache(decoder)
-    replace_sdpa_with_custom_op(decoder)
+    upstream.USE_CUSTOM_CACHE.resolve()(decoder)
+    upstream.USE_CUSTOM_SDPA.resolve()(decoder)
 
 
 def load_parameters(

@@ -6,8 +6,6 @@ Radford et al. 2021 (CLIP, pre-norm ViT with QuickGELU) and Liu et al. 2023 (LLa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -139,26 +137,3 @@ class VisionEncoder(nn.Module):
         """uint8 [3, h, w] -> image tokens [1, P, D']."""
         out: Tensor = self.projector(self.tower(self.normalize(images)))
         return out
-
-
-def hidden_states(encoder: VisionEncoder, image: Tensor) -> list[tuple[str, Tensor]]:
-    """Named activations of one image, embedding to projector, for comparison layer by layer (each [1, P+1 or P, D])."""
-    states: list[tuple[str, Tensor]] = []
-    modules: list[tuple[str, nn.Module]] = [("tower.pre_norm", encoder.tower.pre_norm)]
-    modules += [(f"tower.layers.{i}", layer) for i, layer in enumerate(encoder.tower.layers)]
-    modules += [("projector", encoder.projector)]
-    handles = [module.register_forward_hook(_recorder(name, states)) for name, module in modules]
-    try:
-        with torch.no_grad():
-            encoder(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states
-
-
-def _recorder(name: str, states: list[tuple[str, Tensor]]) -> Callable[[nn.Module, object, Tensor], None]:
-    def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        states.append((name, output))
-
-    return record

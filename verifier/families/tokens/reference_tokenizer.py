@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from verifier.core import upstream
 from verifier.errors import CheckpointError
 
 
@@ -16,9 +17,8 @@ class ReferenceTokenizer:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # children are forked after this
         from transformers import AutoTokenizer
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
+        upstream.TRANSFORMERS_LOGGING.resolve().set_verbosity_error()
         try:
             self._made: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifier.errors import CheckpointError, RunnerError
-from verifier.runner.tokenizer_files import FILE_LIMIT_BYTES, NotThisError, Spelling, parse_vocabulary
+from verifier.runner.constants import FILE_LIMIT_BYTES
+from verifier.runner.tokenizer_files import NotThisError, Spelling, parse_vocabulary
 
 BLANK = "\u2581"
 Format = Literal["bin", "model", "json"]
