@@ -27,7 +27,8 @@ from tests.bench.report_subjects import NAMES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = ("step", "verdict", "measured", "allowed", "exception")
-"""Equal to the last bit in two runs of one tree on one machine: times and memory stand elsewhere in a report."""
+"""Times and memory stand elsewhere in a report. Two runs of one tree give the same bits in all of it, but for rare exceptions: a block of
+`layers.graph` kept 131.4 dB in five runs and 123.0 dB in a sixth, where 56 dB are allowed. Only `layers.graph` moved, so it was the eager reference."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def differences(base: Judged, here: Judged) -> list[str]:
     for key in shared:
         found += _values(f"{key[0]} {key[1]}", before[key], after[key])
     return found
+
+
+def repeated(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Differences of a first run where a second one differs from the base, too, whatever its value."""
+    places = {line.partition(" -> ")[0] for line in second}
+    return [line for line in first if line.partition(" -> ")[0] in places]
 
 
 def _by_case(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
@@ -146,11 +153,15 @@ class Bench:
         read: dict[str, Any] = json.loads(path.read_text())
         return read
 
-    def compare(self, name: str, base: Judged) -> list[str]:
-        """The differences of this tree from the base; with what it printed, if it refused the file."""
+    def compare(self, name: str, base: Judged) -> tuple[list[str], list[str]]:
+        """The differences of this tree from the base, and those that a second run does not show: no change of the code gives them."""
         here = self.judge(ROOT, name)
         lines = differences(base, Judged.read(here))
-        return lines + ([f"printed here: {here['printed']}"] if lines and here["report"] is None else [])
+        if not lines:
+            return [], []
+        lasting = repeated(lines, differences(base, Judged.read(self.judge(ROOT, name))))
+        said = [f"printed here: {here['printed']}"] if lasting and here["report"] is None else []
+        return lasting + said, [line for line in lines if line not in lasting]
 
 
 def _environment(tree: Path) -> dict[str, str]:
@@ -190,10 +201,13 @@ def main() -> int:
         for name in names:
             begun = time.perf_counter()
             base = Judged.read(bench.base(name))
-            lines = [] if options.base_only else bench.compare(name, base)
+            lines, varying = ([], []) if options.base_only else bench.compare(name, base)
             different += len(lines)
             counted = f"{base.status:6} {len(base.results):7} {len(lines):9} {time.perf_counter() - begun:7.0f}"
-            print("\n    ".join([f"{name:32} {counted}", *lines]), flush=True)
+            print(
+                "\n    ".join([f"{name:32} {counted}", *lines, *(f"not in a second run: {x}" for x in varying)]),
+                flush=True,
+            )
     print(f"{different} differences in {len(names)} artifacts")
     return int(different > 0)
 
