@@ -27,8 +27,8 @@ from tests.bench.report_subjects import NAMES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = ("step", "verdict", "measured", "allowed", "exception")
-VARYING: dict[str, str] = {}
-"""Values of a check, by a glob of its id, that differ between two runs of one tree, with the reason. Its verdict is compared all the same."""
+"""Times and memory stand elsewhere in a report. Two runs of one tree give the same bits in all of it, but for rare exceptions: a block of
+`layers.graph` kept 131.4 dB in five runs and 123.0 dB in a sixth, where 56 dB are allowed. Only `layers.graph` moved, so it was the eager reference."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ def differences(base: Judged, here: Judged) -> list[str]:
     return found
 
 
+def repeated(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Differences of a first run where a second one differs from the base, too, whatever its value."""
+    places = {line.partition(" -> ")[0] for line in second}
+    return [line for line in first if line.partition(" -> ")[0] in places]
+
+
 def _by_case(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
     """Results by id, case and, where these two repeat, a number."""
     seen: Counter[tuple[str, str]] = Counter()
@@ -81,9 +87,7 @@ def _by_case(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], di
 
 
 def _values(place: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    varying = any(fnmatchcase(old["id"], glob) for glob in VARYING)
-    names = [name for name in COMPARED if not (varying and name in ("measured", "allowed"))]
-    pairs = [(name, _text(old.get(name)), _text(new.get(name))) for name in names]
+    pairs = [(name, _text(old.get(name)), _text(new.get(name))) for name in COMPARED]
     return [f"{place}: {name} {a} -> {b}" for name, a, b in pairs if a != b]
 
 
@@ -149,6 +153,16 @@ class Bench:
         read: dict[str, Any] = json.loads(path.read_text())
         return read
 
+    def compare(self, name: str, base: Judged) -> tuple[list[str], list[str]]:
+        """The differences of this tree from the base, and those that a second run does not show: no change of the code gives them."""
+        here = self.judge(ROOT, name)
+        lines = differences(base, Judged.read(here))
+        if not lines:
+            return [], []
+        lasting = repeated(lines, differences(base, Judged.read(self.judge(ROOT, name))))
+        said = [f"printed here: {here['printed']}"] if lasting and here["report"] is None else []
+        return lasting + said, [line for line in lines if line not in lasting]
+
 
 def _environment(tree: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
@@ -176,10 +190,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Print a table and the differences; returns 1 if there is one."""
+    """Print a table, and behind each artifact its differences; returns 1 if there is one."""
     options = parser().parse_args()
-    names = _chosen(options)
-    different = []
+    names, different = _chosen(options), 0
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory(prefix="verifier-bench-") as place:
         bench = Bench(Path(place).resolve(), tuple(shlex.split(options.wrap)))
         bench.check_out(options.base)
@@ -188,24 +201,15 @@ def main() -> int:
         for name in names:
             begun = time.perf_counter()
             base = Judged.read(bench.base(name))
-            if options.base_only:
-                print(
-                    f"{name:32} {base.status:6} {len(base.results):7} {'':9} {time.perf_counter() - begun:7.0f}",
-                    flush=True,
-                )
-                continue
-            begun = time.perf_counter()
-            here = bench.judge(ROOT, name)
-            lines = differences(base, Judged.read(here))
-            if here["status"] not in (0, 1) and lines:
-                lines.append(f"printed here: {here['printed']}")
-            different += [f"{name}: {line}" for line in lines]
+            lines, varying = ([], []) if options.base_only else bench.compare(name, base)
+            different += len(lines)
+            counted = f"{base.status:6} {len(base.results):7} {len(lines):9} {time.perf_counter() - begun:7.0f}"
             print(
-                f"{name:32} {base.status:6} {len(base.results):7} {len(lines):9} {time.perf_counter() - begun:7.0f}",
+                "\n    ".join([f"{name:32} {counted}", *lines, *(f"not in a second run: {x}" for x in varying)]),
                 flush=True,
             )
-    print("\n".join(different) or "no difference")
-    return int(bool(different))
+    print(f"{different} differences in {len(names)} artifacts")
+    return int(different > 0)
 
 
 if __name__ == "__main__":

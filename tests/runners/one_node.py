@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact, read_program
 from verifier.backends.calls import graph_of
+from verifier.core import upstream
 from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
 from verifier.ladder.replay import Replay, Replayer
@@ -46,15 +47,16 @@ def exporting(programs: dict[str, Program], delegated: bool) -> Callable[[Path],
     """Writes programs, one method each, into a folder, and the traces of one call of each."""
 
     def export(folder: Path) -> None:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-        from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401  embeddings of int8 tables
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+        from executorch.exir import to_edge_transform_and_lower
 
+        upstream.CUSTOM_OPERATORS.resolve()
+        upstream.QUANTIZED_PATTERNS.resolve()  # embeddings of int8 tables
         exported = {name: torch.export.export(module, given) for name, (module, given) in programs.items()}
-        partitioner: Any = {name: [XnnpackPartitioner()] for name in programs} if delegated else None
+        partitioner: Any = (
+            {name: [upstream.XNNPACK_PARTITIONER.resolve()()] for name in programs} if delegated else None
+        )
         edge = to_edge_transform_and_lower(
-            exported, partitioner=partitioner, compile_config=EdgeCompileConfig(_check_ir_validity=False)
+            exported, partitioner=partitioner, compile_config=upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False)
         )
         with (folder / "model.pte").open("wb") as file:
             edge.to_executorch().write_to_file(file)

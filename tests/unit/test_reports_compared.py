@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tests.bench.reports import Judged, differences
+from tests.bench.reports import Judged, differences, repeated
 
 
 def _result(case: str, **fields: Any) -> dict[str, Any]:
@@ -71,3 +71,9 @@ def test_refusal() -> None:
         'verdict: null -> "verified"',
         "logits.sqnr a 0: only here",
     ]
+
+
+def test_what_a_second_run_does_not_show() -> None:
+    """A place that differs in both runs counts, whatever the values; one that differs in a single run does not."""
+    first = ["logits.sqnr a: measured 1 -> 2", "logits.sqnr b: measured 1 -> 2", "x.y c 0: only here"]
+    assert repeated(first, ["logits.sqnr a: measured 1 -> 3", "x.y c 0: only here"]) == [first[0], first[2]]

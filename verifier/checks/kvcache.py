@@ -221,7 +221,7 @@ def memory(given: Kept, _case: str) -> Finding:
     """What outlives a call is exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
     evidence = given.evidence
     text, length = evidence.checkpoint.geometry.text, evidence.recipe.max_context_len
-    expected = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
+    expected = text.cache_bytes(length)
     actual = sum(one.size_bytes for one in given.caches)
     fields: Fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}
     product = f"2 x {text.layers} x {length} x {text.kv_heads} x {text.head_dim} x 4"

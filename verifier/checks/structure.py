@@ -212,7 +212,7 @@ def memory(evidence: Evidence, _case: str) -> Finding:
     """The decoder's arena holds at least its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
     text = evidence.checkpoint.geometry.text
     length = evidence.recipe.max_context_len
-    cache_bytes = 2 * text.layers * length * text.kv_heads * text.head_dim * 4
+    cache_bytes = text.cache_bytes(length)
     planned = evidence.artifact.methods[DECODER].planned_bytes
     fields: Fields = {
         "measured": {"planned_bytes": planned},

@@ -244,6 +244,9 @@ TRANSFORMERS_LOGGING = Name("transformers.utils.logging", "warnings and progress
 
 # For tests, benchmarks and the training of llava_tiny
 CUSTOM_OPERATORS = Name("executorch.extension.llm.custom_ops.custom_ops", "registers torch.ops.llama")
+QUANTIZED_PATTERNS = Name(
+    "executorch.exir.passes._quant_patterns_and_replacements", "registers the lookup of an embedding in an int8 table"
+)
 TAP_COMPARE = Name(
     "executorch.devtools.intermediate_output_tap:tap_compare", "upstream's comparison, measured beside ours"
 )
