@@ -147,6 +147,7 @@ def test_make_targets() -> None:
 def test_pytest_commands(pytestconfig: pytest.Config) -> None:
     """pytest with our plugin and pytest-xdist accepts the options; markers of the gate exist."""
     markers = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    markers |= {f"pte_{check.id.partition('.')[0]}" for check in CHECKS}  # declared when a session begins
     printed = [one for one in PRINTED if one.module == "pytest" and one.words != ("--pte",)]
     assert len(printed) >= 5
     for one in printed:
