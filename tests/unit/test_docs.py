@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from verifier.checks.registry import CHECKS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "changelog.d/README.md")),
