@@ -58,7 +58,7 @@ def images(evidence: Evidence) -> Images | Missing:
 SQNRS = (SQNR, "vision.token_sqnr_p10_db")
 
 
-@check("vision.embedding", step="quantization", needs=images, cases=per_image, limit=SQNRS)
+@check("vision.embedding", step="quantization", needs=images, cases=per_image, limit=SQNRS, having={ALL_IMAGES})
 def embedding(given: Images, name: str) -> Finding:
     """SQNR over the image and over its weakest tokens stays in the calibrated band."""
     case, evidence = given.cases[name], given.evidence
