@@ -83,9 +83,7 @@ def _check(id: str, what: str, name: str, unit: Literal["bytes", "loops"], needs
             return failed(f"{more}. {_HINTS[name]}", fields)
         return passed(f"{said}, within the budget", fields)
 
-    judge.__doc__ = (
-        f"{what[0].upper()}{what[1:]}, in {unit}, is within what was recorded for this release (docs/budgets.md)."
-    )
+    judge.__doc__ = f"{what[0].upper()}{what[1:]}, in {unit}, stays within the budget that was recorded for this release (docs/budgets.md)."
     return check(id, step="lowering", needs=needs, cases=one_case, having={name})(judge)
 
 

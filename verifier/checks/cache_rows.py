@@ -103,7 +103,8 @@ def prompts(evidence: Evidence) -> Rows | Missing:
     limit=(TIES, "kvcache.rows.distinct", "kvcache.rows.rotation", "layers.kernel"),
 )
 def rows(given: Rows, case: str) -> Finding:
-    """Rows are the same in other chunks up to ties; each is its own token's, turned by the angle of its own position."""
+    """Cache rows do not depend on how the prompt is cut into chunks (up to rounding ties). Each row belongs to its own token and is rotated by its
+    own position."""
     tables, caches = given.tables, given.caches
     if case == ROWS[0]:
         return _other_chunks(given.evidence, caches, tables[WHOLE], tables[SPLIT])

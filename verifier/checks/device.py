@@ -40,7 +40,7 @@ def machine(evidence: Evidence) -> Result | Missing:
 
 @check("device.instructions", step="device", needs=machine, cases=one_case, having={DEVICE}, optional=True)
 def instructions(ran: Result, _case: str) -> Finding:
-    """The matrix instructions that the machine's kernels rest upon compute what the architecture says."""
+    """The matrix instructions that the machine's kernels use compute what the architecture defines."""
     tried = ran.instructions
     if not tried:
         return skipped("this runner does not try the machine's instructions")
@@ -74,7 +74,7 @@ def replayed(evidence: Evidence) -> LayerEvidence | Missing:
 
 @check("device.lengths", step="device", needs=replayed, cases=fixed_cases(*LENGTHS), having={DEVICE})
 def lengths(layers: LayerEvidence, case: str) -> Finding:
-    """Every instruction of the decoder was compared on the device for one token and for several: their kernels are others."""
+    """Every instruction of the decoder was compared on the device for one token and for several, because XNNPACK selects different kernels for each."""
     wanted = layers.replay.computing.get(DECODER, frozenset())
     calls = {n for n, tokens in layers.tokens.items() if (tokens == 1) == (case == LENGTHS[0])}
     seen = frozenset().union(*(layers.replay.covered_in.get(call, frozenset()) for call in calls))
@@ -115,7 +115,7 @@ def counterparts(evidence: Evidence) -> Both | Missing:
     having={DEVICE},
 )
 def host(both: Both, method: str) -> Finding:
-    """On the same inputs the device gives what this machine gives, but for rounding ties of int8."""
+    """On the same inputs the outputs on the device equal those on this machine, except for rounding ties of int8."""
     pairs = [pair for pair in both.found if pair.method == method]
     if not pairs:
         return unverified(f"{method} was not called")

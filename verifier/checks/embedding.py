@@ -79,7 +79,7 @@ def answered(evidence: Evidence) -> Evidence:
     limit=("embedding.tokens", "embedding.tokens.hqq"),
 )
 def tokens(evidence: Evidence, _case: str) -> Finding:
-    """Every embedding of every token id lies within half a quantization step of the checkpoint's, or as near as HQQ's own rounding."""
+    """The embedding of every token id lies within half a quantization step of the checkpoint's, or as near to it as HQQ's own rounding leaves it."""
     actual = evidence.runtime.vocabulary
     expected = evidence.definition.embedding.numpy()
     where = Where(method=EMBEDDING)

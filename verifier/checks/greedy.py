@@ -103,8 +103,8 @@ def own_answer(evidence: Evidence) -> Answers | Missing:
 
 @check("greedy.golden", step="quantization", needs=answers, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
 def golden(given: Answers, name: str) -> Finding:
-    """Greedy tokens equal the golden ones. Another token is accepted only where fp32's own top-2 margin is smaller than
-    the noise of a clean export; teacher forcing keeps what follows comparable."""
+    """The greedy tokens equal the golden ones. A different token is accepted only where the top-2 margin of fp32 is smaller than the noise of a clean
+    export; teacher forcing keeps the tokens behind it comparable."""
     return _golden(given, given.cases[name])
 
 
@@ -117,7 +117,7 @@ def golden(given: Answers, name: str) -> Finding:
     having={IMAGE},
 )
 def image(given: Answers, name: str) -> Finding:
-    """The caption of the user's own image, in fp32 and by the program."""
+    """The program's caption of the user's own image equals the caption of the fp32 model."""
     return _golden(given, given.cases[name])
 
 
@@ -264,7 +264,7 @@ def images(given: Conversations, _case: str) -> Finding:
 
 @check("greedy.history", step="kernel", needs=conversations, cases=one_case, limit="equal")
 def history(given: Conversations, _case: str) -> Finding:
-    """The first conversation once more, behind all others: the same logits, bit by bit."""
+    """The first conversation, repeated after all others, gives the same logits bit by bit."""
     evidence, first, again = given.evidence, given.first, given.evidence.runtime.again
     if first.logits is None or again is None:
         return _silent(evidence)
@@ -287,7 +287,7 @@ def history(given: Conversations, _case: str) -> Finding:
 
 @check("greedy.limit", step="mapping", needs=conversations, cases=one_case)
 def limit(given: Conversations, _case: str) -> Finding:
-    """An answer that reaches the end of the cache ends there: the last positions are used, and no call goes beyond."""
+    """An answer that reaches the end of the KV-cache ends there: the last positions are used, and no call goes beyond them."""
     evidence = given.evidence
     made, last = evidence.runtime.full, evidence.artifact.max_seq_len
     where = Where(method=DECODER, index=(last - 1,))
@@ -317,7 +317,7 @@ def limit(given: Conversations, _case: str) -> Finding:
     having={PUBLISHED_ANSWER},
 )
 def expected(given: Answers, name: str) -> Finding:
-    """The answer to the user's image begins as the published one of this checkpoint does."""
+    """The answer to the user's image begins like the published answer of this checkpoint."""
     evidence, wanted, case = given.evidence, given.evidence.expectation, given.cases[name]
     if wanted is None or case.logits is None:
         return unverified("there is no published answer for this checkpoint, no image, or no answer")

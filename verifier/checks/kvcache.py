@@ -119,21 +119,21 @@ def filled(evidence: Evidence) -> Filled | Missing:
 
 @check("kvcache.chunks", step="kernel", needs=filled, cases=fixed_cases(*SPLITS), limit=TIES)
 def chunks(given: Filled, case: str) -> Finding:
-    """The same tokens to the limit give the same logits in any chunks as one by one, up to rounding ties."""
+    """The same tokens, up to the limit, give the same logits in chunks of any size as one by one, up to rounding ties."""
     what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
     return _judge_pairs(given.chunks, _of(given.chunks, case), allowed=given.allowed, what=what)
 
 
 @check("kvcache.history", step="kernel", needs=probed, cases=fixed_cases(*HISTORIES), limit="equal")
 def history(given: Probed, case: str) -> Finding:
-    """What was in the cache before, other methods, another instance: nothing of it shows."""
+    """The logits do not depend on what was in the cache before, on calls of other methods in between, or on another instance of the program."""
     use = given.cache.use
     return _judge_pairs(use, _of(use, case), allowed=_equal, what=_HINTS[case])
 
 
 @check("kvcache.poison", step="kernel", needs=probed, cases=fixed_cases(*POISONS), limit="equal")
 def poison(given: Probed, case: str) -> Finding:
-    """Whatever stands in the cache beyond the current position, the next logits are the same bits."""
+    """The next logits are the same bits, whatever values the cache holds beyond the current position."""
     asked = given.cache.poison
     if isinstance(asked, Missing):
         return unverified(asked.reason)
@@ -156,7 +156,8 @@ def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
 
 @check("kvcache.capacity", step="kernel", needs=filled, cases=fixed_cases(*CAPACITY), limit="equal")
 def capacity(given: Filled, case: str) -> Finding:
-    """The last position works; one past it is a clean error from every start, and the cache before it is as it was."""
+    """The last position works. A call beyond it ends in a clean error, from whatever position it starts, and leaves the cache before that position as
+    it was."""
     limit, asked = given.limit, given.capacity
     if case == LAST:
         return _last(given.chunks, limit, given.vocabulary)
@@ -218,7 +219,7 @@ def kept(evidence: Evidence) -> Kept | Missing:
 
 @check("kvcache.memory", step="lowering", needs=kept, cases=one_case)
 def memory(given: Kept, _case: str) -> Finding:
-    """What outlives a call is exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
+    """The tensors that outlive a call are exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
     evidence = given.evidence
     text, length = evidence.checkpoint.geometry.text, evidence.recipe.max_context_len
     expected = text.cache_bytes(length)

@@ -167,7 +167,8 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
 
 @check("layers.finite", step="lowering", needs=RESULTS, cases=per_block)
 def finite(given: Blocks[Compared], case: str) -> Finding:
-    """Every instruction makes numbers of numbers: no NaN, and no infinity but that of an attention mask. The first one that does not is named."""
+    """Every instruction that is given numbers gives numbers: no NaN, and no infinity except in an attention mask. The first instruction that does not
+    is named."""
     records, layers = given.records.get(case, []), given.layers
     if not records:
         return unverified("nothing was looked at in this block")
@@ -208,21 +209,21 @@ def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
 
 @check("layers.kernel", step="kernel", needs=RESULTS, cases=per_block, limit=RESULT_LIMITS)
 def kernel(given: Blocks[Compared], case: str) -> Finding:
-    """The runtime computes every instruction as the program's bytes say, on its own inputs."""
+    """On the inputs that the runtime fed it, the result of every instruction equals what the program's bytes define, within the bound of rounding."""
     hint = "The file says otherwise: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
 @check("layers.constants", step="lowering", needs=WITH_RECIPE, cases=per_block, limit=RESULT_LIMITS)
 def constants(given: Blocks[Compared], case: str) -> Finding:
-    """Instructions that use constants give the same with the constants that the recipe makes of the checkpoint."""
+    """Every instruction that uses a constant gives the same result with the constant that the recipe makes of the checkpoint."""
     hint = "With the checkpoint's own weights it gives something else: see weights.tensors for the bytes."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
 @check("layers.coverage", step="kernel", needs=followed, cases=one_case)
 def coverage(layers: LayerEvidence, _case: str) -> Finding:
-    """Every instruction that computes a tensor was compared, in all three methods, and every operand was what its producer made."""
+    """Every instruction that computes a tensor was compared, in all three methods, and every operand still held what its producer had written."""
     replay = layers.replay
     alignment = layers.alignment
     total = sum(len(found) for found in replay.computing.values())
@@ -255,7 +256,7 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
 
 @check("layers.ranges", step="quantization", needs=followed, cases=one_case, limit="layers.ranges.clipped")
 def ranges(layers: LayerEvidence, _case: str) -> Finding:
-    """What is converted to static int8 lies within the ranges that calibration gave it."""
+    """The values that are converted to static int8 lie within the ranges that calibration recorded."""
     replay = layers.replay
     if not replay.ranges:
         return unverified("the program converts nothing to static int8: nothing was looked at")
@@ -296,7 +297,7 @@ def with_profile(subjects: Subjects) -> tuple[str, ...]:
 
 @check("layers.graph", step="lowering", needs=ADDED, cases=decoder_blocks, limit=GRAPH_LIMITS)
 def graph(given: Blocks[BlockError], case: str) -> Finding:
-    """Every block of the decoder adds to the residual stream what the eager quantized model adds, on the program's own input."""
+    """On the program's own input, every block of the decoder adds to the residual stream what the eager quantized model adds."""
     errors = given.records.get(case, [])
     if not errors:
         return _not_found(case).but(since=(0, 0))
@@ -324,13 +325,16 @@ def graph(given: Blocks[BlockError], case: str) -> Finding:
 
 def _not_found(case: str) -> Finding:
     where = Where(method=case.partition(".")[0], module=case)
-    message = f"{case}: its place in the program was not found: a norm of it is missing, or reads something else. Export again."
+    message = (
+        f"cannot locate the block {case} in the program: no instruction applies the weight of its norm to the residual stream. "
+        "Export the model again."
+    )
     return failed(message, where=where, accuses="graph")
 
 
 @check("layers.vision", step="lowering", needs=ADDED, cases=vision_blocks, limit=VISION)
 def vision(given: Blocks[BlockError], case: str) -> Finding:
-    """Every layer of the vision tower adds what the fp32 definition adds, but for calibrated int8 noise, on its own input."""
+    """On the program's own input, every layer of the vision tower adds what the fp32 definition adds, within the calibrated int8 noise."""
     return _banded(given, case, VISION, what="what it adds, against fp32", hint=GRAPH_HINT)
 
 
@@ -357,7 +361,7 @@ def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hin
 
 @check("layers.profile", step="quantization", needs=DEPTH, cases=with_profile, limit=PROFILE)
 def profile(given: Blocks[BlockError], case: str) -> Finding:
-    """The error against fp32 behind every block stays in its calibrated band: quantization costs what it should."""
+    """The error against fp32 behind every block stays within its calibrated band."""
     what, hint = "the error behind it, against fp32", "Compare recipes: group size, quantizer, calibration images."
     finding = _banded(given, case, PROFILE, what=what, hint=hint)
     share = given.layers.error_shares.get(case)

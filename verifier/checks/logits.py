@@ -27,7 +27,7 @@ def case_measures(made: Difference) -> list[Measure]:
 
 @check("logits.teacher_forced", step="quantization", needs=conversations, cases=per_image, limit=CASE_METRICS)
 def teacher_forced(given: Conversations, name: str) -> Finding:
-    """SQNR and KL divergence of every golden answer stay in their bands."""
+    """SQNR and KL divergence of the logits against fp32 stay within their bands for every golden answer."""
     case, evidence = given.cases[name], given.evidence
     first = case.sample.prompt.length(evidence.patches) - 1
     if case.logits is None:
@@ -73,7 +73,7 @@ def distribution_measures(made: Difference) -> list[Measure]:
     having={ALL_IMAGES},
 )
 def distribution(given: Conversations, case: str) -> Finding:
-    """Over all answers: percentiles of KL, and top-1 agreement with its 95 % Wilson interval."""
+    """Over all answers, the percentiles of KL divergence and the top-1 agreement (with its 95 % Wilson interval) stay within their bands."""
     made = all_logits(given.evidence)
     if isinstance(made, Mismatch):
         return unverified(f"not every golden answer has logits ({made.reason}); see logits.teacher_forced")
@@ -116,7 +116,7 @@ def channel_measures(evidence: Evidence) -> tuple[list[Measure], int, float] | M
     having={ALL_IMAGES},
 )
 def channels(given: Conversations, case: str) -> Finding:
-    """No channel behind the final norm has another gain than in fp32: one wrong norm weight shows, whatever the 4-bit noise."""
+    """Every channel behind the final norm has the gain that it has in fp32. A single wrong norm weight shows here, however large the 4-bit noise is."""
     fitted = channel_measures(given.evidence)
     if isinstance(fitted, Mismatch):
         return unverified(f"not every golden answer has logits ({fitted.reason}); see logits.teacher_forced")

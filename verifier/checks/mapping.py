@@ -27,7 +27,8 @@ def both(evidence: Evidence) -> Activations | Missing:
 
 @check("mapping.activations", step="mapping", needs=both, cases=one_case, limit="mapping.activations")
 def activations(mapping: Activations, _case: str) -> Finding:
-    """Image tokens, every decoder layer, and logits agree to 100 dB; the first layer that does not is named."""
+    """Image tokens, the output of every decoder layer and the logits of the definition agree with Hugging Face's to 100 dB. The first layer that does
+    not is named."""
     worst: tuple[float, str] = (EQUAL_DB, "")
     for image, pairs in mapping.items():
         for pair in pairs:

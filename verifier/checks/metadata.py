@@ -43,8 +43,8 @@ FALLBACKS = {
 def metadata(evidence: Evidence, _case: str) -> Finding:
     """The metadata methods return what checkpoint and recipe imply: BOS, all ids that end an answer, vocabulary size, lengths, kind of cache.
 
-    A file that has most of the methods which this exporter writes has to have all of them. One of another exporter that has few is passed,
-    and the message says what a runner assumes.
+    A file that has more than half of the methods which this exporter writes must have all of them. A file with fewer, from another exporter, passes,
+    and the message says what a runner assumes for each method that is missing.
     """
     directory, config = evidence.checkpoint.directory, evidence.checkpoint.config
     expected = declared(

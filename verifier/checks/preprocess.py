@@ -48,8 +48,9 @@ Framed = Callable[[int, int], Iterable[Any]]
 
 @check("preprocess.pixels", step="mapping", needs=calls_of_conversations, cases=per_image, limit=PIXEL_LIMITS)
 def pixels(given: Conversations, name: str) -> Finding:
-    """The picture in its frame equals, to one step of 255, what Hugging Face's loader reads from the file and Hugging Face's image processor
-    resizes to that size, with the filter, mean and std of the checkpoint. It is centred on black, its longer side as long as the frame."""
+    """The pixels of the picture in its frame differ by at most one step of 255 from the reference: Hugging Face's loader reads the file, and Hugging
+    Face's image processor resizes it to the same size with the checkpoint's filter, mean and std. The picture is centred on black, and its longer
+    side is as long as the frame."""
     return _as_hugging_face(given.evidence, given.cases[name])
 
 
@@ -73,7 +74,7 @@ def own_image(evidence: Evidence) -> OwnImage | Missing:
     "preprocess.image", step="mapping", needs=own_image, cases=fixed_cases("image"), limit=PIXEL_LIMITS, having={IMAGE}
 )
 def image(given: OwnImage, _case: str) -> Finding:
-    """The same for the user's own image."""
+    """The same as `preprocess.pixels` for the user's own image."""
     return _as_hugging_face(given.evidence, given.case)
 
 
@@ -92,8 +93,8 @@ def _as_hugging_face(evidence: Evidence, case: Case) -> Finding:
 
 @check("preprocess.sizes", step="mapping", needs=whole, cases=fixed_cases(*DRAWN_CASES), limit=PIXEL_LIMITS)
 def sizes(evidence: Evidence, case: str) -> Finding:
-    """The same for textured pictures of many shapes and modes, resized by the filter's definition in place of Hugging Face's processor: what
-    that has in common with this program, Pillow, is then under test, too."""
+    """The same for textured pictures of many shapes and modes. The reference resizes by the filter's definition instead of Hugging Face's processor,
+    so that Pillow, which both use, is under test too."""
     side_px, square = evidence.checkpoint.geometry.vision.image_px, evidence.recipe.static_image_shape
     picture = drawn(*DRAWN_OF[case])
     ours = prepare_image(picture, side_px=side_px, square=square)
@@ -125,8 +126,8 @@ def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
     limit="preprocess.files",
 )
 def files(_nothing: None, case: str) -> Finding:
-    """Files of every kind that is read, with every orientation tag, give the pixels that Hugging Face's loader gives; those of a format
-    without loss, the upright picture that was stored."""
+    """Image files of every format that is read, with every orientation tag, give the pixels that Hugging Face's loader gives. Files of a format
+    without loss give the upright picture that was stored."""
     with tempfile.TemporaryDirectory(prefix="verifier-pictures-") as folder:
         return _read(case, Path(folder) / "picture")
 

@@ -57,7 +57,7 @@ def files_and_cost(evidence: Evidence) -> Stated | Missing:
 
 @check("preprocess.constants", step="mapping", needs=files_alone, cases=one_case, limit="preprocess.constants")
 def constants(stated: Stated, _case: str) -> Finding:
-    """The checkpoint's processor uses the mean and std that the program has built in."""
+    """The mean and std in the checkpoint's processor files are those that are built into the program."""
     for source in stated.processor.sources:
         for field, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
             actual = source.value(field)
@@ -190,9 +190,9 @@ _KNOWN = _SAYS_NOTHING | DEFAULTS.keys() | frozenset(TOKEN_CASES)
     limit="preprocess.constants",
 )
 def processor(stated: Stated, field: str) -> Finding:
-    """Every field of the checkpoint's processor files is what the program does: resizing, filter, rescaling, normalization, tokens of an image.
-    A field that is missing is what transformers takes for it. How a picture that is not square fills the frame differs by design and
-    stands in every report with its cost."""
+    """Every field of the checkpoint's processor files describes what the program does: resizing, filter, rescaling, normalization, tokens of an
+    image. A missing field counts as the value that transformers takes for it. How a picture that is not square fills the frame differs by design;
+    every report names this difference with its measured cost."""
     if field in RULES:
         return _judge_rule(stated, field)
     if field in TOKEN_CASES:

@@ -35,11 +35,12 @@ def reference() -> str:
         own = check.id.partition(".")[0]
         module = inspect.getmodule(check.judge)
         if own != family:
-            lines.append(f"\n## {own}\n\n| check | step | what must hold |\n|---|---|---|")
+            lines.append(f"\n## {own}\n\n| check | step | what must hold | decided by |\n|---|---|---|---|")
             family = own
         assert module is not None
+        decided = ", ".join(f"`{name}`" for name in check.limit) or "equality"
         said = _said(check) or " ".join((inspect.getdoc(module) or "").split())
-        lines.append(f"| `{check.id}` | {check.step} | {said.replace('|', chr(92) + '|')} |")
+        lines.append(f"| `{check.id}` | {check.step} | {said.replace('|', chr(92) + '|')} | {decided} |")
     return "\n".join(lines) + "\n"
 
 

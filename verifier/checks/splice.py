@@ -119,7 +119,8 @@ def _bos(evidence: Evidence, ids: list[int]) -> Finding | None:
 
 @check("splice.tokens", step="mapping", needs=calls_of_conversations, cases=per_image, limit="equal")
 def tokens(given: Conversations, name: str) -> Finding:
-    """The ids around the image are Hugging Face's for the same conversation: BOS at the start if at all, and 576 image slots."""
+    """The ids that are fed around the image equal Hugging Face's ids for the same conversation: BOS at the start if the tokenizer adds it, and as
+    many image slots as the encoder gives tokens."""
     case, evidence = given.cases[name], given.evidence
     prompt, tokenizer = case.sample.prompt, evidence.tokenizer
     ids = fed_ids(case.calls)
@@ -174,7 +175,8 @@ def tokenizers(evidence: Evidence) -> Evidence:
 
 @check("splice.prompts", step="mapping", needs=tokenizers, cases=fixed_cases(*PROMPTS), limit="equal")
 def prompts(evidence: Evidence, case: str) -> Finding:
-    """Unusual prompts: ids as Hugging Face's, one BOS, each image in its own slots, no gap; what is too long is refused."""
+    """For unusual prompts the ids equal Hugging Face's, BOS stands once, each image takes its own slots, and no position is left out. A prompt that
+    is too long is refused."""
     return _prompt(evidence, case, PROMPTS[case] or _longest(evidence))
 
 
@@ -246,8 +248,8 @@ def _spliced(evidence: Evidence, segments: tuple[Segment, ...], count: int, limi
 
 @check("splice.template", step="mapping", needs=tokenizers, cases=fixed_cases("prompt"), optional=True)
 def template(evidence: Evidence, _case: str) -> Finding:
-    """The prompt that the checkpoint's chat template spells, beside the one that is verified. They need not be the same; where they are not,
-    both are shown: whoever uses the template in an app uses another prompt than this verdict speaks of."""
+    """Shows the prompt that the checkpoint's chat template spells beside the prompt that is verified. They may differ; then both are shown, because
+    an app that uses the template asks with a prompt that this verdict does not cover."""
     tokenizer = evidence.tokenizer
     verified = tokenizer.spelled(caption_parts(DEFAULT_QUESTION))
     try:
@@ -286,7 +288,7 @@ def positioned(evidence: Evidence) -> Positioned | Missing:
 
 @check("splice.positions", step="mapping", needs=positioned, cases=per_image, limit="equal")
 def positions(given: Positioned, name: str) -> Finding:
-    """Every chunk starts where the last one ended, from 0; the image takes exactly its 576 slots."""
+    """Every chunk starts at the position where the last one ended, beginning at 0, and an image takes exactly as many positions as it has tokens."""
     case, evidence, offset = given.cases[name], given.evidence, given.offsets[name]
     stale = _stale_image(case, offset)
     if stale is not None:
@@ -323,7 +325,7 @@ def _stale_image(case: Case, offset: int) -> Finding | None:
 
 @check("splice.capacity", step="mapping", needs=calls_of_conversations, cases=one_case)
 def capacity(given: Conversations, _case: str) -> Finding:
-    """The longest golden conversation fits below the program's limit."""
+    """The longest golden conversation fits into the program's `max_seq_len`."""
     evidence = given.evidence
     longest = max(
         case.sample.prompt.length(evidence.patches) + len(case.sample.golden.ids) - 1 for case in evidence.cases

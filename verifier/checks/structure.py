@@ -31,7 +31,7 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
 
 @check("structure.signatures", step="lowering", needs=whole, cases=one_case)
 def signatures(evidence: Evidence, _case: str) -> Finding:
-    """Methods take and give the dtypes, sizes and dynamic bounds that runners rely on."""
+    """The inputs and outputs of every method have the dtypes, sizes and dynamic bounds that runners rely on."""
     static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
     family, longest = evidence.family, evidence.artifact.max_seq_len
     for name in ROLES:
@@ -55,8 +55,8 @@ def signatures(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.limits", step="lowering", needs=whole, cases=one_case)
 def limits(evidence: Evidence, _case: str) -> Finding:
-    """`get_max_seq_len`, the decoder's bound and the cache agree; where the cache is longer than the positions that the model was trained
-    for (`max_position_embeddings`), the message says so."""
+    """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree. Where the cache is longer than
+    `max_position_embeddings` of config.json, the message says so."""
     limit = evidence.artifact.max_seq_len
     trained, held = evidence.checkpoint.geometry.text.max_positions, evidence.recipe.max_context_len
     declared = evidence.artifact.methods[DECODER].inputs[0]
@@ -82,7 +82,7 @@ def limits(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.quantization", step="lowering", needs=whole, cases=one_case)
 def quantization(evidence: Evidence, _case: str) -> Finding:
-    """Every int8 tensor between two delegates is read with the scale and zero point that it was written with (ET#21773)."""
+    """Every int8 tensor that goes from one delegate to another is read with the scale and zero point that it was written with (ET#21773)."""
     try:
         found = handovers(evidence.artifact)
     except ArtifactError as error:
@@ -102,9 +102,9 @@ def quantization(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.scalars", step="lowering", needs=whole, cases=one_case, limit="structure.scalars")
 def scalars(evidence: Evidence, _case: str) -> Finding:
-    """The vision tower's attention scale: queries and keys are each multiplied by head_dim^-1/4, as PyTorch decomposes attention.
+    """Queries and keys of the vision tower are each multiplied by head_dim^-1/4, as PyTorch decomposes attention.
 
-    int8 hides a scale that is a little off from every band, so the number itself is looked at.
+    The number itself is compared: int8 noise hides a scale that is slightly wrong from every calibrated band.
     """
     geometry, plan = evidence.checkpoint.geometry.vision, evidence.artifact.plans[ENCODER]
     expected = (geometry.width / geometry.heads) ** -0.25
@@ -147,7 +147,7 @@ def runtime_itself(evidence: Evidence) -> OperatorsOf | Missing:
 
 @check("structure.operators", step="lowering", needs=runtime_itself, cases=one_case)
 def operators(ran: OperatorsOf, _case: str) -> Finding:
-    """Every operator of the program has a kernel in the runtime that runs it."""
+    """The runtime that runs the program has a kernel for each of its operators."""
     for name, facts in ran.methods.items():
         missing = sorted(set(facts.operators) - ran.available)
         if missing:
@@ -161,7 +161,7 @@ def operators(ran: OperatorsOf, _case: str) -> Finding:
 
 @check("structure.delegation", step="lowering", needs=whole, cases=one_case)
 def delegation(evidence: Evidence, _case: str) -> Finding:
-    """Matrix products and convolutions run in XNNPACK."""
+    """All matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.artifact.methods.items():
         heavy = {op: n for op, n in facts.operators.items() if is_heavy(op)}
         if heavy:
@@ -179,7 +179,7 @@ def delegation(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.census", step="lowering", needs=whole, cases=one_case)
 def census(evidence: Evidence, _case: str) -> Finding:
-    """Instructions, nodes inside delegates and their clamps are as many of each kind as in the calibrated export."""
+    """The numbers of instructions, of nodes inside delegates and of their clamps, by kind, equal those of the calibrated export."""
     if isinstance(evidence.tolerances, Missing):
         return unverified(f"no census to compare with: {evidence.tolerances.reason}")
     try:
@@ -209,7 +209,7 @@ def _compare_census(actual: dict[str, dict[str, int]], expected: dict[str, dict[
 
 @check("structure.memory", step="lowering", needs=whole, cases=one_case)
 def memory(evidence: Evidence, _case: str) -> Finding:
-    """The decoder's arena holds at least its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
+    """The decoder's arena is at least as large as its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
     text = evidence.checkpoint.geometry.text
     length = evidence.recipe.max_context_len
     cache_bytes = text.cache_bytes(length)
@@ -229,7 +229,7 @@ def memory(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.manifest", step="lowering", needs=whole, cases=one_case, optional=True)
 def manifest(evidence: Evidence, _case: str) -> Finding:
-    """The file is the one its manifest describes."""
+    """The SHA-256 of the file is the one in its manifest."""
     made = evidence.manifest
     if made is None:
         return skipped("no manifest beside the file: its recipe is inferred, its origin unknown")
@@ -248,9 +248,9 @@ def manifest(evidence: Evidence, _case: str) -> Finding:
 
 @check("structure.lifetimes", step="lowering", needs=whole, cases=one_case)
 def lifetimes(evidence: Evidence, _case: str) -> Finding:
-    """No two tensors that live at the same time share memory, and none ends outside its arena.
+    """No two tensors that live at the same time share memory, and no tensor ends outside its arena.
 
-    Source: ET#12182, where a cache's lifetime ended early.
+    Source: ET#12182, where the lifetime of a cache ended early.
     """
     planned = 0
     for method in ROLES:

@@ -38,7 +38,7 @@ def repetitions(evidence: Evidence) -> Repetitions | Missing:
 
 @check("threads.repeats", step="kernel", needs=repetitions, cases=fixed_cases(*CONFIGURATIONS), limit="equal")
 def repeats(given: Repetitions, case: str) -> Finding:
-    """Ten repetitions in one process, cold and warm, give the same bits; so does another process of as many threads."""
+    """Ten repetitions in one process give the same bits, and so does another process with the same number of threads."""
     mine = given.threads[case]
     first = given.threads[CONFIGURATIONS[1]] if case == CONFIGURATIONS[-1] else mine
     compared = 0
@@ -65,7 +65,7 @@ def repeats(given: Repetitions, case: str) -> Finding:
 
 @check("threads.counts", step="kernel", needs=repetitions, cases=fixed_cases(*OTHERS), limit=TIES)
 def counts(given: Repetitions, case: str) -> Finding:
-    """With other thread counts the results are those of one thread, up to rounding ties."""
+    """With other numbers of threads the outputs equal those of one thread, up to rounding ties."""
     mine, first, allowed = given.threads[case], given.threads[FIRST], given.allowed
     worst = EQUAL_DB
     for call in range(len(CALLS)):

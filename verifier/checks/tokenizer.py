@@ -340,7 +340,7 @@ def per_tokenizer_or_none(subjects: Subjects) -> tuple[str, ...]:
     optional=True,
 )
 def loads(files: Files, case: str) -> Finding:
-    """ExecuTorch's runners load the file, and take BOS and EOS from it that are the checkpoint's."""
+    """ExecuTorch's runners load the file, and its BOS and EOS are the checkpoint's."""
     if not files.shipped.files:
         return skipped("no tokenizer file lies beside the program; give the one that ships with --tokenizer FILE")
     return _judge(files, case)
@@ -348,22 +348,23 @@ def loads(files: Files, case: str) -> Finding:
 
 @check("tokenizer.texts", step="mapping", needs=_need(_texts), cases=per_tokenizer, limit="tokenizer.different")
 def texts(files: Files, case: str) -> Finding:
-    """500 texts (many scripts, emoji, digits, blanks, special tokens spelled out, long ones) get the checkpoint's ids, or exactly those that the
-    file's format explains."""
+    """500 texts (many scripts, emoji, digits, blanks, special tokens spelled out, long ones) get the checkpoint's ids. A difference that the format
+    of the file explains is counted, and the message names it."""
     return _judge(files, case)
 
 
 @check("tokenizer.pieces", step="mapping", needs=_need(_pieces), cases=per_tokenizer, limit="tokenizer.different")
 def pieces(files: Files, case: str) -> Finding:
-    """Every piece of the checkpoint's vocabulary has its id in the file: a text with that piece gets it, and the id is printed as that piece.
-    Pieces are joined in the checkpoint's order."""
+    """Every piece of the checkpoint's vocabulary has the same id in the file: a text that contains the piece gets this id, and the id is printed as
+    the piece. Pieces are merged in the checkpoint's order."""
     return _judge(files, case)
 
 
 @check("tokenizer.prompts", step="mapping", needs=_need(_prompts), cases=per_tokenizer, limit="tokenizer.different")
 def prompts(files: Files, case: str) -> Finding:
-    """The golden prompts get the reference's ids, BOS in front, fed as ExecuTorch's runner feeds them: a text before the image, another behind it.
-    Where the checkpoint puts no blank behind the image, the runner does all the same; that is said, with the number of prompts."""
+    """The golden prompts get the reference's ids, BOS first, if they are fed as ExecuTorch's runner feeds them: the text before the image and the
+    text behind it are encoded apart. If the checkpoint puts no blank behind the image, the runner does so nevertheless; the message counts these
+    prompts."""
     return _judge(files, case)
 
 
@@ -375,7 +376,7 @@ def prompts(files: Files, case: str) -> Finding:
     limit="tokenizer.different",
 )
 def answers(files: Files, case: str) -> Finding:
-    """The golden answers, printed token by token as ExecuTorch's runner prints them, read as the reference's text."""
+    """The golden answers, printed token by token as ExecuTorch's runner prints them, give the reference's text."""
     return _judge(files, case)
 
 

@@ -60,7 +60,7 @@ SQNRS = (SQNR, "vision.token_sqnr_p10_db")
 
 @check("vision.embedding", step="quantization", needs=images, cases=per_image, limit=SQNRS, having={ALL_IMAGES})
 def embedding(given: Images, name: str) -> Finding:
-    """SQNR over the image and over its weakest tokens stays in the calibrated band."""
+    """The SQNR of all image tokens together, and of the weakest tenth of them, stays within the calibrated band."""
     case, evidence = given.cases[name], given.evidence
     if case.vision is None:
         return failed(
@@ -92,7 +92,7 @@ CHANNELS = ("vision.channel_gain_change", "vision.channel_offset_change")
 
 @check("vision.channels", step="quantization", needs=conversations, cases=one_case, limit=CHANNELS, having={ALL_IMAGES})
 def channels(given: Conversations, case: str) -> Finding:
-    """Over all golden images, no output channel of the projector has another gain or offset than in fp32."""
+    """Over all golden images, every output channel of the projector has the gain and offset that it has in fp32."""
     made = compare_all((one.vision, one.expected.vision) for one in given.cases.values())
     if isinstance(made, Mismatch):
         return unverified(f"the image tokens cannot be fitted: {made.reason}; see vision.embedding")

@@ -43,7 +43,7 @@ def audited(evidence: Evidence) -> Audits | Missing:
 
 @check("weights.tensors", step="lowering", needs=audited, cases=per_parameter, limit="weights.tensors.worst_steps")
 def tensors(audits: Audits, case: str) -> Finding:
-    """Integers and scales of every parameter are exactly those that the recipe makes of the checkpoint."""
+    """The integers and scales of every parameter equal those that the recipe makes of the checkpoint's tensor."""
     method, module = case.partition(".")[0], module_of(case)
     records = audits.by_name.get(case, [])
     if not records:
@@ -94,7 +94,8 @@ def _rounded(evidence: Evidence, record: Audited) -> bool:
 
 @check("weights.derived", step="lowering", needs=audited, cases=one_case)
 def derived(audits: Audits, _case: str) -> Finding:
-    """Constants that no tensor holds follow from the configuration: epsilons, RoPE, mean and std, QuickGELU, scales, masks."""
+    """The constants that no tensor of the checkpoint holds follow from its configuration: epsilons, RoPE tables, mean and std, QuickGELU's factor,
+    scales, masks."""
     audit, evidence = audits.audit, audits.evidence
     records = [record for record in audit.constants if record.name not in evidence.subjects.parameters]
     wrong = [record for record in records if record.reason]
@@ -132,7 +133,7 @@ def _owner(audit: Audit, record: Audited) -> str:
 
 @check("weights.placement", step="lowering", needs=audited, cases=one_case)
 def placement(audits: Audits, _case: str) -> Finding:
-    """Every tensor stands where the computation needs it: layer after layer, stage after stage."""
+    """The program uses the tensors in the order of the computation: layer after layer, stage after stage."""
     audit = audits.audit
     if audit.misplaced:
         first = audit.misplaced[0]

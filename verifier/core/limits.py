@@ -300,8 +300,8 @@ _ROWS: tuple[Limit, ...] = (
         "dB",
         "least",
         "measured",
-        "int8 rounding leaves this of the weakest image tokens, at worst of all golden images, or what calibration recorded if that is less; less a step "
-        "on 0.1 % of the elements in every layer: 34 dB for llava_tiny, 17 dB for a synthetic 7B",
+        "the smaller of this and the SQNR that calibration recorded for the weakest golden image, minus the cost of one int8 step on 0.1 % of the elements "
+        "in every layer: 34 dB for llava_tiny, 17 dB for a synthetic 7B",
         "67 dB with AVX2, 38 dB with AVX-512, 12 dB with a wrong SMOPA; the 7B 21 dB",
     ),
     Limit(

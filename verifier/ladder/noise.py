@@ -35,8 +35,8 @@ class RoundingNoise:
 
 def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) -> float:
     """SQNR of a token's logits or last hidden state with int8 activations against the same 4-bit weights without, in dB: of all tokens the
-    worst, the smaller of the two. Its mean less some deviations does not do: in a shallow decoder a few logits are all but exact, and a
-    spread of 7 dB with them upwards only. Measured on 16 tokens: 28.3 dB for a synthetic 7B (mean 29.6, deviation 0.6), 37 to 41 dB for
+    worst, the smaller of the two. The mean minus some standard deviations is unsuitable: in a shallow decoder a few tokens are almost
+    exact, which widens the distribution upwards by 7 dB without lowering the minimum. Measured on 16 tokens: 28.3 dB for a synthetic 7B (mean 29.6, deviation 0.6), 37 to 41 dB for
     llava_tiny, which leaves the count of ties in force there.
 
     `quantized` is the eager rung that `rounding` belongs to; `embeddings` [1, S, D] start at position 0. Both go through a layer together.

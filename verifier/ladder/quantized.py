@@ -32,8 +32,8 @@ SECOND_TIE_WIDTH = limit("layers.graph.second_tie").value * TIE_WIDTH
 
 
 class Rounding:
-    """How the linears of a quantized decoder round activations: as XNNPACK does; while `tipped`, every tie the other way; while `left_out`,
-    not at all."""
+    """How the linears of a quantized decoder round their activations: like XNNPACK (default), with every near-tie rounded the other way
+    (`tipped`), or not at all (`left_out`)."""
 
     def __init__(self) -> None:
         self._tipped = False
@@ -41,7 +41,7 @@ class Rounding:
 
     @contextmanager
     def tipped(self) -> Iterator[None]:
-        """What another order of the same fp32 roundings may make of the activations, at worst."""
+        """Round every near-tie the other way: the worst that another order of the same fp32 operations can do to the activations."""
         self._tipped = True
         try:
             yield

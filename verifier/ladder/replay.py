@@ -2,8 +2,8 @@
 
 Two errors for every tensor. *Local*: the interpreter evaluates one instruction on what the runtime itself fed it, so that
 only this instruction is in question. *Propagated*: the interpreter's own run from the first instruction on, which shows what
-accumulates. A third question comes for free: is what an instruction was handed what its producer made? If memory is shared
-where it must not be, it is not.
+accumulates. The replay also checks that each operand still holds what its producer wrote: a difference means that two tensors
+share memory.
 """
 
 from __future__ import annotations
