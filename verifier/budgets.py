@@ -20,9 +20,9 @@ from verifier.errors import RunnerError, UsageError
 from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.files import replacing
+from verifier.gather import measure_speed
 from verifier.golden import BUDGET_SCHEMA, stored
 from verifier.opening import Opened, Request, open_request
-from verifier.pipeline import measure_speed
 from verifier.progress import hushed
 from verifier.reference import load_sample
 

@@ -37,11 +37,11 @@ from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.families.llava.definition import Definition
 from verifier.files import replacing
+from verifier.gather import AnswerSamples, gather
 from verifier.golden import TOLERANCE_SCHEMA, stored
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.opening import Opened, Request, open_request
-from verifier.pipeline import AnswerSamples, gather
 from verifier.progress import Progress, hushed
 from verifier.reference import Answered, Sample, answer_samples
 

@@ -20,8 +20,8 @@ def victim(micro_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def gathered() -> Evidence:
     """The evidence of the embedded program, to be broken in memory."""
+    from verifier.gather import gather
     from verifier.opening import Request, open_request
-    from verifier.pipeline import gather
     from verifier.progress import Progress, hushed
 
     families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")

@@ -22,9 +22,9 @@ from verifier.errors import UsageError
 from verifier.evidence import unasked
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
+from verifier.gather import tokenizers_asked
 from verifier.golden import load_golden
 from verifier.opening import Request, open_request
-from verifier.pipeline import tokenizers_asked
 from verifier.probes.tokenizer import find_tokenizers
 from verifier.types import CheckResult
 

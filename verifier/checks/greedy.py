@@ -129,19 +129,9 @@ def _golden(given: Answers, case: Case) -> Finding:
         return silent
     assert case.logits is not None
     recomputed = np.array(wanted.ids)
-    reference = refusal(case.expected.logits)
-    if reference is not None or len(case.expected.logits) != len(recomputed):
-        return unverified("the fp32 reference gives no answer of this length: make golden data again")
-    if case.logits.shape != case.expected.logits.shape:
-        said = f"the logits have shape {list(case.logits.shape)}, expected {list(case.expected.logits.shape)}"
-        return failed(said, where=Where(method=DECODER))
-    parted = np.flatnonzero(case.expected.logits.argmax(-1) != recomputed)
-    if not all(TIE.admits(wanted.margins[at]) for at in parted):
-        command = 'python -m verifier.golden update --model DIR --reason "why"'
-        return unverified(
-            "the fp32 reference no longer gives the golden answer: golden data and checkpoint have parted; "
-            f"make golden data again: {command}",
-        )
+    unlike = _unlike_reference(case, case.logits)
+    if unlike is not None:
+        return unlike
     actual = case.logits.argmax(-1)
     wrong = np.flatnonzero(actual != recomputed)
     fields: Fields = {"measured": {"tokens": len(actual), "different": len(wrong)}}
@@ -173,6 +163,23 @@ def _golden(given: Answers, case: Case) -> Finding:
     if spared:
         said += f", {spared} of them where the recipe's quantization decides: this picture is harder for it than the golden ones"
     return passed(said, fields)
+
+
+def _unlike_reference(case: Case, logits: Array) -> Finding | None:
+    """What keeps the answer from being held against the golden one: a reference that no longer gives it, or logits of another shape."""
+    wanted, expected = case.sample.golden, case.expected.logits
+    if refusal(expected) is not None or len(expected) != len(wanted.ids):
+        return unverified("the fp32 reference gives no answer of this length: make golden data again")
+    if logits.shape != expected.shape:
+        said = f"the logits have shape {list(logits.shape)}, expected {list(expected.shape)}"
+        return failed(said, where=Where(method=DECODER))
+    parted = np.flatnonzero(expected.argmax(-1) != np.array(wanted.ids))
+    if all(TIE.admits(wanted.margins[at]) for at in parted):
+        return None
+    return unverified(
+        "the fp32 reference no longer gives the golden answer: golden data and checkpoint differ. Make golden data again: "
+        'python -m verifier.golden update --model DIR --reason "why"'
+    )
 
 
 def _within_recipe(given: Answers, case: Case, at: int) -> bool:

@@ -8,8 +8,9 @@ from statistics import median
 from typing import Any
 
 from verifier.errors import UsageError
+from verifier.gather import measure_speed
 from verifier.opening import Opened, Request, open_request
-from verifier.pipeline import measure_speed, verify
+from verifier.pipeline import verify
 from verifier.progress import Progress, hushed
 from verifier.reference import load_sample
 from verifier.report.as_json import Report, read_report, report

@@ -22,6 +22,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+from verifier import gather as gathering
 from verifier import pipeline
 from verifier.checks.registry import CHECKS
 from verifier.errors import VerifierError
@@ -95,10 +96,10 @@ class _Memory:
         self._pairs: Any = None
 
     def install(self) -> None:
-        """From here on the pipeline asks here first."""
+        """From here on gathering asks here first."""
         if self._answer is None:
-            self._answer = patch(pipeline, "answer_samples", self.answers)
-            self._pairs = patch(pipeline, "mapping_pairs", self.pairs)
+            self._answer = patch(gathering, "answer_samples", self.answers)
+            self._pairs = patch(gathering, "mapping_pairs", self.pairs)
 
     def answers(self, definition: Definition, samples: list[Sample]) -> list[Answered]:
         """As `answer_samples`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
@@ -183,9 +184,7 @@ def compare_layers(  # noqa: PLR0917
     blocks = decoder.compare(traced.calls, replay, tell)
     blocks += vision_layers(definition, taps, traced.calls, replay)
     found = profile(definition, taps, traced.calls, replay)
-    first = traced.calls[0].sample
-    prompts = [c.inputs[0] for c in traced.calls if c.method == EMBEDDING and c.sample == first]
-    prompt = torch.cat([definition.embed(ids) for ids in prompts], dim=1)
+    prompt = _prompt(definition, traced)
     shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if family.large else prompt)
     tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == DECODER}
     return LayerEvidence(
@@ -198,6 +197,13 @@ def compare_layers(  # noqa: PLR0917
         tokens=tokens,
         counterparts=_at_home(artifact, traced, runner),
     )
+
+
+def _prompt(definition: Definition, traced: Traced) -> Tensor:
+    """Embeddings [1, S, D] of the text of the first sample."""
+    first = traced.calls[0].sample
+    texts = [c.inputs[0] for c in traced.calls if c.method == EMBEDDING and c.sample == first]
+    return torch.cat([definition.embed(ids) for ids in texts], dim=1)
 
 
 def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], None]:

@@ -1,0 +1,349 @@
+"""What checks look at, gathered: the references here, the program in children beside them, as much as the chosen checks need."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from verifier.audit.run import Audit, audit_weights
+from verifier.checkpoint import Checkpoint
+from verifier.errors import ArtifactError, GoldenError, VerifierError
+from verifier.evidence import (
+    ConversationBundle,
+    Evidence,
+    Part,
+    RuntimeEvidence,
+    collect_cases,
+    collect_runtime,
+    conversation_bundle,
+    golden_folder,
+    mapping_pairs,
+    run_bundle,
+    unasked,
+    with_foundations,
+)
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
+from verifier.families.tokens.agreement import compare_with_transformers
+from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.golden import GoldenSet, Tolerances, load_tolerances
+from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
+from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
+from verifier.memory import return_freed
+from verifier.opening import Opened, subjects_of
+from verifier.probes.kvcache import CacheEvidence, ask_cache
+from verifier.probes.speed import Speed, ask_speed
+from verifier.probes.threads import ThreadEvidence, ask_threads
+from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
+from verifier.progress import Progress, Tell
+from verifier.published import compare_published
+from verifier.reference import Answered, LayerPair, Sample, answer_samples, load_sample
+from verifier.runner.protocol import Bundle, Result
+from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
+from verifier.types import Missing
+
+P = ParamSpec("P")
+R = TypeVar("R")
+AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
+
+
+def _parts(opened: Opened) -> frozenset[Part]:
+    """What the chosen checks need."""
+    return with_foundations(part for check in opened.checks for part in check.needs.parts)
+
+
+def _audit(opened: Opened, tell: Tell) -> Audit | Missing:
+    """The audit of the constants, or why there is none."""
+    try:
+        return audit_weights(opened.artifact, opened.family, opened.recipe, tell=tell)
+    except VerifierError as error:
+        return Missing(error.one_line, "program" if isinstance(error, ArtifactError) else "verifier")
+
+
+def _compare_layers(
+    opened: Opened, audit: Audit | Missing, definition: Definition, traced: Traced | Missing, tell: Tell
+) -> LayerEvidence | Missing:
+    """The comparison layer by layer."""
+    for absent in (traced, audit):
+        if isinstance(absent, Missing):
+            return absent
+    assert isinstance(traced, Traced) and isinstance(audit, Audit)
+    return compare_layers(
+        opened.artifact,
+        opened.family,
+        opened.recipe,
+        audit,
+        definition,
+        traced,
+        opened.runner,
+        opened.request.reproduction,
+        tell,
+    )
+
+
+def _tolerances(opened: Opened) -> Tolerances | Missing:
+    try:
+        return load_tolerances(golden_folder(opened.checkpoint), opened.checkpoint.sha256, opened.recipe.name)
+    except GoldenError as error:
+        return Missing(error.one_line, "verifier")
+
+
+def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> CacheEvidence:
+    return ask_cache(
+        opened.artifact,
+        opened.family.embedding_table().numpy(),
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        in_chunks=Part.CHUNKS in parts,
+        large=opened.family.large,
+    )
+
+
+def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence:
+    return ask_threads(
+        opened.artifact,
+        table.numpy(),
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        large=opened.family.large,
+    )
+
+
+def tokenizers_asked(
+    to_ship: ToShip, checkpoint: Checkpoint, tokenizer: Tokenizer, golden: GoldenSet
+) -> TokenizerEvidence:
+    """What ExecuTorch makes of the tokenizer files that ship."""
+    questions = [image.question for image in golden.images] or [DEFAULT_QUESTION]
+    return ask_tokenizers(
+        to_ship,
+        checkpoint.directory,
+        before=[BEFORE_IMAGE],
+        behind=[after_image(question) if question else SEED_CUE for question in questions],
+        front=[tokenizer.bos_id] if tokenizer.adds_bos else [],
+    )
+
+
+def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
+    """Time and memory of a conversation; whoever asks is alone on the machine."""
+    return ask_speed(
+        opened.artifact,
+        table.numpy(),
+        image.numpy(),
+        lambda bundle: run_bundle(opened.runner, bundle),
+        patches=opened.family.patches,
+        large=opened.family.large,
+    )
+
+
+def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None = None) -> Evidence:
+    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers in place of `answer_samples`.
+
+    The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
+    in two rows of children.
+    """
+    parts, samples = _parts(opened), _samples(opened)
+    if Part.PROMPTS in parts:
+        with progress.stage("tokenizer against Hugging Face"):
+            compare_with_transformers(opened.tokenizer)
+    with ExitStack() as stack:
+        stack.enter_context(_one_core_for_children())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
+        children = _Children(stack.enter_context(ThreadPoolExecutor(opened.runner.at_once)), parts)
+        image = samples[0].image
+        # first: this process waits for it first
+        tracing = children.submit(Part.LAYERS, "a trace", _trace, opened, list(samples), folder)
+        probed = children.submit(Part.CACHE, "the cache", _probe_cache, opened, parts, image)
+        files = (opened.to_ship, opened.checkpoint, opened.tokenizer, opened.golden)
+        shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", tokenizers_asked, *files)
+        with progress.stage("fp32 reference"):
+            definition = opened.family.definition(max_len=_longest(opened, samples))
+            if opened.request.image is not None:
+                samples.append(user_sample(opened, definition))
+            made = _conversations(opened, samples)
+            answered = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
+            repeated = children.submit(Part.THREADS, "repetitions", _ask_threads, opened, definition.embedding, image)
+            reference = _answers(opened, parts, definition, samples, answer or answer_samples)
+            definition.forget()
+        compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
+        with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
+            result = answered.result()
+        speed: Speed | Missing = unasked("time and memory")
+        if Part.SPEED in parts:
+            with progress.stage("time and memory"):
+                children.pool.shutdown()
+                speed = measure_speed(opened, definition.embedding, image)
+    runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
+    return _evidence(opened, definition, reference, compared, runtime, made, shipped.result())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Samples, those of the checkpoint's own processor, and the fp32 answers to both; no answers if none were asked for."""
+
+    samples: list[Sample]
+    published: list[Sample]
+    answers: list[Answered]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What was compared while the program ran elsewhere."""
+
+    mapping: dict[str, list[LayerPair]]
+    audit: Audit | Missing
+    layers: LayerEvidence | Missing
+
+
+def _longest(opened: Opened, samples: list[Sample]) -> int:
+    """Tokens that the definition has to hold: of the longest conversation, with room for an answer to the user's own image."""
+    longest = max(s.prompt.length(opened.family.patches) + len(s.golden.ids) for s in samples)
+    return max(longest, min(opened.artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
+
+
+def _conversations(opened: Opened, samples: list[Sample]) -> ConversationBundle:
+    vocabulary = opened.checkpoint.geometry.text.vocabulary
+    patches, large = opened.family.patches, opened.family.large
+    return conversation_bundle(opened.artifact, samples, patches=patches, vocabulary=vocabulary, large=large)
+
+
+def _answers(
+    opened: Opened, parts: frozenset[Part], definition: Definition, samples: list[Sample], answer: AnswerSamples
+) -> _Reference:
+    """The fp32 answers. Golden answers that were made with another tokenizer are held against this one's prompt."""
+    published = golden_by_its_processor(opened, samples) if Part.PUBLISHED in parts else []
+    if Part.CONVERSATIONS not in parts:
+        return _Reference(samples, published, [])
+    answers = answer(definition, [*samples, *published])
+    if opened.golden.images and not opened.tokenizer.rule.same_prompt(opened.golden.prompt_rule):
+        pairs = zip(samples, answers[: len(samples)], strict=True)
+        samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
+    return _Reference(samples, published, answers)
+
+
+def _compare(  # noqa: PLR0917
+    opened: Opened,
+    parts: frozenset[Part],
+    definition: Definition,
+    samples: list[Sample],
+    tracing: Future[Traced | Missing],
+    progress: Progress,
+) -> _Compared:
+    """The comparisons of this process; what they take is given back."""
+    with progress.stage("definition against Hugging Face"):
+        mapping = mapping_pairs(opened.family, definition, samples) if Part.MAPPING in parts else {}
+    with progress.stage("audit of the constants"):
+        audit = _audit(opened, progress.counted) if Part.AUDIT in parts else unasked("the audit")
+    with progress.stage("layer by layer"):
+        layers = _compare_layers(opened, audit, definition, tracing.result(), progress.counted)
+    definition.forget()
+    gc.collect()  # the quantized decoder's modules refer to each other
+    return_freed()
+    return _Compared(mapping, audit, layers)
+
+
+def _evidence(  # noqa: PLR0917
+    opened: Opened,
+    definition: Definition,
+    reference: _Reference,
+    compared: _Compared,
+    runtime: RuntimeEvidence,
+    made: ConversationBundle,
+    shipped: TokenizerEvidence | Missing,
+) -> Evidence:
+    samples, answers = reference.samples, reference.answers
+    cases = collect_cases(made, runtime.conversations, samples, answers[: len(samples)]) if answers else ()
+    return Evidence(
+        artifact=opened.artifact,
+        manifest=opened.manifest,
+        checkpoint=opened.checkpoint,
+        family=opened.family,
+        definition=definition,
+        tokenizer=opened.tokenizer,
+        recipe=opened.recipe,
+        subjects=subjects_of(opened),
+        audit=compared.audit,
+        layers=compared.layers,
+        golden=opened.golden,
+        expectation=opened.expectation,
+        tolerances=_tolerances(opened),
+        budget=opened.budget,
+        cases=cases[: len(opened.golden.images)],
+        user_case=cases[-1] if opened.request.image is not None and cases else None,
+        mapping=compared.mapping,
+        runtime=runtime,
+        rounding=RoundingNoise(partial(_rounding_noise_db, opened, compared.audit, definition, samples[0])),
+        shipped=shipped,
+        published=compare_published(samples, reference.published, answers) if answers else (),
+    )
+
+
+def _samples(opened: Opened) -> list[Sample]:
+    """The golden images with their prompts; one that is made up where there are none."""
+    side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
+    golden = [load_sample(i, opened.tokenizer, side_px=side_px, square=square) for i in opened.golden.images]
+    return golden or [probe_sample(opened.tokenizer, side_px=side_px, square=square)]
+
+
+@dataclass(frozen=True)
+class _Children:
+    """Runs of the program beside this process, of the parts that are needed."""
+
+    pool: ThreadPoolExecutor
+    parts: frozenset[Part]
+
+    def submit(
+        self, part: Part, what: str, work: Callable[P, R], *given: P.args, **named: P.kwargs
+    ) -> Future[R | Missing]:
+        """Start some work, or say that no check asked for what it gives."""
+        if part in self.parts:
+            return cast("Future[R | Missing]", self.pool.submit(work, *given, **named))
+        absent: Future[R | Missing] = Future()
+        absent.set_result(unasked(what))
+        return absent
+
+
+def _rounding_noise_db(opened: Opened, audit: Audit | Missing, definition: Definition, sample: Sample) -> float:
+    """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
+    rounding = Rounding()
+    held: Held = nothing_held
+    if opened.family.large and isinstance(audit, Audit):
+        held = held_in(opened.artifact, audit)
+    quantized = build_quantized_decoder(opened.family, opened.recipe, held, rounding)
+    ids = torch.tensor([(*sample.prompt.before, *sample.prompt.after)[:NOISE_TOKENS]])
+    return rounding_noise_db(quantized, rounding, definition.embed(ids))
+
+
+@contextmanager
+def _one_core_for_children() -> Iterator[None]:
+    """Leave a core to the program under test: OpenMP's threads wait for each other, and lose more than they win (a tenth)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _converse(opened: Opened, parts: frozenset[Part], bundle: Bundle) -> Result:
+    """The golden conversations, if a check needs them; else no call at all, for those who want to know what ran: operators, versions, CPU
+    features. A device tells which instructions its kernels are made of once some were chosen: the encoder, a lookup, and a first chunk of text."""
+    if Part.CONVERSATIONS not in parts:
+        bundle = replace(bundle, calls=bundle.calls[:3] if Part.INSTRUCTIONS in parts else ())
+    return run_bundle(opened.runner, bundle)
+
+
+def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
+    patches, large = opened.family.patches, opened.family.large
+    chosen = choose_samples(samples, large=large)
+    return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
