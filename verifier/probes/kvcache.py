@@ -145,9 +145,9 @@ def ask_cache(
         unread, unset = (
             Missing(said, "verifier") for said in (error.one_line, f"the cache cannot be set: {error.one_line}")
         )
-        return CacheEvidence(
-            limit, replace(unread, culprit="program"), chunks, capacity, use, rows=unread, poison=unset
-        )
+        # caches that are read and are not a LLaVA's are the program's fault; an instruction that nobody here can read is not
+        caches_unread = replace(unread, culprit="program") if isinstance(error, ArtifactError) else unread
+        return CacheEvidence(limit, caches_unread, chunks, capacity, use, rows=unread, poison=unset)
     with tempfile.TemporaryDirectory(prefix="verifier-rewired-") as folder:
         reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
         numbers = [cache.value for cache in caches]
