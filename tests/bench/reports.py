@@ -27,8 +27,10 @@ from tests.bench.report_subjects import NAMES, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = ("step", "verdict", "measured", "allowed", "exception")
-"""Times and memory stand elsewhere in a report. Two runs of one tree give the same bits in all of it, but for rare exceptions: a block of
-`layers.graph` kept 131.4 dB in five runs and 123.0 dB in a sixth, where 56 dB are allowed. Only `layers.graph` moved, so it was the eager reference."""
+"""Times and memory stand elsewhere in a report."""
+VARYING_DB = {"layers.graph": 10.0}
+"""By how many dB the numbers of a check may differ, as they do between runs of one tree. The sums of the eager quantized model are MKL's, whose order
+depends on where arrays lie in memory. Seen: 131.4 and 123.0 dB where 56 are allowed, 82.27649 and 82.27645 dB, a limit of 56.1 and 52.8 dB."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,26 @@ def _by_case(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], di
 
 
 def _values(place: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    pairs = [(name, _text(old.get(name)), _text(new.get(name))) for name in COMPARED]
-    return [f"{place}: {name} {a} -> {b}" for name, a, b in pairs if a != b]
+    pairs = [(name, old.get(name), new.get(name)) for name in COMPARED]
+    tolerance_db = VARYING_DB.get(old["id"], 0.0)
+    return [f"{place}: {name} {_text(a)} -> {_text(b)}" for name, a, b in pairs if not _equal(a, b, tolerance_db)]
+
+
+def _equal(old: Any, new: Any, tolerance_db: float) -> bool:
+    """Whether two values are equal to the last bit; numbers in dB, to within a tolerance."""
+    if _text(old) == _text(new):
+        return True
+    if not tolerance_db or not isinstance(old, dict) or not isinstance(new, dict) or old.keys() != new.keys():
+        return False
+    return all(
+        _text(old[key]) == _text(new[key])
+        or (
+            key.endswith("_db")
+            and all(isinstance(x, float) for x in (old[key], new[key]))
+            and abs(old[key] - new[key]) <= tolerance_db
+        )
+        for key in old
+    )
 
 
 def _text(value: Any) -> str:

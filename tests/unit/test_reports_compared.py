@@ -77,3 +77,16 @@ def test_what_a_second_run_does_not_show() -> None:
     """A place that differs in both runs counts, whatever the values; one that differs in a single run does not."""
     first = ["logits.sqnr a: measured 1 -> 2", "logits.sqnr b: measured 1 -> 2", "x.y c 0: only here"]
     assert repeated(first, ["logits.sqnr a: measured 1 -> 3", "x.y c 0: only here"]) == [first[0], first[2]]
+
+
+def test_what_varies_between_runs_of_one_tree() -> None:
+    """Decibels of `layers.graph` may move by 10 dB; further, or with another key or verdict, they are a difference."""
+
+    def graph(value: float, **fields: Any) -> Judged:
+        return _judged(_result("a", id="layers.graph", measured={"sqnr_db": value}, **fields))
+
+    assert differences(graph(131.4), graph(123.0)) == []
+    assert len(differences(graph(131.4), graph(119.0))) == 1
+    assert len(differences(graph(131.4), graph(math.nan))) == 1
+    assert len(differences(graph(131.4), graph(131.4, verdict="fail"))) == 1
+    assert len(differences(BASE, _judged(_result("a", measured={"sqnr_db": 30.6}), _result("b")))) == 1
