@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("faults")
 
 
 def test_every_check_has_a_row() -> None:
-    """A new check says what poisons it: add a row to POISONS in tests/faults/poisons.py (docs/contributing.md)."""
+    """A new check says what poisons it: add a row to POISONS in tests/faults/poisons.py (CONTRIBUTING.md)."""
     assert [check.id for check in CHECKS if check.id not in POISONS] == []
     assert sorted(POISONS.keys() - {check.id for check in CHECKS}) == []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from verifier.artifact.program import Scalar
 from verifier.checks.bands import whole
@@ -13,30 +12,19 @@ from verifier.export.lower import metadata as declared
 from verifier.families.tokens.ending import Said, begin_statements, end_ids, end_statements
 from verifier.types import Where
 
-
-@dataclass(frozen=True)
-class _Fallback:
-    """What runners assume for a method that a file lacks, in words, and whether an answer depends on it."""
-
-    text: str
-    matters: bool = True
-
-
 # executorch 1.5.1, extension/llm/runner/llm_runner_helper.cpp (get_llm_metadata, get_eos_ids); 128 was its default before, and is that of
 # react-native-executorch (issues 194 and 201 there: prompts cut at the image).
 FALLBACKS = {
-    "get_max_seq_len": _Fallback("ExecuTorch's runner refuses the file"),
-    "get_max_context_len": _Fallback(
-        "ExecuTorch's runner assumes get_max_seq_len ({get_max_seq_len}), older releases and react-native-executorch 128"
-    ),
-    "get_vocab_size": _Fallback("runners take the tokenizer's"),
-    "get_bos_id": _Fallback("runners take the tokenizer's, and react-native-executorch none"),
-    "get_eos_ids": _Fallback("runners take the tokenizer's alone"),
-    "use_kv_cache": _Fallback("ExecuTorch's runner assumes true"),
-    "use_sdpa_with_kv_cache": _Fallback("ExecuTorch's runner assumes false", matters=False),
-    "enable_dynamic_shape": _Fallback("ExecuTorch's runner assumes false, and prefills token by token"),
+    "get_max_seq_len": "ExecuTorch's runner refuses the file",
+    "get_max_context_len": "ExecuTorch's runner assumes get_max_seq_len ({get_max_seq_len}), older releases and react-native-executorch 128",
+    "get_vocab_size": "runners take the tokenizer's",
+    "get_bos_id": "runners take the tokenizer's, and react-native-executorch none",
+    "get_eos_ids": "runners take the tokenizer's alone",
+    "use_kv_cache": "ExecuTorch's runner assumes true",
+    "use_sdpa_with_kv_cache": "ExecuTorch's runner assumes false",
+    "enable_dynamic_shape": "ExecuTorch's runner assumes false, and prefills token by token",
 }
-"""By the name of the method."""
+"""What runners assume for a method that a file lacks, by its name."""
 
 
 @check("structure.metadata", step="lowering", needs=whole, cases=one_case)
@@ -91,7 +79,7 @@ def _shown(value: object) -> str:
 
 
 def _missing(name: str, right: object, actual: Mapping[str, object]) -> str:
-    assumed = FALLBACKS[name].text.format(get_max_seq_len=actual["get_max_seq_len"])
+    assumed = FALLBACKS[name].format(get_max_seq_len=actual["get_max_seq_len"])
     return f"{name} is missing (right: {_shown(right)}): {assumed}"
 
 
