@@ -18,6 +18,7 @@ from verifier.evidence import (
     golden_folder,
 )
 from verifier.export.manifest import Manifest, read_manifest
+from verifier.families.conventions import recognize
 from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_family
@@ -110,13 +111,13 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
+    convention = recognize(artifact)
     to_ship = find_tokenizers(request.pte, request.tokenizer)
     artifact.max_seq_len  # noqa: B018  refused here if the file does not say
     manifest = read_manifest(request.pte)
     checkpoint = open_checkpoint(request.model)
     checkpoint.require_usable()
-    family = open_family(checkpoint)
-    family.convention.require(artifact)
+    family = open_family(checkpoint, convention)
     _check_belonging(artifact, manifest, checkpoint)
     tokenizer = open_tokenizer(checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, family)

@@ -9,8 +9,8 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.checkpoint import open_checkpoint
-from verifier.errors import ArtifactError
-from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES
+from verifier.errors import ArtifactError, CheckpointError
+from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES, recognize
 from verifier.families.family import Family
 from verifier.families.registry import FAMILIES, open_family
 
@@ -67,7 +67,7 @@ def test_a_derived_constant_that_nothing_explains_is_none(family: Family) -> Non
 
 def test_the_embedded_program_keeps_to_its_convention(family: Family, artifact: Artifact) -> None:
     """Recognized, with the exact signatures for its checkpoint."""
-    family.convention.require(artifact)
+    assert recognize(artifact) is family.convention
     sizes = family.sizes(artifact.max_seq_len)
     for role in ROLES:
         expected = family.convention.signature(role, sizes)
@@ -76,11 +76,11 @@ def test_the_embedded_program_keeps_to_its_convention(family: Family, artifact: 
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_program_without_a_method_is_none_of_the_family(family: Family, artifact: Artifact, role: str) -> None:
+def test_a_program_without_a_method_is_none_of_the_family(artifact: Artifact, role: str) -> None:
     """The refusal names the method, and what there is."""
     lacking = replace(artifact, methods={name: m for name, m in artifact.methods.items() if name != role})
     with pytest.raises(ArtifactError, match=f"no method {role}"):
-        family.convention.require(lacking)
+        recognize(lacking)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,18 @@ def test_a_program_without_a_method_is_none_of_the_family(family: Family, artifa
         (DECODER, ()),
     ],
 )
-def test_another_convention_is_not_understood(
-    family: Family, artifact: Artifact, role: str, inputs: tuple[TensorFacts, ...]
-) -> None:
+def test_another_convention_is_not_understood(artifact: Artifact, role: str, inputs: tuple[TensorFacts, ...]) -> None:
     """Pixels in a batch, no position, a position for each token, no input: refused, not failed."""
     odd = replace(artifact.methods[role], inputs=inputs)
     with pytest.raises(ArtifactError, match=f"calling convention of {role} is not known"):
-        family.convention.require(replace(artifact, methods=artifact.methods | {role: odd}))
+        recognize(replace(artifact, methods=artifact.methods | {role: odd}))
+
+
+def test_a_checkpoint_of_no_family_is_refused(family: Family) -> None:
+    """By name, with the families that there are."""
+    other = replace(family.checkpoint, config=family.checkpoint.config | {"model_type": "smolvlm"})
+    with pytest.raises(CheckpointError, match=r"not known\n  got: smolvlm\n  expected: llava"):
+        open_family(other)
 
 
 def test_registries() -> None:

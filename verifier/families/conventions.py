@@ -106,3 +106,16 @@ EXECUTORCH_LLAVA = Convention(
 )
 """Source: examples/models/llava/export_llava.py and extension/llm/runner of ExecuTorch 1.5.1."""
 CONVENTIONS = (EXECUTORCH_LLAVA,)
+
+
+def recognize(artifact: Artifact) -> Convention:
+    """The convention that a program is called by. Raises `ArtifactError` if it is none that is known, with what the first one lacks."""
+    refusals = []
+    for convention in CONVENTIONS:
+        try:
+            convention.require(artifact)
+        except ArtifactError as error:
+            refusals.append(error)
+        else:
+            return convention
+    raise refusals[0]
