@@ -1,7 +1,8 @@
 """The memory plan: which tensors share bytes, and whether they ever live at the same time.
 
 A tensor lives from the instruction that makes it to the last that reads it; a cache, which is read before anything in the
-call has written it, lives always, and so does a method's output from when it is made. Two that live at once must not share
+call has written it, lives always, and so does a method's output from when it is made; an input lives until it was read for
+the last time. Two that live at once must not share
 a byte of an arena; a view shares its source's memory by design. Issue ET#12182 was a cache whose lifetime ended early.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
-from verifier.backends.calls import is_view, written_by
+from verifier.backends.calls import elided_views, is_view, written_by
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def lifetimes(plan: Plan) -> list[Lifetime]:
     """Lifetimes of all planned tensors of a method; views count as uses of what they look at."""
     end = len(plan.instructions)
     sources = {step.args[-1]: step.args[0] for step in plan.instructions if is_view(step)}
+    sources |= elided_views(plan, lambda step: _tensors(plan, step), lambda step: _every_written(plan, step))
     made: dict[int, int] = {}
     used: dict[int, list[int]] = {}
     for step in plan.instructions:
@@ -57,9 +59,10 @@ def lifetimes(plan: Plan) -> list[Lifetime]:
         value = plan.values[index]
         if not isinstance(value, TensorValue) or value.place is None:
             continue
-        permanent = index not in made or index in _mutated(plan)
+        given = index in plan.inputs
+        permanent = (index not in made and not given) or index in _mutated(plan)
         result = any(_origin(output, sources) == index for output in plan.outputs)
-        first = -1 if permanent else made[index]
+        first = -1 if permanent or given else made[index]
         last = end if permanent or result else max(used[index])
         arena, begin = value.place
         found.append(Lifetime(index, arena, begin, begin + value.size_bytes, first, last, permanent))
@@ -97,6 +100,16 @@ def _tensors(plan: Plan, step: Instruction) -> list[int]:
         listed = [i for i in value.items if i >= 0] if isinstance(value, ListValue) and value.boxed else []
         found += [i for i in (index, *listed) if isinstance(plan.values[i], TensorValue)]
     return found
+
+
+def _every_written(plan: Plan, step: Instruction) -> list[int]:
+    """What an instruction writes, in place too, and what a view is another shape of."""
+    changed = written_by(step)
+    return [
+        *_written(plan, step),
+        *([changed] if changed is not None else []),
+        *([step.args[-1]] if is_view(step) else []),
+    ]
 
 
 def _mutated(plan: Plan) -> set[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 
-from verifier.artifact.plan import Instruction, ListValue, Plan
+from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact, MethodFacts
 from verifier.backends.backend import Backend, Graph, Opaque
 from verifier.backends.xnnpack.run import Xnnpack
@@ -99,6 +100,47 @@ def is_view(step: Instruction) -> bool:
     """Whether an instruction only gives memory another shape: no kernel runs, and nothing is traced."""
     operator = OPERATORS.find(step.name) if step.kind == "kernel" else None
     return operator is not None and operator.views
+
+
+Indices = Callable[[Instruction], Iterable[int]]
+"""Numbers of some EValues of an instruction."""
+
+
+def elided_views(plan: Plan, reads: Indices, writes: Indices) -> dict[int, int]:
+    """EValues that are another one in another shape, by number: ExecuTorch leaves out a view whose shape is static, and plans it where its source
+    lies. Nothing writes such an EValue, and what stands in its memory was written as another one of as many bytes.
+
+    A cache is written, if in place, so it is none. Source: `_emit_view` of executorch/exir/emit/_emitter.py, release 1.5.
+    """
+    written = {index for step in plan.instructions for index in writes(step)}
+    latest = {place: index for index in plan.inputs if (place := _place(plan, index)) is not None}
+    found: dict[int, int] = {}
+
+    def note(index: int) -> None:
+        place = _place(plan, index)
+        if place is not None and index not in written and index not in plan.inputs:
+            source = latest.get(place)
+            if source is not None and _alike(plan, index, source):
+                found.setdefault(index, source)
+
+    for step in plan.instructions:
+        for index in reads(step):
+            note(index)
+        latest |= {place: index for index in writes(step) if (place := _place(plan, index)) is not None}
+    for index in plan.outputs:
+        note(index)
+    return found
+
+
+def _place(plan: Plan, index: int) -> tuple[int, int] | None:
+    value = plan.values[index]
+    return value.place if isinstance(value, TensorValue) and value.constant is None else None
+
+
+def _alike(plan: Plan, one: int, two: int) -> bool:
+    first, second = plan.values[one], plan.values[two]
+    assert isinstance(first, TensorValue) and isinstance(second, TensorValue)
+    return (first.dtype, first.size_bytes, first.dynamic) == (second.dtype, second.size_bytes, second.dynamic)
 
 
 def census_of(artifact: Artifact) -> dict[str, dict[str, int]]:

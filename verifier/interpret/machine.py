@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.dtypes import PROGRAM
-from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
+from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue, Value
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.backends.backend import Backend, Graph, NodeObserver
-from verifier.backends.calls import BACKENDS, graph_of, operands_of, results_of
+from verifier.backends.calls import BACKENDS, elided_views, graph_of, operands_of, results_of, written_by
 from verifier.memory import untouched_zeros
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError, dtype_of
 from verifier.operators.order import Order
@@ -47,6 +49,13 @@ def constant_tensor(value: TensorValue, storage: Storage) -> Tensor:
     return torch.from_numpy(np.array(storage.read(value.constant)).view(stored).reshape(value.sizes))
 
 
+def reshaped(content: Any, value: Value) -> Any:
+    """Contents of an EValue in the shape of another one; what is no tensor as it is."""
+    if not isinstance(content, Tensor) or not isinstance(value, TensorValue):
+        return content
+    return content.reshape(value.sizes) if content.numel() == math.prod(value.sizes) else content
+
+
 @dataclass
 class MethodState:
     """A method, its decoded delegates, and the EValues that outlive a call: its caches."""
@@ -67,6 +76,19 @@ class MethodState:
     def backend(self, step: Instruction) -> Backend:
         """The backend of the delegate that an instruction calls."""
         return BACKENDS.get(step.name, where=f"{self.plan.name}, instruction {step.index}")
+
+    @cached_property
+    def views(self) -> dict[int, int]:
+        """EValues that are another one in another shape although no instruction makes them."""
+        return elided_views(self.plan, self.operands, self._writes)
+
+    def _writes(self, step: Instruction) -> tuple[int, ...]:
+        changed = written_by(step)
+        return self.results(step) if changed is None else (*self.results(step), changed)
+
+    def with_sources(self, indices: Iterable[int]) -> set[int]:
+        """Some EValues, and those that they are another shape of."""
+        return {one for index in indices for one in (index, self.views.get(index, index))}
 
     def results(self, step: Instruction) -> tuple[int, ...]:
         """Numbers of the EValues that an instruction computes, in order."""
@@ -89,14 +111,14 @@ class Machine:
         state = self.methods[method]
         plan = state.plan
         values: dict[int, Any] = dict(zip(plan.inputs, inputs, strict=True)) | dict(state.state)
-        last_use = {index: step.index for step in plan.instructions for index in state.operands(step)}
+        last_use = {i: step.index for step in plan.instructions for i in state.with_sources(state.operands(step))}
         for step in plan.instructions:
             operands = {index: self.fetch(state, values, index) for index in state.operands(step)}
             outputs = evaluate(state, step, operands)
             values |= outputs
             if observe is not None:
                 observe(Step(step, operands, outputs))
-            for index in operands.keys() - state.state.keys() - set(plan.outputs):
+            for index in state.with_sources(operands) - state.state.keys() - state.with_sources(plan.outputs):
                 if last_use[index] == step.index:
                     values.pop(index, None)
         return [self.fetch(state, values, index) for index in plan.outputs]
@@ -106,6 +128,8 @@ class Machine:
         if index in values:
             return values[index]
         value = state.plan.values[index]
+        if index in state.views:
+            return reshaped(self.fetch(state, values, state.views[index]), value)
         if not isinstance(value, TensorValue):
             return value
         if value.constant is not None:

@@ -48,7 +48,7 @@ def _align_method(state: MethodState, named: dict[int, list[str]], family: Famil
     users: dict[int, list[int]] = {}
     latest: dict[int, int | None] = {}
     for step in state.plan.instructions:
-        sources = {makers[index] for index in state.operands(step) if index in makers}
+        sources = {makers[index] for index in state.with_sources(state.operands(step)) if index in makers}
         for source in sources:
             users.setdefault(source, []).append(step.index)
         origins = [step.index] if step.index in named else [o for s in sources if (o := latest[s]) is not None]

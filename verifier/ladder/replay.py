@@ -20,7 +20,7 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Span, Storage
 from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
-from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate
+from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate, reshaped
 from verifier.ladder.compared import Compared, compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import over
@@ -164,16 +164,15 @@ class _Follower:
         self.known: dict[int, Any] = dict(inputs)
         self.makers: dict[int, int] = {}
         self.untraced: set[int] = set()  # EValues whose runtime contents nobody recorded: the interpreter's stand in
-        self.last_use = {index: step.index for step in state.plan.instructions for index in state.operands(step)}
+        self.last_use = {
+            index: step.index for step in state.plan.instructions for index in state.with_sources(state.operands(step))
+        }
 
     def observe(self, step: Step) -> None:
         self.replayer.seen()
         instruction = step.instruction
         traced = [torch.from_numpy(tensor.array()) for tensor in self.trace.get(instruction.index, ())]
-        operands = {
-            index: self.known.get(index, self.state.state.get(index, value) if isinstance(value, Tensor) else value)
-            for index, value in step.inputs.items()
-        }
+        operands = {index: self._content(index, value) for index, value in step.inputs.items()}
         operands |= {
             i: self.state.state.setdefault(i, untouched_zeros(v.shape, v.dtype))
             for i, v in step.inputs.items()
@@ -206,9 +205,17 @@ class _Follower:
                 self.replayer.taps[self.replayer.calls, index] = content
         self._forget(instruction)
 
+    def _content(self, index: int, value: Any) -> Any:
+        """The runtime's contents of an operand; `value`, the interpreter's, where nobody recorded them."""
+        source = self.state.views.get(index)
+        if source is not None and source in self.known:
+            return reshaped(self.known[source], self.state.plan.values[index])
+        return self.known.get(index, self.state.state.get(index, value) if isinstance(value, Tensor) else value)
+
     def _forget(self, instruction: Instruction) -> None:
         """Drop what no later instruction reads: attention of 577 tokens alone leaves 100 MB a layer."""
-        for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
+        operands = self.state.with_sources(self.state.operands(instruction))
+        for index in operands.union(self.state.results(instruction)):
             if self.last_use.get(index, -1) <= instruction.index and isinstance(self.known.get(index), Tensor):
                 del self.known[index]
 
@@ -254,13 +261,14 @@ class _Follower:
 
     def _check_handover(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
         for place, (index, tensor) in enumerate(handed.items()):
-            made = operands.get(index) if index not in self.untraced else None
+            source = self.state.views.get(index, index)
+            made = operands.get(index) if source not in self.untraced else None
             if not isinstance(made, Tensor) or made.shape != tensor.shape or made.dtype != tensor.dtype:
                 continue
             differing = int((made.view(-1).ne(tensor.view(-1)) & ~(made.isnan() & tensor.isnan()).view(-1)).sum())
             if differing:
                 call, method = self.replayer.calls, self.state.plan.name
-                producer = self.makers.get(index)
+                producer = self.makers.get(source)
                 self.replayer.handovers.append(Handover(call, method, instruction.index, place, differing, producer))
 
     def _remember(
