@@ -75,10 +75,10 @@ def _compare_layers(
     opened: Opened, audit: Audit | Missing, definition: Definition, traced: Traced | Missing, tell: Tell
 ) -> LayerEvidence | Missing:
     """The comparison layer by layer."""
-    for absent in (traced, audit):
-        if isinstance(absent, Missing):
-            return absent
-    assert isinstance(traced, Traced) and isinstance(audit, Audit)
+    if isinstance(traced, Missing):
+        return traced
+    if isinstance(audit, Missing):
+        return audit
     return compare_layers(
         opened.artifact,
         opened.family,
@@ -104,7 +104,7 @@ def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> Cache
         opened.artifact,
         opened.family.embedding_table().numpy(),
         image.numpy(),
-        lambda bundle: run_bundle(opened.runner, bundle),
+        partial(run_bundle, opened.runner),
         in_chunks=Part.CHUNKS in parts,
         large=opened.family.large,
     )
@@ -115,7 +115,7 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
         opened.artifact,
         table.numpy(),
         image.numpy(),
-        lambda bundle: run_bundle(opened.runner, bundle),
+        partial(run_bundle, opened.runner),
         large=opened.family.large,
     )
 
@@ -140,7 +140,7 @@ def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
         opened.artifact,
         table.numpy(),
         image.numpy(),
-        lambda bundle: run_bundle(opened.runner, bundle),
+        partial(run_bundle, opened.runner),
         patches=opened.family.patches,
         large=opened.family.large,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runners.one_node import Traced
 from tests.runners.servers.adb import Phones
 from tests.runners.servers.sshd import HOST, Sshd, find_sshd
 from verifier.runner.adb import make_adb_runner
@@ -16,6 +17,13 @@ from verifier.runner.native import NativeRunner
 from verifier.runner.protocol import Runner
 from verifier.runner.ssh import make_ssh_runner
 from verifier.runner.targets import silent
+
+
+@pytest.fixture
+def traced(request: pytest.FixtureRequest, where: str) -> Traced:
+    """Programs as the runtime ran them, by the name of their fixture."""
+    found: Traced = request.getfixturevalue(where)
+    return found
 
 
 def _started(folder: Path) -> Sshd:

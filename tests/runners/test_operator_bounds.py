@@ -125,13 +125,6 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def traced(request: pytest.FixtureRequest, where: str) -> Traced:
-    """By name of the fixture."""
-    found: Traced = request.getfixturevalue(where)
-    return found
-
-
 @pytest.mark.parametrize(("where", "name"), CASES)
 def test_sound_result_is_within_its_bound(traced: Traced, name: str) -> None:
     """The runtime's own result passes, and is decided."""

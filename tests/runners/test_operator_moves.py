@@ -112,13 +112,6 @@ def moving_inside(once: Once) -> Traced:
 MOVES = [*(("moving", name) for name in MOVING), *(("moving_inside", name) for name in MOVING_INSIDE)]
 
 
-@pytest.fixture
-def traced(request: pytest.FixtureRequest, where: str) -> Traced:
-    """By name of the fixture."""
-    found: Traced = request.getfixturevalue(where)
-    return found
-
-
 @pytest.mark.parametrize(("where", "name"), MOVES)
 def test_moved_values_are_the_same(traced: Traced, name: str) -> None:
     """What is moved or compared is equal, a looked-up or computed number within its bound; with one element changed it is wrong."""

@@ -97,7 +97,7 @@ def test_parts_come_with_what_they_rest_on() -> None:
 def test_every_check_says_what_must_hold_and_by_which_limits(one: Check) -> None:
     """Its docstring is its entry in docs/checks.md; its limits are rows of the table or calibrated metrics."""
     assert one.judge.__doc__
-    assert set(one.limit) <= LIMITS.keys() | SCALES.keys() | {"chunks"}
+    assert set(one.limit) <= LIMITS.keys() | SCALES.keys()
     assert one.id.count(".") == 1
 
 

@@ -14,15 +14,15 @@ from verifier.types import Missing, Where
 
 Allowed = Callable[[float], Limit]
 """From a measured SQNR to the limit that holds for it."""
-TIES = "chunks"
-"""The limit of results of the same program whose sums ran in another order."""
+TIES = ("chunks.roundings_per_layer", "chunks.two_runs")
+"""Limits of results of the same program whose sums ran in another order: by a count of ties, or by what rounding costs the checkpoint."""
 
 
 def up_to_ties(evidence: Evidence) -> Allowed:
     """For results of the same program whose sums ran in another order. What rounding costs this checkpoint is measured only where a count of
     ties does not explain what was found."""
     text = evidence.checkpoint.geometry.text
-    counted = least_db(TIES, chunk_limit_db(text.width, text.layers))
+    counted = least_db(TIES[0], chunk_limit_db(text.width, text.layers))
 
     def allowed(measured: float) -> Limit:
         if counted.admits(measured):
@@ -54,16 +54,10 @@ def take_conversations(evidence: Evidence) -> Conversations | Missing:
     return Conversations(evidence, cases)
 
 
-@need(Part.CONVERSATIONS, golden=True)
-def calls_of_conversations(evidence: Evidence) -> Conversations | Missing:
-    """For checks of what was asked, and of references: nothing that the program computed is looked at."""
-    return take_conversations(evidence)
-
-
-@need(Part.CONVERSATIONS, golden=True, computed=True)
-def conversations(evidence: Evidence) -> Conversations | Missing:
-    """For checks of what the program answered."""
-    return take_conversations(evidence)
+calls_of_conversations = need(Part.CONVERSATIONS, golden=True)(take_conversations)
+"""For checks of what was asked, and of references: nothing that the program computed is looked at."""
+conversations = need(Part.CONVERSATIONS, golden=True, computed=True)(take_conversations)
+"""For checks of what the program answered."""
 
 
 @need()

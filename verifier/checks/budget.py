@@ -62,10 +62,10 @@ def _of_run(name: str, measured: Callable[[Speed], float | None]) -> Need[Spent]
 
     def take(evidence: Evidence) -> Spent | Missing:
         budget, speed = _budget(evidence, name), evidence.runtime.speed
-        for absent in (budget, speed):
-            if isinstance(absent, Missing):
-                return absent
-        assert isinstance(budget, Budget) and isinstance(speed, Speed)
+        if isinstance(budget, Missing):
+            return budget
+        if isinstance(speed, Missing):
+            return speed
         return Spent(measured(speed), budget, f"{speed.result.outcome} {speed.result.message}")
 
     return need(Part.SPEED, computed=True)(take)

@@ -100,7 +100,7 @@ def prompts(evidence: Evidence) -> Rows | Missing:
     step="kernel",
     needs=prompts,
     cases=fixed_cases(*ROWS),
-    limit=(TIES, "kvcache.rows.distinct", "kvcache.rows.rotation", "layers.kernel"),
+    limit=(*TIES, "kvcache.rows.distinct", "kvcache.rows.rotation", "layers.kernel"),
 )
 def rows(given: Rows, case: str) -> Finding:
     """Cache rows do not depend on how the prompt is cut into chunks (up to rounding ties). Each row belongs to its own token and is rotated by its

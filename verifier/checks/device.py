@@ -111,7 +111,7 @@ def counterparts(evidence: Evidence) -> Both | Missing:
     step="device",
     needs=counterparts,
     cases=fixed_cases(*COMPARED),
-    limit=("device.host.vision", TIES),
+    limit=("device.host.vision", *TIES),
     having={DEVICE},
 )
 def host(both: Both, method: str) -> Finding:

@@ -109,10 +109,10 @@ def filled(evidence: Evidence) -> Filled | Missing:
     cache = evidence.runtime.cache
     if isinstance(cache, Missing):
         return cache
-    for absent in (cache.chunks, cache.capacity):
-        if isinstance(absent, Missing):
-            return absent
-    assert isinstance(cache.chunks, Asked) and isinstance(cache.capacity, Asked)
+    if isinstance(cache.chunks, Missing):
+        return cache.chunks
+    if isinstance(cache.capacity, Missing):
+        return cache.capacity
     vocabulary = evidence.checkpoint.geometry.text.vocabulary
     return Filled(cache.limit, vocabulary, cache.chunks, cache.capacity, up_to_ties(evidence))
 

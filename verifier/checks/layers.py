@@ -36,8 +36,8 @@ from verifier.types import Missing, Where
 Record = TypeVar("Record", Compared, BlockError)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
 CLIPPED = limit("layers.ranges.clipped")
-RESULT_LIMITS = ("layers.kernel", "layers.kernel.linear", "layers.kernel.step", "layers.kernel.share_off")
-GRAPH_LIMITS = ("layers.graph.rounding", "layers.graph.ties", "layers.graph.tie_share", "layers.graph.tipped")
+RESULT_LIMITS = tuple(f"layers.kernel{part}" for part in ("", ".linear", ".step", ".share_off", ".flushed"))
+GRAPH_LIMITS = tuple(f"layers.graph.{part}" for part in ("rounding", "ties", "tie_share", "tipped", "second_tie"))
 
 
 def _layers(evidence: Evidence) -> LayerEvidence | Missing:

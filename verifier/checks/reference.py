@@ -16,7 +16,7 @@ HEAD = """# Checks
 <!-- Written by python -m verifier.checks.reference. Do not edit. -->
 
 In the order in which they are made and blame is sought: the first that fails is nearest to the cause. Choose some with
-`--checks 'weights.*'`, `--pte-checks`, or, as tests, with `-m pte_weights` and `-k`. The *step* is what a failure means:
+`--checks 'weights.*'`, `--pte-checks`, or, as tests, with `-m pte_weights` and `-k`. *Limits* are rows of [the tables](tolerances.md) or calibrated metrics. The *step* is what a failure means:
 
 """
 
@@ -27,6 +27,11 @@ def _said(check: Check) -> str:
     return " ".join(found.split())
 
 
+def _limits(check: Check) -> str:
+    """Which rows of docs/tolerances.md, or calibrated metrics, decide; nothing for a check that is met or not."""
+    return f" *Limits: {', '.join(f'`{name}`' for name in check.limit)}.*" if check.limit else ""
+
+
 def reference() -> str:
     """The page."""
     lines = [HEAD + "\n".join(f"- **{step}**: {meaning}." for step, meaning in STEP_MEANS.items())]
@@ -35,12 +40,11 @@ def reference() -> str:
         own = check.id.partition(".")[0]
         module = inspect.getmodule(check.judge)
         if own != family:
-            lines.append(f"\n## {own}\n\n| check | step | what must hold | decided by |\n|---|---|---|---|")
+            lines.append(f"\n## {own}\n\n| check | step | what must hold |\n|---|---|---|")
             family = own
         assert module is not None
-        decided = ", ".join(f"`{name}`" for name in check.limit) or "equality"
         said = _said(check) or " ".join((inspect.getdoc(module) or "").split())
-        lines.append(f"| `{check.id}` | {check.step} | {said.replace('|', chr(92) + '|')} | {decided} |")
+        lines.append(f"| `{check.id}` | {check.step} | {said.replace('|', chr(92) + '|')}{_limits(check)} |")
     return "\n".join(lines) + "\n"
 
 

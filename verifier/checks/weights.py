@@ -14,6 +14,7 @@ from verifier.families.llava.keymap import module_of
 from verifier.types import Missing, Where
 
 STEPS = limit("weights.tensors.worst_steps")
+LIMITS_OF_TENSORS = (STEPS.id, "weights.tensors.scale", "weights.tensors.bias")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def audited(evidence: Evidence) -> Audits | Missing:
     return Audits(evidence, audit, by_name, strange)
 
 
-@check("weights.tensors", step="lowering", needs=audited, cases=per_parameter, limit="weights.tensors.worst_steps")
+@check("weights.tensors", step="lowering", needs=audited, cases=per_parameter, limit=LIMITS_OF_TENSORS)
 def tensors(audits: Audits, case: str) -> Finding:
     """The integers and scales of every parameter equal those that the recipe makes of the checkpoint's tensor."""
     method, module = case.partition(".")[0], module_of(case)
@@ -92,7 +93,7 @@ def _rounded(evidence: Evidence, record: Audited) -> bool:
     return record.role == "linear" and evidence.recipe.quantizer == "affine"
 
 
-@check("weights.derived", step="lowering", needs=audited, cases=one_case)
+@check("weights.derived", step="lowering", needs=audited, cases=one_case, limit="weights.derived.factor")
 def derived(audits: Audits, _case: str) -> Finding:
     """The constants that no tensor of the checkpoint holds follow from its configuration: epsilons, RoPE tables, mean and std, QuickGELU's factor,
     scales, masks."""
