@@ -15,6 +15,7 @@ from verifier.driver import Conversation, Script, converse, converse_freely, voc
 from verifier.export.manifest import Manifest
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
+from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import Prompt
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
@@ -166,6 +167,7 @@ class Evidence:
     artifact: Artifact
     manifest: Manifest | None
     checkpoint: Checkpoint
+    geometry: Geometry
     family: Family
     definition: Definition
     tokenizer: Tokenizer

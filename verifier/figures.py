@@ -64,7 +64,7 @@ def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]
         "name": golden.name,
         "kind": golden.kind,
         "question": golden.question,
-        "jpeg_base64": _thumbnail(case.sample.image, evidence.checkpoint.geometry.vision.image_px),
+        "jpeg_base64": _thumbnail(case.sample.image, evidence.geometry.vision.image_px),
         "token_sqnr_db": grid,
         "answer": _answer(evidence, case),
     }

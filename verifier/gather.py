@@ -267,6 +267,7 @@ def _evidence(  # noqa: PLR0917
         artifact=opened.artifact,
         manifest=opened.manifest,
         checkpoint=opened.checkpoint,
+        geometry=opened.checkpoint.geometry,
         family=opened.family,
         definition=definition,
         tokenizer=opened.tokenizer,

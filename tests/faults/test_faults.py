@@ -343,11 +343,9 @@ def test_several_ends_of_an_answer_are_all_wanted(gathered: evidence.Evidence, t
 
 def test_a_cache_beyond_the_trained_positions_is_said(gathered: evidence.Evidence) -> None:
     """No fault of the bytes: it passes, and says so."""
-    geometry = gathered.checkpoint.geometry
+    geometry = gathered.geometry
     short = replace(geometry, text=replace(geometry.text, max_positions=512))
-    (result,) = results_of(
-        "structure.limits", replace(gathered, checkpoint=replace(gathered.checkpoint, geometry=short))
-    )
+    (result,) = results_of("structure.limits", replace(gathered, geometry=short))
     assert result.verdict == "pass"
     assert "trained for 512" in result.message
 

@@ -39,14 +39,14 @@ def test_misread_tensor_is_named(fault: Fault, tmp_path: Path) -> None:
 
 def test_attention_scale_of_the_tower_is_looked_at(tmp_path: Path) -> None:
     """One factor 1 % off in eight: its instruction, and what is due."""
-    checkpoint = open_checkpoint()
-    clean = SimpleNamespace(artifact=open_artifact(EMBEDDED_PTE), checkpoint=checkpoint, subjects=None)
+    geometry = open_checkpoint().geometry
+    clean = SimpleNamespace(artifact=open_artifact(EMBEDDED_PTE), geometry=geometry, subjects=None)
     (result,) = results_of("structure.scalars", clean)
     assert (result.verdict, result.message.split()[0]) == ("pass", "8")
     work = Work(tmp_path, Path(shutil.copy(EMBEDDED_PTE, tmp_path / "victim.pte")), EMBEDDED)
     vision_attention_scale.inject(work)
     (result,) = results_of(
-        "structure.scalars", SimpleNamespace(artifact=open_artifact(work.pte), checkpoint=checkpoint, subjects=None)
+        "structure.scalars", SimpleNamespace(artifact=open_artifact(work.pte), geometry=geometry, subjects=None)
     )
     steps = [s.index for s in work.clean.plans["vision_encoder"].instructions if s.name == "aten::mul.Scalar_out"]
     assert (result.verdict, result.where and result.where.instruction) == ("fail", steps[2])

@@ -35,6 +35,7 @@ def _evidence(**others: Any) -> Any:
     recipe = SimpleNamespace(static_image_shape=False)
     return SimpleNamespace(
         checkpoint=checkpoint,
+        geometry=checkpoint.geometry,
         recipe=recipe,
         definition=SimpleNamespace(vision=vision),
         published=(),

@@ -21,7 +21,7 @@ TIES = ("chunks.roundings_per_layer", "chunks.two_runs")
 def up_to_ties(evidence: Evidence) -> Allowed:
     """For results of the same program whose sums ran in another order. What rounding costs this checkpoint is measured only where a count of
     ties does not explain what was found."""
-    text = evidence.checkpoint.geometry.text
+    text = evidence.geometry.text
     counted = least_db(TIES[0], chunk_limit_db(text.width, text.layers))
 
     def allowed(measured: float) -> Limit:

@@ -175,7 +175,7 @@ def _rotation(evidence: Evidence, caches: tuple[Cache, ...], repeated: list[Arra
         return failed(
             f"{said}. Check rope_theta, the RoPE tables and input_pos.", where=_where(cache, int(still[0]) + 1)
         )
-    turned = unroped(table, evidence.checkpoint.geometry.text.rope_theta)
+    turned = unroped(table, evidence.geometry.text.rope_theta)
     apart = np.abs(turned - turned[:1]).max((1, 2)) / np.abs(table[0]).max()
     limits = (2 * np.arange(len(table)) + limit("kvcache.rows.rotation").value) * UNIT
     share = np.where(np.isfinite(apart), apart / limits, np.inf)

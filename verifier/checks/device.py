@@ -144,7 +144,7 @@ def _vision_limit(evidence: Evidence) -> Limit:
     """Rounding costs as much on another machine as it was seen to cost when this recipe was calibrated."""
     band = band_of(evidence, SQNR)
     clean_db = EQUAL_DB if isinstance(band, Missing) else min(band.measured.values(), default=EQUAL_DB)
-    return least_db("device.host", device_limit_db(evidence.checkpoint.geometry.vision.layers, clean_db))
+    return least_db("device.host", device_limit_db(evidence.geometry.vision.layers, clean_db))
 
 
 CHECKS = (lengths, host)

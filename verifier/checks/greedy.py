@@ -68,7 +68,7 @@ def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
     if reason is not None:
         said = f"the logits are not finite, so there is no answer: {reason.reason}"
         return failed(said, where=Where(method=DECODER, index=reason.index))
-    vocabulary = evidence.checkpoint.geometry.text.vocabulary
+    vocabulary = evidence.geometry.text.vocabulary
     if logits.ndim != 2 or logits.shape[1] != vocabulary:
         said = f"the logits have shape {list(logits.shape)}, expected [tokens, {vocabulary}]"
         return failed(said, where=Where(method=DECODER))

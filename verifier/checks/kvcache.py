@@ -113,7 +113,7 @@ def filled(evidence: Evidence) -> Filled | Missing:
         return cache.chunks
     if isinstance(cache.capacity, Missing):
         return cache.capacity
-    vocabulary = evidence.checkpoint.geometry.text.vocabulary
+    vocabulary = evidence.geometry.text.vocabulary
     return Filled(cache.limit, vocabulary, cache.chunks, cache.capacity, up_to_ties(evidence))
 
 
@@ -221,7 +221,7 @@ def kept(evidence: Evidence) -> Kept | Missing:
 def memory(given: Kept, _case: str) -> Finding:
     """The tensors that outlive a call are exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
     evidence = given.evidence
-    text, length = evidence.checkpoint.geometry.text, evidence.recipe.max_context_len
+    text, length = evidence.geometry.text, evidence.recipe.max_context_len
     expected = text.cache_bytes(length)
     actual = sum(one.size_bytes for one in given.caches)
     fields: Fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}

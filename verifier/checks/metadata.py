@@ -37,7 +37,7 @@ def metadata(evidence: Evidence, _case: str) -> Finding:
     directory, config = evidence.checkpoint.directory, evidence.checkpoint.config
     expected = declared(
         evidence.recipe,
-        vocabulary=evidence.checkpoint.geometry.text.vocabulary,
+        vocabulary=evidence.geometry.text.vocabulary,
         bos_id=evidence.tokenizer.bos_id,
         eos_ids=end_ids(directory, config, tokenizer_id=evidence.tokenizer.eos_id),
     )

@@ -95,7 +95,7 @@ def _as_hugging_face(evidence: Evidence, case: Case) -> Finding:
 def sizes(evidence: Evidence, case: str) -> Finding:
     """The same for textured pictures of many shapes and modes. The reference resizes by the filter's definition instead of Hugging Face's processor,
     so that Pillow, which both use, is under test too."""
-    side_px, square = evidence.checkpoint.geometry.vision.image_px, evidence.recipe.static_image_shape
+    side_px, square = evidence.geometry.vision.image_px, evidence.recipe.static_image_shape
     picture = drawn(*DRAWN_OF[case])
     ours = prepare_image(picture, side_px=side_px, square=square)
     return _compare(evidence, hugging_face_image(picture), ours, _by_definition(_fields(evidence), picture))
@@ -178,7 +178,7 @@ def frame_sizes(width: int, height: int, side_px: int) -> tuple[tuple[int, int],
 
 
 def _compare(evidence: Evidence, picture: Pixels, ours: Tensor, framed: Framed) -> Finding:
-    side_px = evidence.checkpoint.geometry.vision.image_px
+    side_px = evidence.geometry.vision.image_px
     possible = frame_sizes(picture.shape[1], picture.shape[0], side_px)
     given = (ours.shape[2], ours.shape[1])
     if given not in possible and given != (side_px, side_px):

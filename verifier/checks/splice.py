@@ -215,7 +215,7 @@ def _prompt(evidence: Evidence, case: str, turns: tuple[Turn, ...]) -> Finding:
 
 def _spliced(evidence: Evidence, segments: tuple[Segment, ...], count: int, limit: int) -> Finding:
     script, needed = Script(), _tokens_of(evidence, segments)
-    side = evidence.checkpoint.geometry.vision.image_px
+    side = evidence.geometry.vision.image_px
     pictures = [np.full((3, side, side), number, np.uint8) for number in range(count)]
     fields: Fields = {"measured": {"tokens": needed}, "allowed": {"tokens": limit}}
     try:

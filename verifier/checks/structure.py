@@ -58,7 +58,7 @@ def limits(evidence: Evidence, _case: str) -> Finding:
     """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree. Where the cache is longer than
     `max_position_embeddings` of config.json, the message says so."""
     limit = evidence.artifact.max_seq_len
-    trained, held = evidence.checkpoint.geometry.text.max_positions, evidence.recipe.max_context_len
+    trained, held = evidence.geometry.text.max_positions, evidence.recipe.max_context_len
     declared = evidence.artifact.methods[DECODER].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
     fields: Fields = {
@@ -106,7 +106,7 @@ def scalars(evidence: Evidence, _case: str) -> Finding:
 
     The number itself is compared: int8 noise hides a scale that is slightly wrong from every calibrated band.
     """
-    geometry, plan = evidence.checkpoint.geometry.vision, evidence.artifact.plans[ENCODER]
+    geometry, plan = evidence.geometry.vision, evidence.artifact.plans[ENCODER]
     expected = (geometry.width / geometry.heads) ** -0.25
     found = [
         (step.index, plan.values[step.args[1]])
@@ -210,7 +210,7 @@ def _compare_census(actual: dict[str, dict[str, int]], expected: dict[str, dict[
 @check("structure.memory", step="lowering", needs=whole, cases=one_case)
 def memory(evidence: Evidence, _case: str) -> Finding:
     """The decoder's arena is at least as large as its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
-    text = evidence.checkpoint.geometry.text
+    text = evidence.geometry.text
     length = evidence.recipe.max_context_len
     cache_bytes = text.cache_bytes(length)
     planned = evidence.artifact.methods[DECODER].planned_bytes
