@@ -63,3 +63,7 @@ class UpstreamError(VerifierError):
 
 class RunnerError(VerifierError):
     """Our own machinery for running a program failed; the program itself is not to blame."""
+
+
+class ArchiveError(VerifierError):
+    """Saved evidence cannot be read, or a value of it cannot be saved."""
