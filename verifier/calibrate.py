@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.stream = stream
         answer, measured = _once(), []
         for one in opened:
-            measured.append(measure(gather(one, progress, answer=answer), one))
+            measured.append(measure(gather(one, progress, answer=answer)[0], one))
             gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
     repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
     path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from verifier.families.llava.prompt import Prompt
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.noise import RoundingNoise
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
@@ -109,7 +108,8 @@ def unasked(what: str) -> Missing:
 class Case:
     """One golden image, both ways: the fp32 definition and, where its calls returned, the runtime.
 
-    `vision` [P, D]; `logits` [T, V], one row before each answer token; None where the runtime did not get there.
+    `vision` [P, D]; `logits` [T, V], one row before each answer token; None where the runtime did not get there. `quantized`: the token that the
+    eager quantized decoder favours, by its place in the answer, where the program's differs from the golden one by more than noise.
     """
 
     sample: Sample
@@ -117,6 +117,7 @@ class Case:
     vision: Array | None
     logits: Array | None
     calls: tuple[Call, ...]
+    quantized: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ class Evidence:
     user_case: Case | None
     mapping: dict[str, list[LayerPair]]
     runtime: RuntimeEvidence
-    rounding: RoundingNoise
+    rounding_db: float | Missing
+    """What rounding activations to int8 costs this checkpoint's decoder (SQNR, dB); measured only where a count of ties leaves a difference
+    unexplained."""
     shipped: TokenizerEvidence | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""

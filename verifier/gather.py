@@ -38,8 +38,6 @@ from verifier.families.tokens.agreement import compare_with_transformers
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenSet, Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
-from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
-from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.memory import return_freed
 from verifier.opening import Opened, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
@@ -51,6 +49,7 @@ from verifier.published import compare_published
 from verifier.reference import Answered, LayerPair, Sample, answer_samples, load_sample
 from verifier.runner.protocol import Bundle, Result
 from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
+from verifier.second_look import QuantizedRung
 from verifier.types import Missing
 
 P = ParamSpec("P")
@@ -146,8 +145,11 @@ def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     )
 
 
-def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None = None) -> Evidence:
-    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers in place of `answer_samples`.
+def gather(
+    opened: Opened, progress: Progress, *, answer: AnswerSamples | None = None
+) -> tuple[Evidence, QuantizedRung]:
+    """Run references and runtime; nothing is judged here. `answer` gives the fp32 answers in place of `answer_samples`. The quantized rung is
+    for what only a judgement of the evidence asks for.
 
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
@@ -184,7 +186,8 @@ def gather(opened: Opened, progress: Progress, *, answer: AnswerSamples | None =
                 children.pool.shutdown()
                 speed = measure_speed(opened, definition.embedding, image)
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
-    return _evidence(opened, definition, reference, compared, runtime, made, shipped.result())
+    evidence = _evidence(opened, definition, reference, compared, runtime, made, shipped.result())
+    return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,7 @@ def _evidence(  # noqa: PLR0917
         user_case=cases[-1] if opened.request.image is not None and cases else None,
         mapping=compared.mapping,
         runtime=runtime,
-        rounding=RoundingNoise(partial(_rounding_noise_db, opened, compared.audit, definition, samples[0])),
+        rounding_db=unasked("what rounding costs"),
         shipped=shipped,
         published=compare_published(samples, reference.published, answers) if answers else (),
     )
@@ -312,17 +315,6 @@ class _Children:
         absent: Future[R | Missing] = Future()
         absent.set_result(unasked(what))
         return absent
-
-
-def _rounding_noise_db(opened: Opened, audit: Audit | Missing, definition: Definition, sample: Sample) -> float:
-    """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
-    rounding = Rounding()
-    held: Held = nothing_held
-    if opened.family.large and isinstance(audit, Audit):
-        held = held_in(opened.artifact, audit)
-    quantized = build_quantized_decoder(opened.family, opened.recipe, held, rounding)
-    ids = torch.tensor([(*sample.prompt.before, *sample.prompt.after)[:NOISE_TOKENS]])
-    return rounding_noise_db(quantized, rounding, definition.embed(ids))
 
 
 @contextmanager

@@ -43,7 +43,8 @@ from verifier.types import Recipe
 @dataclass(frozen=True)
 class Request:
     """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`. `images` are globs of
-    golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none."""
+    golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
+    folder `keep_evidence`."""
 
     pte: Path
     model: str | None = None
@@ -54,11 +55,12 @@ class Request:
     reproduction: Path | None = None
     images: tuple[str, ...] = ()
     tokenizer: Path | None = None
+    keep_evidence: Path | None = None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Everything that can be refused, read and found to belong together. Nothing has run yet."""
+    """Everything that can be refused, read and found to belong together. Nothing has run yet. `having` is what some checks are made for alone."""
 
     request: Request
     artifact: Artifact
@@ -68,16 +70,12 @@ class Opened:
     tokenizer: Tokenizer
     recipe: Recipe
     checks: tuple[Check, ...]
+    having: frozenset[str]
     golden: GoldenSet
     expectation: Expectation | None
     budget: dict[str, Budget] | None
     runner: Runner
     to_ship: ToShip
-
-
-def split_globs(text: str) -> tuple[str, ...]:
-    """The globs of a comma-separated list."""
-    return tuple(glob.strip() for glob in text.split(",") if glob.strip())
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:
@@ -125,13 +123,14 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
     runner = make_runner(request.target, told)
-    having = {
+    possible = {
         IMAGE: request.image is not None,
         PUBLISHED_ANSWER: request.image is not None and expectation is not None,
         DEVICE: runner.isa != platform.machine(),
         ALL_IMAGES: not request.images,
     } | dict.fromkeys(budget or (), True)
-    checks = select(request.checks, frozenset(name for name, has in having.items() if has))
+    having = frozenset(name for name, has in possible.items() if has)
+    checks = select(request.checks, having)
     if not golden.images:
         _refuse_without_golden(golden, checks)
     return Opened(
@@ -143,6 +142,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
         tokenizer,
         recipe,
         checks,
+        having,
         golden,
         expectation,
         budget,

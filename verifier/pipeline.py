@@ -1,4 +1,4 @@
-"""The only orchestrator: open, gather evidence, check, judge. Stages know nothing of each other."""
+"""The only orchestrator: open, gather evidence, judge. Stages know nothing of each other."""
 
 from __future__ import annotations
 
@@ -7,101 +7,77 @@ import platform
 import resource
 import time
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-from verifier.artifact.program import Artifact
-from verifier.checkpoint import Checkpoint
-from verifier.checks.check import run_checks
-from verifier.checks.device import unsound
-from verifier.evidence import Evidence
+from verifier.checks.bands import ties_leave_a_difference
+from verifier.checks.greedy import beyond_noise
+from verifier.checks.registry import CHECKS
+from verifier.core.archive import refuse_other_folder
+from verifier.evidence import Case, Evidence
 from verifier.export.manifest import cpu_kind, package_versions
-from verifier.facts import facts
-from verifier.figures import figures
 from verifier.gather import gather
-from verifier.opening import Opened, Request, open_request, planned_cases
+from verifier.judging import Asked, Cost, Gathered, Machines, Run, judge, keep
+from verifier.opening import Opened, Request, open_request
 from verifier.progress import Progress, hushed
-from verifier.types import CheckResult, Missing, Recipe
-from verifier.verdict import Judgement, judge_run
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished verification. `partial` if something was left out on request: a pass then speaks for what was checked. `facts` is what
-    another run is compared by, `figures` what a reader looks at, `stage_s` where the time went, `environment` the machine and packages that judged."""
-
-    request: Request
-    artifact: Artifact
-    checkpoint: Checkpoint
-    recipe: Recipe
-    target: dict[str, Any]
-    results: list[CheckResult]
-    judgement: Judgement
-    wall_s: float
-    peak_rss_bytes: int
-    partial: bool
-    facts: dict[str, Any]
-    figures: dict[str, Any]
-    stage_s: dict[str, float]
-    environment: dict[str, Any]
-
-
-def _target(opened: Opened, evidence: Evidence) -> dict[str, Any]:
-    """The machine that ran the program, as its runner says; nothing but its name where nothing ran."""
-    made: dict[str, Any] = {"name": opened.runner.name, "isa": opened.runner.isa}
-    nothing: dict[str, Any] = {"cpu_features": [], "instructions": {}, "in_use": [], "conditions": {}, "versions": {}}
-    ran = evidence.runtime.conversations
-    if isinstance(ran, Missing):
-        return made | nothing
-    return made | {
-        "cpu_features": list(ran.cpu_features),
-        "instructions": {name: said or "right" for name, said in ran.instructions.items()},
-        "in_use": list(ran.in_use),
-        "conditions": ran.conditions,
-        "versions": ran.versions,
-    }
-
-
-def judge(opened: Opened, evidence: Evidence) -> list[CheckResult]:
-    """All results of the chosen checks, in the order of the registry."""
-    ran = evidence.runtime.conversations
-    wrong = "" if isinstance(ran, Missing) else unsound(ran.instructions)
-    return run_checks(opened.checks, evidence, foreign=opened.runner.isa != platform.machine(), unsound=wrong)
+from verifier.second_look import QuantizedRung
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:
     """Verify one file. Raises `VerifierError` when it cannot be verified at all."""
     progress = progress or Progress(quiet=True)
     begun = time.perf_counter()
+    if request.keep_evidence is not None:
+        refuse_other_folder(request.keep_evidence)
     with hushed() as stream:
         progress.stream = stream
         with progress.stage("open"):
             opened = open_request(request, progress.transferred)
         with closing(opened.runner):
-            evidence = gather(opened, progress)
+            evidence, quantized = gather(opened, progress)
+            with progress.stage("second look"):
+                evidence = second_look(evidence, quantized, opened)
+        gathered = _gathered(opened, evidence, _cost(progress, begun))
+        if request.keep_evidence is not None:
+            with progress.stage("evidence saved"):
+                keep(gathered, request.keep_evidence)
         with progress.stage("checks"):
-            results = judge(opened, evidence)
-            known, drawn = facts(evidence), figures(evidence)
-    judgement = judge_run(
-        results,
-        expected=len(planned_cases(opened)),
-        allow_partial=request.allow_partial,
-        optional=frozenset(check.id for check in opened.checks if check.optional),
-    )
+            run = judge(gathered)
+    return replace(run, gathered=replace(gathered, cost=_cost(progress, begun)))
+
+
+def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) -> Evidence:
+    """The evidence with what the price of rounding is, and what the quantized rung says of wrong tokens, where a check asks for it."""
+    if ties_leave_a_difference(CHECKS, evidence):
+        evidence = replace(evidence, rounding_db=quantized.rounding_db())
+    if not any(check.id in ("greedy.golden", "greedy.image") for check in opened.checks):
+        return evidence
+
+    def looked_at(case: Case, most: int | None) -> Case:
+        return replace(case, quantized=quantized.tokens(case, beyond_noise(evidence, case)[:most]))
+
+    own = evidence.user_case
+    cases = tuple(looked_at(case, 1) for case in evidence.cases)
+    return replace(evidence, cases=cases, user_case=None if own is None else looked_at(own, None))
+
+
+def _cost(progress: Progress, begun: float) -> Cost:
     usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return Run(
-        request,
-        opened.artifact,
-        opened.checkpoint,
-        opened.recipe,
-        _target(opened, evidence),
-        results,
-        judgement,
-        time.perf_counter() - begun,
-        usage,
-        partial=bool(request.checks or request.images) or request.allow_partial,
-        facts=known,
-        figures=drawn,
-        stage_s={name: round(seconds, 1) for name, seconds in progress.stage_s.items()},
-        environment={"cpu": cpu_kind(), "cores": os.cpu_count(), "versions": package_versions()},
+    stage_s = {name: round(seconds, 1) for name, seconds in progress.stage_s.items()}
+    return Cost(time.perf_counter() - begun, stage_s, usage)
+
+
+def _gathered(opened: Opened, evidence: Evidence, cost: Cost) -> Gathered:
+    request, runner = opened.request, opened.runner
+    asked = Asked(
+        request.model,
+        request.target,
+        request.tokenizer,
+        request.checks,
+        request.images,
+        request.allow_partial,
+        opened.having,
     )
+    machines = Machines(
+        runner.name, runner.isa, platform.machine(), cpu_kind(), os.cpu_count() or 1, package_versions()
+    )
+    return Gathered(evidence, asked, opened.checkpoint.name, opened.checkpoint.sha256, machines, cost)

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from verifier.core.command import split_globs
 from verifier.core.python import die_with_parent
 from verifier.errors import VerifierError
-from verifier.opening import Request, open_request, planned_cases, split_globs
+from verifier.opening import Request, open_request, planned_cases
 from verifier.pipeline import verify
 from verifier.report.as_json import report
 from verifier.report.folder import write_folder

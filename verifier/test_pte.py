@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.core.command import command
+from verifier.core.command import command, split_globs
 
 if TYPE_CHECKING:
     from verifier.comparison.compare import Comparison
@@ -17,6 +17,7 @@ __test__ = False  # a command, not a test module, whatever its name says
 
 
 def _parser() -> argparse.ArgumentParser:
+    from verifier.report.output import add_output_options
     from verifier.runner.targets import TARGETS
 
     parser = argparse.ArgumentParser(
@@ -45,13 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         help="the tokenizer.bin, .model or .json that ships (default: all that lie beside PTE)",
     )
     parser.add_argument(
-        "--report",
+        "--keep-evidence",
         type=Path,
         metavar="DIR",
-        help="write report.json, report.html, junit.xml and summary.md into this folder, and a wrong kernel's reproduction",
+        help="save what was gathered in this folder: python -m verifier.judge DIR judges it again without a run",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write report.json under this name")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML under this name")
     parser.add_argument(
         "--baseline",
         type=Path,
@@ -61,35 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )
-    amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--quiet", action="store_true", help="print only the verdict")
-    amount.add_argument("--verbose", action="store_true", help="print a line for each check, and every failure")
+    add_output_options(parser)
     return parser
-
-
-def _check_destinations(options: argparse.Namespace) -> None:
-    """Refuse before the work what cannot be written after it."""
-    from verifier.files import replacing
-
-    paths = [options.json, options.junit, options.report and options.report / "report.json"]
-    for path in filter(None, paths):
-        probe = path.with_name(f".probe-{path.name}")
-        with replacing(probe):
-            pass
-        probe.unlink()
-
-
-def _write(options: argparse.Namespace, data: dict[str, Any]) -> None:
-    from verifier.report.as_json import write_json
-    from verifier.report.as_junit import write_junit
-    from verifier.report.folder import write_folder
-
-    if options.json:
-        write_json(data, options.json)
-    if options.junit:
-        write_junit(data, options.junit)
-    if options.report:
-        write_folder(data, options.report)
 
 
 def _baseline(options: argparse.Namespace) -> dict[str, Any]:
@@ -133,14 +105,13 @@ def _show(comparison: Comparison, *, quiet: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
-    from verifier.opening import Request, split_globs
+    from verifier.opening import Request
     from verifier.pipeline import verify
     from verifier.progress import Progress
     from verifier.report.as_json import report
-    from verifier.report.terminal import print_report
-    from verifier.report.words import summary_lines
+    from verifier.report.output import check_destinations, print_verdict, write_reports
 
-    _check_destinations(options)
+    check_destinations(options)
     old = _baseline(options) if options.baseline else None
     checks, images = split_globs(options.checks), split_globs(options.images)
     reproduction = options.report and options.report / "reproduction"
@@ -154,14 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reproduction,
         images,
         options.tokenizer,
+        options.keep_evidence,
     )
     run = verify(request, Progress(quiet=True) if options.quiet else Progress())
     data, status = report(run), run.judgement.exit_status
-    _write(options, data)
-    if options.quiet:
-        print("\n".join(summary_lines(data)))
-    else:
-        print_report(data, verbose=options.verbose)
+    write_reports(options, data)
+    print_verdict(options, data)
     if old is not None:
         comparison = _compare(options, old, data)
         _show(comparison, quiet=options.quiet)

@@ -30,4 +30,4 @@ def gathered() -> Evidence:
             f"{family}.*"
             for family in (*families, "structure", "mapping", "kvcache", "threads", "weights", "layers", "tokenizer")
         )
-        return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))
+        return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))[0]

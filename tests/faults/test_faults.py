@@ -16,7 +16,7 @@ from tests.support import EMBEDDED_PTE, verify
 from verifier import evidence
 from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.checks import embedding, greedy
+from verifier.checks import embedding
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
 from verifier.checks.registry import CHECKS
@@ -264,9 +264,7 @@ def test_wrong_answer_about_the_users_image_fails(gathered: evidence.Evidence) -
     assert _verdicts("greedy.image", replace(gathered, user_case=replace(case, logits=wrong))) == {"fail"}
 
 
-def test_recipes_own_noise_about_the_users_image_is_no_fault(
-    gathered: evidence.Evidence, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipes_own_noise_about_the_users_image_is_no_fault(gathered: evidence.Evidence) -> None:
     """A picture without bands: a wrong token passes if the eager model with the recipe's quantization says it too and the image tokens
     are as near to fp32's as a golden image's may be. Either alone is not enough, and a golden image has bands of its own."""
     case = gathered.cases[0]
@@ -275,8 +273,7 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(
     sure = int(np.argmax(case.sample.golden.margins))
     said = int(wrong[sure].argmin())
     wrong[sure, said] = wrong[sure].max() + 1
-    other = replace(case, logits=wrong)
-    monkeypatch.setattr(greedy, "quantized_token", lambda *_given: said)
+    other = replace(case, logits=wrong, quantized={sure: said})
     assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"pass"}
     (result,) = results_of("greedy.image", replace(gathered, user_case=other))
     assert "1 of them where the recipe's quantization decides" in result.message
@@ -287,8 +284,8 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(
         + np.float32(case.vision.std()) * (np.arange(case.vision.size).reshape(case.vision.shape) % 2),
     )
     assert _verdicts("greedy.image", replace(gathered, user_case=noisy)) == {"fail"}
-    monkeypatch.setattr(greedy, "quantized_token", lambda *_given: said + 1)
-    assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"fail"}
+    unlike = replace(other, quantized={sure: said + 1})
+    assert _verdicts("greedy.image", replace(gathered, user_case=unlike)) == {"fail"}
 
 
 def test_wrong_or_missing_metadata_fails(gathered: evidence.Evidence) -> None:

@@ -14,7 +14,7 @@ from tests.support import row_sqnr_db
 from verifier.checkpoint import open_checkpoint
 from verifier.families.registry import open_family
 from verifier.ladder.limits import reordered_limit_db
-from verifier.ladder.noise import NOISE_TOKENS, RoundingNoise, rounding_noise_db
+from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
 from verifier.synth_checkpoint import main as synthesize
@@ -97,17 +97,3 @@ def test_fault_is_not_excused_by_noise(rung: tuple[Any, Rounding], nudges: torch
         x = _embeddings(seed, TOKENS)
         wrong, right = _logits(decoder, x[:, TOKENS // 2 :]), _logits(decoder, x)[TOKENS // 2 :]
         assert row_sqnr_db(actual=wrong, expected=right).max() < limit
-
-
-def test_rounding_is_measured_once_and_only_when_asked() -> None:
-    """A verification that needs no such limit does not pay for it."""
-    asked: list[float] = []
-
-    def measure() -> float:
-        asked.append(30.0)
-        return 30.0
-
-    noise = RoundingNoise(measure)
-    assert asked == []
-    assert noise.limit_db == noise.limit_db == pytest.approx(26.99, abs=0.01)
-    assert len(asked) == 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from verifier.checks.check import Finding, failed, need, passed, unverified
+from verifier.checks.check import Check, Finding, failed, need, passed, unverified
 from verifier.core.limits import Limit
 from verifier.evidence import Case, Evidence, Part
 from verifier.golden import Band
-from verifier.ladder.limits import chunk_limit_db, least_db
+from verifier.ladder.limits import chunk_limit_db, least_db, reordered_limit_db
 from verifier.types import Missing, Where
 
 Allowed = Callable[[float], Limit]
@@ -19,17 +19,23 @@ TIES = ("chunks.roundings_per_layer", "chunks.two_runs")
 
 
 def up_to_ties(evidence: Evidence) -> Allowed:
-    """For results of the same program whose sums ran in another order. What rounding costs this checkpoint is measured only where a count of
-    ties does not explain what was found."""
+    """For results of the same program whose sums ran in another order: a count of ties, or, where it was measured, what rounding costs this
+    checkpoint."""
     text = evidence.geometry.text
     counted = least_db(TIES[0], chunk_limit_db(text.width, text.layers))
 
     def allowed(measured: float) -> Limit:
-        if counted.admits(measured):
+        if counted.admits(measured) or isinstance(evidence.rounding_db, Missing):
             return counted
-        return counted.of(min(counted.value, evidence.rounding.limit_db))
+        return counted.of(min(counted.value, reordered_limit_db(evidence.rounding_db)))
 
     return allowed
+
+
+def ties_leave_a_difference(checks: Iterable[Check], evidence: Evidence) -> bool:
+    """Whether a result of some checks differs by more than a count of ties explains, so that the price of rounding decides."""
+    judged = (result for check in checks if set(TIES) <= set(check.limit) for result in check.results(evidence))
+    return any(result.verdict == "fail" and "sqnr_db" in result.allowed for result in judged)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from verifier.checks.bands import Conversations, band_of, conversations, take_conversations
+from verifier.checks.bands import Conversations, band_of, conversations
 from verifier.checks.check import (
     ALL_IMAGES,
     IMAGE,
@@ -28,12 +25,10 @@ from verifier.checks.check import (
 )
 from verifier.checks.vision import SQNR, channel_center, compare_about
 from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
-from verifier.core.limits import LIMITS
+from verifier.core.limits import LIMITS, Limit
 from verifier.evidence import Case, Evidence, Part, Subjects, answered_freely
 from verifier.families.conventions import DECODER, ENCODER
 from verifier.families.tokens.ending import end_ids
-from verifier.ladder.divergence import quantized_token
-from verifier.ladder.quantized import build_quantized_decoder
 from verifier.types import Missing, Where
 
 NOISE = "greedy.margin_noise"
@@ -75,34 +70,16 @@ def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
     return None
 
 
-@dataclass(frozen=True)
-class Answers(Conversations):
-    """Conversations, and the quantized rung's decoder, made when the first wrong token asks for it, and once."""
-
-    quantized: Callable[[], Any]
-
-
-def _quantized(evidence: Evidence) -> Callable[[], Any]:
-    return cache(lambda: build_quantized_decoder(evidence.family, evidence.recipe))
-
-
-@need(Part.CONVERSATIONS, golden=True, computed=True)
-def answers(evidence: Evidence) -> Answers | Missing:
-    """The golden answers."""
-    found = take_conversations(evidence)
-    return found if isinstance(found, Missing) else Answers(evidence, found.cases, _quantized(evidence))
-
-
 @need(Part.CONVERSATIONS, computed=True)
-def own_answer(evidence: Evidence) -> Answers | Missing:
+def own_answer(evidence: Evidence) -> Conversations | Missing:
     """The answer to the user's own image."""
     if evidence.user_case is None:
         return Missing("no image was given", "verifier")
-    return Answers(evidence, {OWN: evidence.user_case}, _quantized(evidence))
+    return Conversations(evidence, {OWN: evidence.user_case})
 
 
-@check("greedy.golden", step="quantization", needs=answers, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
-def golden(given: Answers, name: str) -> Finding:
+@check("greedy.golden", step="quantization", needs=conversations, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
+def golden(given: Conversations, name: str) -> Finding:
     """The greedy tokens equal the golden ones. A different token is accepted only where the top-2 margin of fp32 is smaller than the noise of a clean
     export; teacher forcing keeps the tokens behind it comparable."""
     return _golden(given, given.cases[name])
@@ -116,12 +93,12 @@ def golden(given: Answers, name: str) -> Finding:
     limit=(NOISE, "greedy.golden.tie", SQNR),
     having={IMAGE},
 )
-def image(given: Answers, name: str) -> Finding:
+def image(given: Conversations, name: str) -> Finding:
     """The program's caption of the user's own image equals the caption of the fp32 model."""
     return _golden(given, given.cases[name])
 
 
-def _golden(given: Answers, case: Case) -> Finding:
+def _golden(given: Conversations, case: Case) -> Finding:
     evidence = given.evidence
     wanted = case.sample.golden
     silent = _no_answer(evidence, case.logits)
@@ -137,16 +114,13 @@ def _golden(given: Answers, case: Case) -> Finding:
     fields: Fields = {"measured": {"tokens": len(actual), "different": len(wrong)}}
     if len(wrong) == 0:
         return passed(f"{wanted.text!r}", fields)
-    band = band_of(evidence, NOISE)
-    noise = None if isinstance(band, Missing) else band.limit("program")
+    noise = _noise(evidence)
     if noise is None:
         return unverified("a token differs and the noise of a clean export is unknown: calibrate first", fields)
     spared = 0
-    for at in wrong:
+    for at in beyond_noise(evidence, case):
         margin = wanted.margins[at]
-        if noise.admits(margin):
-            continue
-        if case is evidence.user_case and _within_recipe(given, case, int(at)):
+        if case is evidence.user_case and _within_recipe(evidence, case, at):
             spared += 1
             continue
         prefix = evidence.tokenizer.decode([int(i) for i in recomputed[:at]])
@@ -154,7 +128,7 @@ def _golden(given: Answers, case: Case) -> Finding:
         position = case.sample.prompt.length(evidence.patches) + int(at) - 1
         return failed(
             f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise.value:.2f}. {_cause(given, case, int(at), int(actual[at]))}",
+            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise.value:.2f}. {_cause(evidence, case, at)}",
             where=Where(method=DECODER, index=(position,)),
             measured={"margin": margin, **fields["measured"]},
             allowed={"margin": noise.value},
@@ -182,28 +156,43 @@ def _unlike_reference(case: Case, logits: Array) -> Finding | None:
     )
 
 
-def _within_recipe(given: Answers, case: Case, at: int) -> bool:
+def _noise(evidence: Evidence) -> Limit | None:
+    """How far a clean export moves a token against its rivals, in logits; None if it was never calibrated."""
+    band = band_of(evidence, NOISE)
+    return None if isinstance(band, Missing) else band.limit("program")
+
+
+def beyond_noise(evidence: Evidence, case: Case) -> tuple[int, ...]:
+    """Places of an answer where the program favours another token than the golden one, and fp32 is surer of that than the noise of a clean
+    export explains; none where the two cannot be compared."""
+    noise, wanted, logits = _noise(evidence), case.sample.golden, case.logits
+    if noise is None or logits is None or refusal(logits) is not None or logits.shape[:-1] != (len(wanted.ids),):
+        return ()
+    wrong = np.flatnonzero(logits.argmax(-1) != np.array(wanted.ids))
+    return tuple(int(at) for at in wrong if not noise.admits(wanted.margins[at]))
+
+
+def _within_recipe(evidence: Evidence, case: Case, at: int) -> bool:
     """Whether the recipe's own noise explains a wrong token of a picture that no band was measured on: the image tokens are as
     near to fp32's as those of some golden image may be, and the eager model with the recipe's quantization, fed with them, says
     the same."""
-    band = band_of(given.evidence, SQNR)
+    band = band_of(evidence, SQNR)
     if isinstance(band, Missing) or case.vision is None or case.logits is None:
         return False
-    tokens = compare_about(case, channel_center(given.evidence))
+    tokens = compare_about(case, channel_center(evidence))
     if isinstance(tokens, Mismatch) or not band.loosest.admits(tokens.sqnr_db):
         return False
-    said = int(case.logits[at].argmax())
-    return quantized_token(given.quantized(), given.evidence.definition, case.sample, case.vision, at) == said
+    return case.quantized.get(at) == int(case.logits[at].argmax())
 
 
-def _cause(given: Answers, case: Case, at: int, said: int) -> str:
+def _cause(evidence: Evidence, case: Case, at: int) -> str:
     """The step of the ladder that the wrong token comes from, by what the quantized rung says there."""
-    if case.vision is None:
+    token = case.quantized.get(at)
+    if token is None or case.logits is None:
         return "See the first failing check above for the cause."
-    token = quantized_token(given.quantized(), given.evidence.definition, case.sample, case.vision, at)
-    if token == said:
+    if token == int(case.logits[at].argmax()):
         return "The eager model with the recipe's quantization, fed with these image tokens, says the same: step quantization, or the image tokens."
-    word = given.evidence.tokenizer.decode([token]) or f"<{token}>"
+    word = evidence.tokenizer.decode([token]) or f"<{token}>"
     return f"The eager model with the recipe's quantization says {word!r}: step lowering or kernel, see the first failing check above."
 
 
@@ -323,7 +312,7 @@ def limit(given: Conversations, _case: str) -> Finding:
     limit="equal",
     having={PUBLISHED_ANSWER},
 )
-def expected(given: Answers, name: str) -> Finding:
+def expected(given: Conversations, name: str) -> Finding:
     """The answer to the user's image begins like the published answer of this checkpoint."""
     evidence, wanted, case = given.evidence, given.evidence.expectation, given.cases[name]
     if wanted is None or case.logits is None:

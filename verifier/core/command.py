@@ -102,3 +102,8 @@ def _console(stream: TextIO | None, number: int, errors: str) -> TextIO:
 
 def _raw(number: int) -> BinaryIO:
     return os.fdopen(number, "wb", closefd=False)
+
+
+def split_globs(text: str) -> tuple[str, ...]:
+    """The globs of a comma-separated list."""
+    return tuple(glob.strip() for glob in text.split(",") if glob.strip())

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from verifier.checkpoint import EMBEDDED
-from verifier.core.command import command
+from verifier.core.command import command, split_globs
 from verifier.errors import UsageError, VerifierError
 from verifier.faults.bench import Outcome, Subject, prepare, run_faults, sound
 from verifier.faults.catalogue import FAULTS
@@ -25,7 +25,6 @@ from verifier.faults.document import save
 from verifier.faults.fault import Fault
 from verifier.faults.subjects import make_calibrated_model
 from verifier.files import replacing
-from verifier.opening import split_globs
 
 NOT_FOUND, NOT_RUN = 1, 2
 

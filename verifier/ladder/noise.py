@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,26 +9,10 @@ from torch import Tensor
 
 from verifier.core.compare import Difference, compare
 from verifier.errors import VerifierError
-from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.quantized import Rounding
 
 NOISE_TOKENS = 16
 """Tokens of a prompt on which it is measured."""
-
-
-class RoundingNoise:
-    """The limit for results of the same program whose sums ran in another order, measured when it is first asked for.
-
-    `measure` gives the SQNR that the eager quantized decoder keeps when its activations are rounded (`rounding_noise_db`).
-    """
-
-    def __init__(self, measure: Callable[[], float]) -> None:
-        self._measure = measure
-
-    @cached_property
-    def limit_db(self) -> float:
-        """SQNR, dB."""
-        return reordered_limit_db(self._measure())
 
 
 def rounding_noise_db(quantized: Any, rounding: Rounding, embeddings: Tensor) -> float:

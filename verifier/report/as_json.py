@@ -20,7 +20,7 @@ from verifier.types import CheckResult
 from verifier.verdict import share_of_tolerance
 
 if TYPE_CHECKING:
-    from verifier.pipeline import Run
+    from verifier.judging import Run
 
 SCHEMA = "verifier.report/1"
 LIMIT_BYTES = 64 << 20
@@ -66,24 +66,25 @@ def _blame(blame: CheckResult | None) -> dict[str, Any] | None:
 
 def report(run: Run) -> Report:
     """The report of a run as plain data."""
-    judgement = run.judgement
+    judgement, gathered = run.judgement, run.gathered
+    artifact, recipe = gathered.evidence.artifact, gathered.evidence.recipe
     data = {
         "schema": SCHEMA,
         "verdict": judgement.verdict,
         "reason": judgement.reason,
         "partial": run.partial,
         "artifact": {
-            "path": str(run.artifact.path),
-            "sha256": run.artifact.sha256,
-            "bytes": run.artifact.header.file_bytes,
-            "methods": sorted(run.artifact.methods),
-            "recipe": {"name": run.recipe.name} | run.recipe.as_json(),
+            "path": str(artifact.path),
+            "sha256": artifact.sha256,
+            "bytes": artifact.header.file_bytes,
+            "methods": sorted(artifact.methods),
+            "recipe": {"name": recipe.name} | recipe.as_json(),
         },
-        "checkpoint": {"id": run.checkpoint.name, "sha256": run.checkpoint.sha256},
+        "checkpoint": {"id": gathered.checkpoint, "sha256": gathered.checkpoint_sha256},
         "request": {
-            "model": run.request.model,
-            "target": run.request.target,
-            "tokenizer": None if run.request.tokenizer is None else str(run.request.tokenizer),
+            "model": gathered.asked.model,
+            "target": gathered.asked.target,
+            "tokenizer": None if gathered.asked.tokenizer is None else str(gathered.asked.tokenizer),
         },
         "target": run.target,
         "rungs": [asdict(rung) for rung in judgement.rungs],
@@ -96,8 +97,8 @@ def report(run: Run) -> Report:
         ],
         "facts": run.facts,
         "figures": run.figures,
-        "environment": run.environment,
-        "cost": {"wall_s": run.wall_s, "peak_rss_bytes": run.peak_rss_bytes, "stage_s": run.stage_s},
+        "environment": {name: getattr(gathered.machines, name) for name in ("cpu", "cores", "versions")},
+        "cost": asdict(gathered.cost),
     }
     cleaned: Report = finite(data)
     return cleaned

@@ -1,0 +1,55 @@
+"""What is computed only where a first judgement of the evidence asks for it: both need the quantized rung's decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from verifier.audit.run import Audit
+from verifier.evidence import Case
+from verifier.families.llava.definition import Definition
+from verifier.ladder.divergence import quantized_token
+from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
+from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
+from verifier.opening import Opened
+from verifier.reference import Sample
+from verifier.types import Missing
+
+
+@dataclass(frozen=True)
+class QuantizedRung:
+    """The eager decoder with the recipe's quantization, built when it is first asked."""
+
+    opened: Opened
+    audit: Audit | Missing
+    definition: Definition
+    sample: Sample
+
+    def rounding_db(self) -> float:
+        """What int8 activations cost this checkpoint's decoder on the first tokens of a prompt, as SQNR in dB."""
+        rounding = Rounding()
+        held: Held = nothing_held
+        if self.opened.family.large and isinstance(self.audit, Audit):
+            held = held_in(self.opened.artifact, self.audit)
+        quantized = build_quantized_decoder(self.opened.family, self.opened.recipe, held, rounding)
+        ids = torch.tensor([(*self.sample.prompt.before, *self.sample.prompt.after)[:NOISE_TOKENS]])
+        return rounding_noise_db(quantized, rounding, self.definition.embed(ids))
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return build_quantized_decoder(self.opened.family, self.opened.recipe)
+
+    def tokens(self, case: Case, places: Iterable[int]) -> dict[int, int]:
+        """The token that the decoder, fed with the program's image tokens, favours at places of an answer; up to the first where the program
+        favours another. None without image tokens."""
+        favoured: dict[int, int] = {}
+        for at in places if case.vision is not None and case.logits is not None else ():
+            assert case.vision is not None and case.logits is not None
+            favoured[at] = quantized_token(self._decoder, self.definition, case.sample, case.vision, at)
+            if favoured[at] != int(case.logits[at].argmax()):
+                break
+        return favoured
