@@ -97,7 +97,8 @@ class Check:
     """A check: its place on the ladder, what it needs, its cases, and how it judges one of them.
 
     `limit` names the rows of the table of limits, or the calibrated metrics, that decide; none if something is met or not. It is made only
-    for requests `having` all that it names. `optional` if what it looks at need not exist.
+    for requests `having` all that it names. `optional` if what it looks at need not exist. `overlap`: why the bench has no fault that this check
+    alone sees (docs/faults.md).
     """
 
     id: str
@@ -108,6 +109,7 @@ class Check:
     limit: tuple[str, ...] = ()
     having: frozenset[str] = frozenset()
     optional: bool = False
+    overlap: str = ""
 
     @property
     def golden(self) -> bool:
@@ -156,10 +158,11 @@ def check(
     limit: str | tuple[str, ...] = (),
     having: Iterable[str] = (),
     optional: bool = False,
+    overlap: str = "",
 ) -> Callable[[Callable[[T, str], Finding]], Check]:
     """Make a check of the function that judges one case. Its docstring is its entry in docs/checks.md."""
     limits = (limit,) if isinstance(limit, str) else limit
-    return lambda judge: Check(id, step, needs, cases, judge, limits, frozenset(having), optional)
+    return lambda judge: Check(id, step, needs, cases, judge, limits, frozenset(having), optional, overlap)
 
 
 def run_checks(checks: Iterable[Check], evidence: Evidence, *, foreign: bool, unsound: str) -> list[CheckResult]:

@@ -32,6 +32,7 @@ from verifier.families.llava.definition import Definition
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
 from verifier.reference import Answered, LayerPair, Sample
+from verifier.second_look import QuantizedRung
 from verifier.test_pte import main as gate
 
 LIMIT_S = 900.0
@@ -196,10 +197,10 @@ def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whol
     fault.inject(work)
     kept: list[Evidence] = []
 
-    def gather(*given: Any) -> Evidence:
-        evidence: Evidence = gathered(*given)
+    def gather(*given: Any) -> tuple[Evidence, QuantizedRung]:
+        evidence, quantized = gathered(*given)
         kept.append(evidence)
-        return evidence
+        return evidence, quantized
 
     gathered = patch(pipeline, "gather", gather)
     words = [str(work.pte), "--quiet", "--json", str(folder / "report.json"), *subject.arguments, *work.arguments]

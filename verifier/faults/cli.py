@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="only these faults: comma-separated globs of their names")
     parser.add_argument("--quick", action="store_true", help="a few, each by the family of checks that is to find it")
     parser.add_argument(
-        "--whole", action="store_true", help="make every check for every fault: counts all witnesses, takes hours"
+        "--whole", action="store_true", help="make every check for every fault: which of them see it; an hour"
     )
     parser.add_argument("--workers", type=int, default=2, help="faults at a time (default: 2)")
     parser.add_argument(
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _run(faults, options, console, kept)
     outcomes = [kept.outcomes[fault.name] for fault in faults]
     if options.write:
-        part = "clean" if options.clean else "faults"
+        part = "clean" if options.clean else "witnesses" if options.whole else "faults"
         save(options.write, part, outcomes, kept.wall_s, options.workers)
     pairs = list(zip(faults, outcomes, strict=True))
     found = sum(o.found(f) for f, o in pairs)

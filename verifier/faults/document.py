@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from verifier.checks.registry import CHECKS
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.faults import today
 from verifier.faults.bench import Outcome
@@ -29,7 +30,7 @@ _MARKS = re.compile(r"(<!-- faults -->\n).*?(<!-- /faults -->)", re.S)
 
 
 def save(folder: Path, part: str, outcomes: Sequence[Outcome], wall_s: float, workers: int) -> None:
-    """Put a run (`faults` or `clean`) into `faults.json` and render the page and the README's figures from it."""
+    """Put a run (`faults`, `clean`, or `witnesses` for faults with all checks) into `faults.json` and render the page and the README's figures from it."""
     path = folder / DATA
     data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     data[part] = {
@@ -122,7 +123,7 @@ def page(data: dict[str, Any]) -> str:
         _by_kind(pairs),
         *(_section(kind, [pair for pair in pairs if pair[0].kind == kind]) for kind in KINDS),
         _exceptions(pairs),
-        _single(pairs),
+        _witnesses(data),
         _clean(data),
         _rows(pairs),
     ]
@@ -201,12 +202,38 @@ def _exceptions(pairs: list[tuple[Fault, Outcome]]) -> str:
     return "\n".join(lines)
 
 
-def _single(pairs: list[tuple[Fault, Outcome]]) -> str:
-    alone = Counter(o.check for f, o in pairs if o.found(f) and o.check and o.others == 0)
-    if not alone:
+def only_witness(outcomes: Iterable[Outcome]) -> dict[str, list[str]]:
+    """Faults by the check that alone fails for them, where every check was made."""
+    alone: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if len(outcome.failed) == 1:
+            alone.setdefault(outcome.failed[0], []).append(outcome.fault)
+    return alone
+
+
+def _witnesses(data: dict[str, Any]) -> str:
+    """What each check is for: faults that it blames, that it sees, and that no other check sees."""
+    if "witnesses" not in data:
         return ""
-    listed = ", ".join(f"`{check}` {count}" for check, count in alone.most_common())
-    return f"## One witness\n\nIn {sum(alone.values())} faults a single check of the stage failed: {listed}."
+    run = data["witnesses"]
+    outcomes = [Outcome.read(saved) for saved in run["outcomes"]]
+    alone, seen = only_witness(outcomes), Counter(check for outcome in outcomes for check in outcome.failed)
+    blamed, text = Counter(outcome.check for outcome in outcomes), {fault.name: fault.text for fault in FAULTS}
+    lines = [
+        "## What each check is for",
+        "",
+        f"Every check was made for every fault ({run['date']}, {run['wall_s'] // 60} min). *First* counts the faults that a check is blamed for, *sees* those for "
+        "which it fails.",
+        "",
+        "| check | first | sees | a fault that no other check sees, or why there is none |",
+        "|---|---|---|---|",
+    ]
+    for check in CHECKS:
+        own = alone.get(check.id, [])
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        said = f"{text.get(own[0], own[0])}{more}" if own else check.overlap
+        lines.append(f"| `{check.id}` | {blamed[check.id]} | {seen[check.id]} | {said.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
 
 
 def _clean(data: dict[str, Any]) -> str:
