@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier.artifact.schema import SCALARS, Field, Schema
+from verifier.core.records import JsonObject
 from verifier.errors import ArtifactError
 
 BUDGET_FACTOR = 8
@@ -30,7 +31,7 @@ class Record:
     """
 
     kind: str
-    fields: dict[str, Any]
+    fields: JsonObject
 
     def __getattr__(self, name: str) -> Any:
         try:

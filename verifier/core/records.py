@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 from verifier.errors import VerifierError
 
 LIMIT_BYTES = 16 << 20
+JsonObject = dict[str, Any]
+"""A JSON object as `json` reads it."""
 T = TypeVar("T")
 
 
 def read_record(
     path: Path,
-    parse: Callable[[dict[str, Any]], T],
+    parse: Callable[[JsonObject], T],
     *,
     what: str,
     error: type[VerifierError],

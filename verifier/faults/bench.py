@@ -25,6 +25,7 @@ from typing import Any
 from verifier import gather as gathering
 from verifier import pipeline
 from verifier.checks.registry import CHECKS
+from verifier.core.records import JsonObject
 from verifier.errors import VerifierError
 from verifier.evidence import MAPPING_SAMPLES, Evidence
 from verifier.families.family import Family
@@ -60,7 +61,7 @@ class Outcome:
     failed: tuple[str, ...] = field(default=())
 
     @classmethod
-    def read(cls, saved: dict[str, Any]) -> Outcome:
+    def read(cls, saved: JsonObject) -> Outcome:
         """From the JSON that `asdict` became."""
         return cls(**(saved | {"failed": tuple(saved["failed"])}))
 
@@ -92,7 +93,7 @@ class _Memory:
     """fp32 references by the bytes that they were made from."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
+        self._kept: JsonObject = {}
         self._answer: Any = None
         self._pairs: Any = None
 
@@ -247,14 +248,14 @@ def _stages(fault: Fault, subject: Subject, *, quick: bool, whole: bool) -> tupl
     return [*first, *few], [*second, "--images", ONE], []
 
 
-def _report(path: Path) -> dict[str, Any] | None:
+def _report(path: Path) -> JsonObject | None:
     if not path.is_file():
         return None
-    read: dict[str, Any] = json.loads(path.read_text())
+    read: JsonObject = json.loads(path.read_text())
     return read
 
 
-def _read(name: str, status: int, report: dict[str, Any], wall_s: float, held: dict[str, bool] | None) -> Outcome:
+def _read(name: str, status: int, report: JsonObject, wall_s: float, held: dict[str, bool] | None) -> Outcome:
     failed = [check for check in report["checks"] if check["verdict"] == "fail"]
     if not failed:
         odd = [check for check in report["checks"] if check["verdict"] == "error"]

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from verifier.checks.registry import CHECKS
+from verifier.core.records import JsonObject
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.faults import today
 from verifier.faults.bench import Outcome
@@ -32,7 +32,7 @@ _MARKS = re.compile(r"(<!-- faults -->\n).*?(<!-- /faults -->)", re.S)
 def save(folder: Path, part: str, outcomes: Sequence[Outcome], wall_s: float, workers: int) -> None:
     """Put a run (`faults`, `clean`, or `witnesses` for faults with all checks) into `faults.json` and render the page and the README's figures from it."""
     path = folder / DATA
-    data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    data: JsonObject = json.loads(path.read_text()) if path.is_file() else {}
     data[part] = {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": package_versions(),
@@ -46,7 +46,7 @@ def save(folder: Path, part: str, outcomes: Sequence[Outcome], wall_s: float, wo
     render(folder)
 
 
-def _kept(outcome: Outcome) -> dict[str, Any]:
+def _kept(outcome: Outcome) -> JsonObject:
     kept = asdict(outcome)
     said = [line for line in outcome.problem.splitlines() if line[:1].isalpha() and not line.startswith("Traceback")]
     kept |= {"message": outcome.message[:300], "place": _PATHS.sub("…", outcome.place)[:600]}
@@ -67,7 +67,7 @@ def render(folder: Path) -> None:
         _write(readme, _MARKS.sub(lambda match: match[1] + figures(data) + match[2], text))
 
 
-def _pairs(data: dict[str, Any]) -> list[tuple[Fault, Outcome]]:
+def _pairs(data: JsonObject) -> list[tuple[Fault, Outcome]]:
     named = {fault.name: fault for fault in FAULTS}
     read = map(Outcome.read, data["faults"]["outcomes"])
     pairs = [(named[outcome.fault], outcome) for outcome in read if outcome.fault in named]
@@ -80,7 +80,7 @@ def _fair(fault: Fault, outcome: Outcome) -> dict[str, bool] | None:
     return outcome.today and {key: passed for key, passed in outcome.today.items() if key not in unfair}
 
 
-def figures(data: dict[str, Any]) -> str:
+def figures(data: JsonObject) -> str:
     """The README's table: the gate beside today's checks, and false alarms."""
     pairs = _pairs(data)
     held = [outcome for _, outcome in pairs if outcome.today is not None]
@@ -108,7 +108,7 @@ def _seen(held: Iterable[Outcome], key: str) -> str:
     return f"{passed.count(False)} of {len(passed)}"
 
 
-def page(data: dict[str, Any]) -> str:
+def page(data: JsonObject) -> str:
     """The whole page."""
     pairs = _pairs(data)
     run = data["faults"]
@@ -211,7 +211,7 @@ def only_witness(outcomes: Iterable[Outcome]) -> dict[str, list[str]]:
     return alone
 
 
-def _witnesses(data: dict[str, Any]) -> str:
+def _witnesses(data: JsonObject) -> str:
     """What each check is for: faults that it blames, that it sees, and that no other check sees."""
     if "witnesses" not in data:
         return ""
@@ -236,7 +236,7 @@ def _witnesses(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _clean(data: dict[str, Any]) -> str:
+def _clean(data: JsonObject) -> str:
     if "clean" not in data:
         return ""
     run = data["clean"]

@@ -17,6 +17,7 @@ from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.errors import VerifierError
 from verifier.faults.lowered import reuse
 from verifier.faults.surgery import change_bytes, find_constants
+from verifier.runner.protocol import Array
 from verifier.types import Step
 
 Kind = Literal["bytes", "recipe", "use", "clean"]
@@ -57,13 +58,13 @@ class Work:
         self.clean  # noqa: B018  read before the file is changed
         return find_constants(self.pte, self.checkpoint)
 
-    def edit(self, parameter: str, change: Callable[[Any], Any]) -> None:
+    def edit(self, parameter: str, change: Callable[[Array], Array]) -> None:
         """Replace a parameter's stored bytes (uint8) by what `change` makes of them."""
         place = self.constants[parameter].value.constant
         assert place is not None
         change_bytes(self.pte, place, change)
 
-    def edit_scales(self, parameter: str, change: Callable[[Any], Any]) -> None:
+    def edit_scales(self, parameter: str, change: Callable[[Array], Array]) -> None:
         """The same for the scales of a 4-bit linear's groups: bf16 [N, G], given as uint16."""
         quantization: Any = self.constants[parameter].quantization or self.constants[parameter].value
         scales = getattr(quantization, "quantization", quantization).scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from verifier.errors import ArtifactError
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import change_bytes
+from verifier.runner.protocol import Array
 from verifier.types import Recipe
 
 WEIGHTS = "weights.*"
@@ -25,7 +27,7 @@ def _decoder(parameter: str) -> str:
     return f"text_decoder.{parameter}.weight"
 
 
-def _element(array: Any, index: int, factor: float) -> Any:
+def _element(array: Array, index: int, factor: float) -> Array:
     array[index] *= array.dtype.type(factor)
     return array
 
@@ -34,7 +36,7 @@ def _element(array: Any, index: int, factor: float) -> Any:
 def one_nibble(work: Work) -> None:
     """The smallest change that a weight can have."""
 
-    def change(packed: Any) -> Any:
+    def change(packed: Array) -> Array:
         at = int(np.flatnonzero((packed & 15) < 15)[1000])
         packed[at] += 1
         return packed
@@ -46,7 +48,7 @@ def one_nibble(work: Work) -> None:
 def one_bit(work: Work) -> None:
     """The highest bit of a nibble, in the middle of the tensor."""
 
-    def change(packed: Any) -> Any:
+    def change(packed: Array) -> Array:
         packed[len(packed) // 2] ^= 0x80
         return packed
 
@@ -65,7 +67,7 @@ def one_bit_with_manifest(work: Work) -> None:
 def one_group_scale(work: Work) -> None:
     """Three bf16 steps at most; 128 of 196,608 weights."""
 
-    def change(scales: Any) -> Any:
+    def change(scales: Array) -> Array:
         wide = scales.astype(np.uint32) << 16
         real = wide.view(np.float32)
         real[100] *= np.float32(1.01)
@@ -80,7 +82,7 @@ def one_embedding_row(work: Work) -> None:
     """A token that no golden conversation has."""
     rows = work.checkpoint.geometry.text.vocabulary
 
-    def change(table: Any) -> Any:
+    def change(table: Array) -> Array:
         lines = table.reshape(rows, -1)
         lines[777] = lines[778]
         return lines
@@ -92,7 +94,7 @@ def one_embedding_row(work: Work) -> None:
 def one_embedding_element(work: Work) -> None:
     """A step of int8 in one of 400,000."""
 
-    def change(table: Any) -> Any:
+    def change(table: Array) -> Array:
         signed = table.view(np.int8)
         at = int(np.flatnonzero(np.abs(signed.astype(np.int16)) < 100)[5000])
         signed[at] += 1
@@ -115,7 +117,7 @@ def two_heads_swapped(work: Work) -> None:
     head = work.checkpoint.geometry.text.head_dim
     rows = work.checkpoint.geometry.text.heads * head
 
-    def change(raw: Any) -> Any:
+    def change(raw: Array) -> Array:
         lines = raw.reshape(rows, -1)
         return np.concatenate([lines[head : 2 * head], lines[:head], lines[2 * head :]])
 
@@ -152,7 +154,7 @@ def packing_of_another_kernel(work: Work) -> None:
     """Pairs of rows interleaved, as a kernel with wider tiles packs them."""
     rows = work.checkpoint.geometry.text.width
 
-    def change(packed: Any) -> Any:
+    def change(packed: Array) -> Array:
         lines = packed.reshape(rows // 2, 2, -1)
         return np.stack([lines[:, 1], lines[:, 0]], axis=1)
 
@@ -220,7 +222,7 @@ def rope_row_700(work: Work) -> None:
         assert value.constant is not None
         row_bytes = value.sizes[1] * 4
 
-        def change(table: Any, row_bytes: int = row_bytes) -> Any:
+        def change(table: Array, row_bytes: int = row_bytes) -> Array:
             lines = table.reshape(-1, row_bytes)
             lines[700] = lines[701]
             return lines
@@ -228,11 +230,11 @@ def rope_row_700(work: Work) -> None:
         change_bytes(work.pte, value.constant, change)
 
 
-def _always(table: Any) -> Any:
+def _always(table: Array) -> Callable[[Array], Array]:
     return lambda _old: table
 
 
-def _new_tables(work: Work, angles: Any) -> None:
+def _new_tables(work: Work, angles: Array) -> None:
     both = np.concatenate([angles, angles], axis=1)
     for value, made in zip(_rope(work), (np.cos(both), np.sin(both)), strict=True):
         assert value.constant is not None
@@ -240,7 +242,7 @@ def _new_tables(work: Work, angles: Any) -> None:
         change_bytes(work.pte, value.constant, _always(table))
 
 
-def _angles(work: Work, theta: float, scale: float = 1.0) -> Any:
+def _angles(work: Work, theta: float, scale: float = 1.0) -> Array:
     half = work.checkpoint.geometry.text.head_dim // 2
     positions = _rope(work)[0].sizes[0]
     return np.outer(np.arange(positions) * scale, theta ** (-np.arange(half) / half))
@@ -288,7 +290,7 @@ def positions_shifted(work: Work) -> None:
 def one_vision_weight(work: Work) -> None:
     """One of 16,384."""
 
-    def change(raw: Any) -> Any:
+    def change(raw: Array) -> Array:
         signed = raw.view(np.int8)
         signed[8191] += 1 if signed[8191] < 0 else -1
         return signed

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from verifier.audit.recipe import quantized_linear
 from verifier.errors import VerifierError
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
+from verifier.ladder.trace import CallTrace
 from verifier.runner.native.build import SOURCE, build
+from verifier.runner.protocol import Array
 from verifier.types import Recipe
 
 _BUILDS = Path(tempfile.gettempdir()) / f"llava-faulty-kernels-{os.getuid()}"
@@ -157,14 +160,14 @@ class _Spoilt:
         return self.contents
 
 
-def _traced(work: Work, change: Callable[[list[Any]], None]) -> None:
+def _traced(work: Work, change: Callable[[list[CallTrace]], None]) -> None:
     """Change what the trace of the runtime says."""
     from verifier.ladder import gather
 
     work.traced_only = True
 
-    def read(folder: Path) -> list[Any]:
-        traces: list[Any] = right(folder)
+    def read(folder: Path) -> list[CallTrace]:
+        traces: list[CallTrace] = right(folder)
         change(traces)
         return traces
 
@@ -191,7 +194,7 @@ def _holds(tensor: Any, contents: Any) -> bool:
     )
 
 
-def _linear(work: Work, module: str, compute: Callable[[Any, Any], Any]) -> None:
+def _linear(work: Work, module: str, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Let a decoder linear give something else in its second call: `compute` sees its rows [S, K] and weights [N, K], float64."""
     instruction = work.constants[f"text_decoder.{module}.weight"].instruction
     key = map_keys(work.checkpoint.keys, work.checkpoint.geometry).text[module + ".weight"]
@@ -201,7 +204,7 @@ def _linear(work: Work, module: str, compute: Callable[[Any, Any], Any]) -> None
     scales = made.scales.reshape(rows, -1, 1).double()
     weight = (made.integers.double().view(rows, scales.shape[1], -1) * scales).view(rows, -1)
 
-    def change(traces: list[Any]) -> None:
+    def change(traces: list[CallTrace]) -> None:
         calls = [
             trace
             for trace in traces
@@ -225,7 +228,7 @@ def _linear(work: Work, module: str, compute: Callable[[Any, Any], Any]) -> None
 def symmetric_activations(work: Work) -> None:
     """Half of the range for what has one sign."""
 
-    def compute(x: Any, weight: Any) -> Any:
+    def compute(x: Tensor, weight: Tensor) -> Tensor:
         step = x.abs().amax(-1, keepdim=True) / 127
         return (x / step).round() * step @ weight.T
 
@@ -242,7 +245,7 @@ def symmetric_activations(work: Work) -> None:
 def per_tensor_activations(work: Work) -> None:
     """The largest row decides."""
 
-    def compute(x: Any, weight: Any) -> Any:
+    def compute(x: Tensor, weight: Tensor) -> Tensor:
         step = (x.amax().clamp(min=0) - x.amin().clamp(max=0)) / 255
         return (x / step).round() * step @ weight.T
 
@@ -255,7 +258,7 @@ def per_tensor_activations(work: Work) -> None:
 def other_tile_width(work: Work) -> None:
     """The last eight rows of a linear are those before them."""
 
-    def compute(x: Any, weight: Any) -> Any:
+    def compute(x: Tensor, weight: Tensor) -> Tensor:
         rows = torch.arange(len(weight))
         rows[-8:] -= 8
         return x @ weight[rows].T
@@ -263,11 +266,11 @@ def other_tile_width(work: Work) -> None:
     _linear(work, "layers.3.attention.wq", compute)
 
 
-def _residual(work: Work, compute: Callable[[Any, Any], Any]) -> None:
+def _residual(work: Work, compute: Callable[[Array, Array], Array]) -> None:
     """Let the residual addition behind layer 0's feed-forward give something else: of the stream and of the result."""
     instruction = work.constants["text_decoder.layers.0.feed_forward.w2.weight"].instruction + 1
 
-    def change(traces: list[Any]) -> None:
+    def change(traces: list[CallTrace]) -> None:
         call = next(
             trace
             for trace in traces

@@ -6,21 +6,21 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from verifier.core import upstream
+from verifier.core.records import JsonObject
 
 BLANK = "\u2581"
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def rewrite(path: Path, change: Callable[[JsonObject], object]) -> None:
     """Change a JSON file in place."""
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
 
 
-def prepend(data: dict[str, Any]) -> None:
+def prepend(data: JsonObject) -> None:
     """Make a tokenizer.json put its blank in front of a text by a normalizer, as transformers 4 wrote it."""
     blanks = [
         {"type": "Prepend", "prepend": BLANK},

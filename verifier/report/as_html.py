@@ -6,11 +6,11 @@ import base64
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from verifier.core.records import JsonObject
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
 from verifier.report.words import blamed, closest, meaning, next_command, number, place, said, title
@@ -60,7 +60,7 @@ def html(data: Report) -> str:
     return made
 
 
-def _images(data: Report) -> list[dict[str, Any]]:
+def _images(data: Report) -> list[JsonObject]:
     """Images with their maps drawn on one scale, so that they can be compared."""
     images = data.get("figures", {}).get("images", [])
     known = [v for image in images for row in image["token_sqnr_db"] or [] for v in row if v is not None]

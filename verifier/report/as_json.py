@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.core.records import read_record
+from verifier.core.records import JsonObject, read_record
 from verifier.errors import UsageError
 from verifier.files import replacing
 from verifier.types import CheckResult
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = "verifier.report/1"
 LIMIT_BYTES = 64 << 20
 """A report of 7B has a tenth of it."""
-Report = dict[str, Any]
+Report = JsonObject
 
 
 def finite(value: Any) -> Any:
@@ -41,14 +41,14 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _check(result: CheckResult) -> dict[str, Any]:
+def _check(result: CheckResult) -> JsonObject:
     fields = ("id", "step", "case", "verdict", "measured", "allowed", "where", "message")
     data, share = asdict(result), share_of_tolerance(result)
     made = {name: data[name] for name in fields} | {"share": None if share is None else round(share[0], 4)}
     return made | ({"accuses": result.accuses} if result.accuses else {})
 
 
-def _blame(blame: CheckResult | None) -> dict[str, Any] | None:
+def _blame(blame: CheckResult | None) -> JsonObject | None:
     if blame is None:
         return None
     where = blame.where
@@ -105,9 +105,9 @@ def report(run: Run) -> Report:
 
 
 @cache
-def schema() -> dict[str, Any]:
+def schema() -> JsonObject:
     """The published JSON Schema (draft 2020-12)."""
-    made: dict[str, Any] = json.loads(
+    made: JsonObject = json.loads(
         (resources.files("verifier.report") / "report.schema.json").read_text(encoding="utf-8")
     )
     return made

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
+
+from verifier.core.records import JsonObject
 
 Accused = Literal[
     "bytes",
@@ -146,7 +148,7 @@ def accused_by(check_id: str) -> Accused:
     return next((accused for glob, accused in ACCUSED if fnmatchcase(check_id, glob)), "unknown")
 
 
-def accused(checks: Iterable[dict[str, Any]]) -> tuple[Accused, ...]:
+def accused(checks: Iterable[JsonObject]) -> tuple[Accused, ...]:
     """Who is at fault by the failed checks of a report, which stand in the order of the registry; the most severe first."""
     failed = [check for check in checks if check["verdict"] == "fail"]
     placed = [_placed(check) for check in failed]
@@ -157,13 +159,13 @@ def accused(checks: Iterable[dict[str, Any]]) -> tuple[Accused, ...]:
     return tuple(kind for kind in HEADLINES if kind in kinds)
 
 
-def _placed(check: dict[str, Any]) -> Accused:
+def _placed(check: JsonObject) -> Accused:
     """A kernel of another kind of machine than this one's is the device's."""
     kind: Accused = check.get("accuses") or accused_by(check["id"])
     return "device" if kind in ("runtime", "answers") and check["step"] == "device" else kind
 
 
-def headline(checks: Iterable[dict[str, Any]]) -> str:
+def headline(checks: Iterable[JsonObject]) -> str:
     """The first sentences behind FAILED: the most severe fault, and what else is wrong."""
     first, *others = accused(checks) or ("unknown",)
     also = f" Also wrong: {', '.join(HEADLINES[kind][1] for kind in others)}." if others else ""

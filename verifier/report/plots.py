@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verifier.core.records import JsonObject
 from verifier.report.as_json import Report
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _layer_of(block: str) -> str:
     return block.removeprefix("text_decoder.").removeprefix("vision_encoder.").removeprefix("layers.")
 
 
-def depth_series(data: Report, method: str) -> dict[str, Any]:
+def depth_series(data: Report, method: str) -> JsonObject:
     """Blocks of a method in program order, and for each series SQNR in dB by block; `limits` likewise, `bad` names failing blocks."""
     found: dict[str, dict[str, float]] = {name: {} for name in SERIES}
     limits: dict[str, dict[str, float]] = {"graph": {}, "profile": {}}
@@ -128,7 +129,7 @@ def depth_series(data: Report, method: str) -> dict[str, Any]:
     return {"blocks": list(_in_order(blocks)), "series": found, "limits": limits, "bad": bad}
 
 
-def _in_order(of_blocks: dict[str, Any]) -> dict[str, Any]:
+def _in_order(of_blocks: JsonObject) -> JsonObject:
     return dict(sorted(of_blocks.items(), key=lambda pair: _rank(pair[0])))
 
 
@@ -152,7 +153,7 @@ def depth(data: Report, method: str) -> str:
     return _drawn(_depth, known, method) if any(known["series"].values()) else ""
 
 
-def _depth(known: dict[str, Any], method: str) -> str:
+def _depth(known: JsonObject, method: str) -> str:
     blocks: list[str] = known["blocks"]
     place = {block: at for at, block in enumerate(blocks)}
     figure, axes = _figure(9.0, 3.9)
@@ -210,13 +211,13 @@ def _power(value_db: float) -> float:
     return float(10.0 ** (-min(value_db, FLOOR_DB) / 10.0))
 
 
-def streams(figures: dict[str, Any]) -> str:
+def streams(figures: JsonObject) -> str:
     """Heat map of token position against decoder layer: SQNR of the residual stream. Empty if it was not traced."""
     known = figures.get("streams")
     return _drawn(_streams, known) if known and known["positions"] and known["layers"] else ""
 
 
-def _streams(known: dict[str, Any]) -> str:
+def _streams(known: JsonObject) -> str:
     table = np.array([[np.nan if v is None else v for v in row] for row in known["sqnr_db"]], float)
     figure, axes = _figure(9.0, 1.6 + 0.16 * min(len(table), 24))
     drawn = axes.imshow(np.ma.masked_invalid(table), aspect="auto", cmap="cividis", interpolation="nearest")
@@ -234,13 +235,13 @@ def _streams(known: dict[str, Any]) -> str:
     return _svg(figure, "streams", "Error by token position and decoder layer", said)
 
 
-def cache(figures: dict[str, Any]) -> str:
+def cache(figures: JsonObject) -> str:
     """Matrix of split against position: SQNR of the logits with those of the same tokens one by one. Empty if it was not asked."""
     known = figures.get("cache")
     return _drawn(_cache, known) if known and known["cells"] else ""
 
 
-def _cache(known: dict[str, Any]) -> str:
+def _cache(known: JsonObject) -> str:
     splits = list(dict.fromkeys(cell["split"] for cell in known["cells"]))
     positions = sorted({cell["position"] for cell in known["cells"]})
     table = np.full((len(splits), len(positions)), np.nan)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
+from verifier.core.records import JsonObject
 from verifier.report.as_json import Report
 from verifier.report.headline import headline
 
@@ -37,7 +37,7 @@ def meaning(data: Report) -> str:
     return PARTLY if data["verdict"] == "pass" and data["partial"] else MEANING[data["verdict"]]
 
 
-def place(blame: dict[str, Any]) -> str:
+def place(blame: JsonObject) -> str:
     """Method, module and index of the first wrong place."""
     method, module = blame.get("method"), blame.get("module")
     parts = [None if method and str(module).startswith(method) else method, module]
@@ -48,7 +48,7 @@ def place(blame: dict[str, Any]) -> str:
     return " ".join(str(part) for part in parts if part)
 
 
-def closest(rung: dict[str, Any]) -> str:
+def closest(rung: JsonObject) -> str:
     """What came closest to its limit in a step; nothing if nothing has a numeric one."""
     worst = rung["worst"]
     if worst is None:

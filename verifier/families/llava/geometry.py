@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from verifier.core.records import JsonObject
 from verifier.errors import CheckpointError
 
 # What `transformers` leaves out of config.json because it equals its own defaults (CLIPVisionConfig, LlamaConfig).
@@ -79,7 +79,7 @@ class Geometry:
     image_token_id: int
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Geometry:
+    def from_config(cls, config: JsonObject) -> Geometry:
         """Read a parsed `config.json`. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
         _refuse_original_layout(config)
         _expect(config, "model_type", "llava")
@@ -120,7 +120,7 @@ CONVERT = (
 """What to do with a checkpoint in the layout of github.com/haotian-liu/LLaVA."""
 
 
-def _refuse_original_layout(config: dict[str, Any]) -> None:
+def _refuse_original_layout(config: JsonObject) -> None:
     """Raise `CheckpointError` for the configuration of the original LLaVA code, which `transformers` does not load."""
     architectures = config.get("architectures")
     named = [str(name) for name in architectures] if isinstance(architectures, list) else []
@@ -139,27 +139,27 @@ def _refuse_original_layout(config: dict[str, Any]) -> None:
         )
 
 
-def _expect(config: dict[str, Any], field: str, expected: object, *, default: object = None) -> None:
+def _expect(config: JsonObject, field: str, expected: object, *, default: object = None) -> None:
     got = config.get(field, default)
     if got != expected:
         raise _refuse(field, got, expected)
 
 
-def _section(config: dict[str, Any], field: str) -> dict[str, Any]:
+def _section(config: JsonObject, field: str) -> JsonObject:
     section = config.get(field)
     if not isinstance(section, dict):
         raise _refuse(field, type(section).__name__, "an object")
     return {name: value for name, value in section.items() if value is not None}
 
 
-def _integer(config: dict[str, Any], field: str, *, default: int | None = None, signed: bool = False) -> int:
+def _integer(config: JsonObject, field: str, *, default: int | None = None, signed: bool = False) -> int:
     value = config.get(field, default)
     if isinstance(value, bool) or not isinstance(value, int) or not (-_LIMIT if signed else 1) <= value <= _LIMIT:
         raise _refuse(field, value, "an integer" if signed else f"an integer in 1..{_LIMIT}")
     return value
 
 
-def _vision(config: dict[str, Any], feature_layer: int) -> VisionGeometry:
+def _vision(config: JsonObject, feature_layer: int) -> VisionGeometry:
     _expect(config, "model_type", "clip_vision_model", default="clip_vision_model")
     _expect(config, "hidden_act", "quick_gelu")
     _expect(config, "num_channels", 3)
@@ -180,7 +180,7 @@ def _vision(config: dict[str, Any], feature_layer: int) -> VisionGeometry:
     )
 
 
-def _text(config: dict[str, Any], *, tied: bool) -> TextGeometry:
+def _text(config: JsonObject, *, tied: bool) -> TextGeometry:
     _expect(config, "model_type", "llama", default="llama")
     _expect(config, "hidden_act", "silu")
     _expect(config, "attention_bias", False, default=False)
@@ -206,7 +206,7 @@ def _text(config: dict[str, Any], *, tied: bool) -> TextGeometry:
         head_dim=head_dim,
         vocabulary=_integer(config, "vocab_size"),
         norm_eps=float(config["rms_norm_eps"]),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        rope_theta=float((config | rope).get("rope_theta", 10000.0)),
         tied=tied,
         max_positions=_integer(config, "max_position_embeddings"),
     )

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 Pixels = NDArray[np.uint8]
-Weighing = Callable[[Any], Any]
+Array = NDArray[np.float64]
+Weighing = Callable[[Array], Array]
 NEAREST = 0
 FILTERS = {NEAREST: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """The values of `resample` in a processor's file."""
@@ -65,26 +66,26 @@ def _weights(length: int, wanted: int, kind: int) -> Any:
     return sparse.csr_matrix((whole[inside], covered[inside], ends), shape=(wanted, length))
 
 
-def _bilinear(x: Any) -> Any:
-    return np.clip(1 - np.abs(x), 0, None)
+def _bilinear(x: Array) -> Array:
+    return 1 - np.abs(x).clip(max=1)
 
 
-def _bicubic(x: Any) -> Any:
+def _bicubic(x: Array) -> Array:
     """Keys 1981, a = -1/2."""
     x = np.abs(x)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _lanczos(x: Any) -> Any:
+def _lanczos(x: Array) -> Array:
     return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-def _box(x: Any) -> Any:
+def _box(x: Array) -> Array:
     return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
 
 
-def _hamming(x: Any) -> Any:
+def _hamming(x: Array) -> Array:
     return np.where(np.abs(x) < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0.0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.checkpoint import read_json
+from verifier.core.records import JsonObject
 from verifier.errors import CheckpointError
 
 _LIMIT_BYTES = 1 << 20
@@ -22,7 +23,7 @@ class Said:
     ids: tuple[int, ...]
 
 
-def end_ids(directory: Path, config: dict[str, Any], *, tokenizer_id: int) -> tuple[int, ...]:
+def end_ids(directory: Path, config: JsonObject, *, tokenizer_id: int) -> tuple[int, ...]:
     """Ids that end an answer: the tokenizer's own first, then the others in rising order. Raises `CheckpointError`.
 
     `generate` of transformers stops at every `eos_token_id` of generation_config.json, and takes config.json's where there is none; a runner
@@ -32,17 +33,17 @@ def end_ids(directory: Path, config: dict[str, Any], *, tokenizer_id: int) -> tu
     return (tokenizer_id, *sorted(others - {tokenizer_id}))
 
 
-def end_statements(directory: Path, config: dict[str, Any]) -> tuple[Said, ...]:
+def end_statements(directory: Path, config: JsonObject) -> tuple[Said, ...]:
     """What config.json, its text_config, generation_config.json and tokenizer_config.json say of `eos_token`. Raises `CheckpointError`."""
     return _statements(directory, config, "eos")
 
 
-def begin_statements(directory: Path, config: dict[str, Any]) -> tuple[Said, ...]:
+def begin_statements(directory: Path, config: JsonObject) -> tuple[Said, ...]:
     """The same of `bos_token`."""
     return _statements(directory, config, "bos")
 
 
-def _statements(directory: Path, config: dict[str, Any], kind: str) -> tuple[Said, ...]:
+def _statements(directory: Path, config: JsonObject, kind: str) -> tuple[Said, ...]:
     field = f"{kind}_token_id"
     generation = _optional(directory / "generation_config.json", _LIMIT_BYTES)
     text = config.get("text_config")
@@ -56,7 +57,7 @@ def _statements(directory: Path, config: dict[str, Any], kind: str) -> tuple[Sai
     return tuple(said for said in found if said.ids)
 
 
-def _optional(path: Path, limit_bytes: int) -> dict[str, Any]:
+def _optional(path: Path, limit_bytes: int) -> JsonObject:
     return read_json(path, limit_bytes=limit_bytes) if path.is_file() else {}
 
 
