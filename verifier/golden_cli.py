@@ -29,7 +29,7 @@ from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, buil
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
-from verifier.families.tokens.tokenizer import described
+from verifier.families.tokens.records import described
 from verifier.files import replacing, sha256_of_file
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
 from verifier.progress import hushed

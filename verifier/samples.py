@@ -10,7 +10,8 @@ from verifier.errors import GoldenError
 from verifier.evidence import USER
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
-from verifier.families.tokens.tokenizer import Tokenizer, described
+from verifier.families.tokens.records import described
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
 from verifier.opening import Opened
 from verifier.published import published_samples

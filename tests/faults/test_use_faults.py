@@ -17,8 +17,9 @@ from verifier.checks import splice
 from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.families.llava import prompt
 from verifier.families.llava.prompt import Prompt, Segment
+from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.second_encoder import SecondEncoder
-from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation

@@ -20,7 +20,8 @@ from verifier.families.tokens.agreement import (
     conversations,
     open_tokenizer,
 )
-from verifier.families.tokens.tokenizer import Mark, Tokenizer, described
+from verifier.families.tokens.records import Mark, described
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.tokenizer_forms import as_transformers_4, rewrite
 
 FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")

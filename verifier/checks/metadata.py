@@ -9,7 +9,8 @@ from verifier.checks.bands import whole
 from verifier.checks.check import Finding, check, failed, one_case, passed, unverified
 from verifier.evidence import Evidence
 from verifier.export.lower import metadata as declared
-from verifier.families.tokens.ending import Said, begin_statements, end_ids, end_statements
+from verifier.families.tokens.ending import begin_statements, end_ids, end_statements
+from verifier.families.tokens.records import Statement
 from verifier.types import Where
 
 # executorch 1.5.1, extension/llm/runner/llm_runner_helper.cpp (get_llm_metadata, get_eos_ids); 128 was its default before, and is that of
@@ -83,7 +84,7 @@ def _missing(name: str, right: object, actual: Mapping[str, object]) -> str:
     return f"{name} is missing (right: {_shown(right)}): {assumed}"
 
 
-def _source(name: str, evidence: Evidence, said: Iterable[Said]) -> str:
+def _source(name: str, evidence: Evidence, said: Iterable[Statement]) -> str:
     """Where the ids that end an answer come from, if not from the tokenizer alone."""
     others = [s for s in said if set(s.ids) != {evidence.tokenizer.eos_id}]
     if name != "get_eos_ids" or not others:
@@ -91,7 +92,7 @@ def _source(name: str, evidence: Evidence, said: Iterable[Said]) -> str:
     return f" ({'; '.join(f'{s.where}: {_shown(s.ids)}' for s in others)})"
 
 
-def _disagreement(said: Iterable[Said], bos_id: int) -> list[str]:
+def _disagreement(said: Iterable[Statement], bos_id: int) -> list[str]:
     return [
         f"{s.where} names BOS {_shown(s.ids)}, the tokenizer, which prompts begin with, {bos_id}"
         for s in said

@@ -37,8 +37,8 @@ from verifier.families.llava.prompt import (
     dialogue_segments,
 )
 from verifier.families.tokens.chat_template import find_template, render
-from verifier.families.tokens.tokenizer import Mark, described
-from verifier.families.tokens.tokenizer import Part as TextPart
+from verifier.families.tokens.records import Mark, described
+from verifier.families.tokens.records import Part as TextPart
 from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
 from verifier.types import Missing, Where
 

@@ -16,7 +16,7 @@ from verifier.core.limits import limit, stated
 from verifier.errors import ArtifactError
 from verifier.evidence import Evidence, Part
 from verifier.families.conventions import DECODER, ENCODER, ROLES
-from verifier.families.tokens.tokenizer import described
+from verifier.families.tokens.records import described
 from verifier.operators.registry import is_heavy
 from verifier.types import Missing, Where
 

@@ -8,9 +8,13 @@ encodes it, and its ids are cut at the images, as runners feed them: BOS at the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
+from verifier.families.tokens.records import Mark, Part
 from verifier.runner import constants
+
+if TYPE_CHECKING:
+    from verifier.families.tokens.tokenizer import Tokenizer
 
 SYSTEM, BEFORE_IMAGE = constants.SYSTEM, constants.BEFORE_IMAGE
 DEFAULT_QUESTION = "Describe the image."

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from verifier.checkpoint import Checkpoint
 from verifier.errors import CheckpointError
 from verifier.families.tokens.ending import end_ids
+from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
 from verifier.families.tokens.second_encoder import SecondEncoder
-from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.families.tokens.tokenizer_files import TokenizerFiles, read_files
 
 _SCRIPTS = (

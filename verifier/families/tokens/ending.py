@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verifier.checkpoint import read_json
 from verifier.core.records import JsonObject
 from verifier.errors import CheckpointError
+from verifier.families.tokens.records import Statement
 
 _LIMIT_BYTES = 1 << 20
 _TOKENIZER_LIMIT_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Said:
-    """One statement about special tokens: `where` it stands, and the ids."""
-
-    where: str
-    ids: tuple[int, ...]
 
 
 def end_ids(directory: Path, config: JsonObject, *, tokenizer_id: int) -> tuple[int, ...]:
@@ -33,17 +25,17 @@ def end_ids(directory: Path, config: JsonObject, *, tokenizer_id: int) -> tuple[
     return (tokenizer_id, *sorted(others - {tokenizer_id}))
 
 
-def end_statements(directory: Path, config: JsonObject) -> tuple[Said, ...]:
+def end_statements(directory: Path, config: JsonObject) -> tuple[Statement, ...]:
     """What config.json, its text_config, generation_config.json and tokenizer_config.json say of `eos_token`. Raises `CheckpointError`."""
     return _statements(directory, config, "eos")
 
 
-def begin_statements(directory: Path, config: JsonObject) -> tuple[Said, ...]:
+def begin_statements(directory: Path, config: JsonObject) -> tuple[Statement, ...]:
     """The same of `bos_token`."""
     return _statements(directory, config, "bos")
 
 
-def _statements(directory: Path, config: JsonObject, kind: str) -> tuple[Said, ...]:
+def _statements(directory: Path, config: JsonObject, kind: str) -> tuple[Statement, ...]:
     field = f"{kind}_token_id"
     generation = _optional(directory / "generation_config.json", _LIMIT_BYTES)
     text = config.get("text_config")
@@ -52,8 +44,8 @@ def _statements(directory: Path, config: JsonObject, kind: str) -> tuple[Said, .
         "text_config of config.json": text if isinstance(text, dict) else {},
         "generation_config.json": generation,
     }
-    found = [Said(where, _ids(section.get(field), where, field)) for where, section in sections.items()]
-    found.append(Said("tokenizer_config.json", _by_name(directory, f"{kind}_token")))
+    found = [Statement(where, _ids(section.get(field), where, field)) for where, section in sections.items()]
+    found.append(Statement("tokenizer_config.json", _by_name(directory, f"{kind}_token")))
     return tuple(said for said in found if said.ids)
 
 

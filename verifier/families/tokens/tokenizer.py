@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,50 +16,13 @@ from typing import Any
 import tokenizers
 
 from verifier.errors import CheckpointError
+from verifier.families.tokens.records import Mark, Part, PromptRule
 from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
 from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer_files import AddedToken, TokenizerFiles, read_files
 
-
-class Mark(Enum):
-    """A special token that the conversation itself puts into a text; what a user writes is never one."""
-
-    IMAGE = "image"
-    END = "end"
-
-
-Part = str | Mark
 _FENCE = "\ue000"
 """Private use: what a mark is spelled with inside this module, so that a user's own `<image>` stays text."""
-
-
-@dataclass(frozen=True)
-class PromptRule:
-    """What a tokenizer does where a special token meets text: the pieces that it makes of a newline at the start of a text, behind the
-    image, and behind the end of an answer; and whether BOS stands in front."""
-
-    source: str
-    bos: bool
-    at_start: tuple[str, ...]
-    behind_image: tuple[str, ...]
-    behind_end: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, for manifest, golden data and report."""
-        return {name: list(said) if isinstance(said, tuple) else said for name, said in asdict(self).items()}
-
-    def same_prompt(self, said: dict[str, Any] | None) -> bool:
-        """Whether a recorded rule makes the same prompts. Where none is recorded, the prompts were those of releases that always put BOS in
-        front, and nothing between a special token and the text behind it."""
-        if said is None:
-            return self.bos and len(self.behind_image) == len(self.behind_end) == 1
-        return all(said.get(name) == value for name, value in self.as_json().items() if name != "source")
-
-
-def described(rule: dict[str, Any]) -> str:
-    """A rule in words."""
-    pieces = " ".join(map(str, rule.get("behind_image") or ())) or "nothing"
-    return f"{'BOS' if rule.get('bos') else 'no BOS'} in front, a newline behind the image is {pieces}"
 
 
 class Tokenizer:
