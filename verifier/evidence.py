@@ -17,13 +17,14 @@ from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import Prompt
-from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
 from verifier.ladder.gather import LayerEvidence
+from verifier.measures.prompts import PromptEvidence, TemplatePrompt
+from verifier.measures.shipped import ShippedTokenizers
+from verifier.measures.tokens import ImpliedMetadata, TokenFacts
 from verifier.probes.kvcache import CacheEvidence
 from verifier.probes.speed import Speed
 from verifier.probes.threads import ThreadEvidence
-from verifier.probes.tokenizer import TokenizerEvidence
 from verifier.published import PublishedAnswer
 from verifier.reference import (
     Answered,
@@ -48,7 +49,11 @@ class Part(Enum):
     """What is gathered only if a check needs it."""
 
     PROMPTS = auto()
-    """That the tokenizer agrees with transformers'; gathering ends if it does not."""
+    """That the tokenizer agrees with transformers'; gathering ends if it does not. Prompts and their reference ids."""
+    TEMPLATE = auto()
+    """The prompt that the checkpoint's chat template spells."""
+    METADATA = auto()
+    """What checkpoint and recipe imply of the metadata methods."""
     RUNTIME = auto()
     """What the runtime says of itself and of its machine."""
     INSTRUCTIONS = auto()
@@ -76,6 +81,7 @@ class Part(Enum):
 
 
 RESTS_ON: dict[Part, tuple[Part, ...]] = {
+    Part.TEMPLATE: (Part.PROMPTS,),
     Part.INSTRUCTIONS: (Part.RUNTIME,),
     Part.CONVERSATIONS: (Part.RUNTIME, Part.PROMPTS),
     Part.PUBLISHED: (Part.CONVERSATIONS,),
@@ -171,7 +177,10 @@ class Evidence:
     geometry: Geometry
     family: Family
     definition: Definition
-    tokenizer: Tokenizer
+    tokens: TokenFacts
+    prompts: PromptEvidence | Missing
+    template: TemplatePrompt | Missing
+    implied: ImpliedMetadata | Missing
     recipe: Recipe
     subjects: Subjects
     audit: Audit | Missing
@@ -187,7 +196,7 @@ class Evidence:
     rounding_db: float | Missing
     """What rounding activations to int8 costs this checkpoint's decoder (SQNR, dB); measured only where a count of ties leaves a difference
     unexplained."""
-    shipped: TokenizerEvidence | Missing
+    shipped: ShippedTokenizers | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
 

@@ -41,7 +41,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
         "constants": {} if isinstance(evidence.audit, Missing) else _digests(evidence, evidence.audit),
         "profile_db": {} if isinstance(evidence.layers, Missing) else _finite(worst_by_block(evidence.layers.profile)),
         "speed": {name: value for name, value in measured.items() if value is not None},
-        "prompt_rule": evidence.tokenizer.rule.as_json(),
+        "prompt_rule": evidence.tokens.rule.as_json(),
         "noise": {name: {"spread": band.spread, "margin": band.margin} for name, band in bands.items()},
     }
 

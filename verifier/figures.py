@@ -88,7 +88,7 @@ def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
     if case.logits is not None and np.isfinite(case.logits).all():
         said = [int(i) for i in case.logits.argmax(-1)]
     margins = golden.margins or tuple(float(m) for m in top2_margin(case.expected.logits))
-    piece = evidence.tokenizer.piece
+    piece = evidence.tokens.piece
     tokens = [
         {
             "expected": piece(token),
@@ -99,8 +99,8 @@ def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
         for at, token in enumerate(golden.ids[:SHOWN_TOKENS])
     ]
     return {
-        "expected": golden.text or evidence.tokenizer.decode(golden.ids),
-        "actual": None if said is None else evidence.tokenizer.decode(said),
+        "expected": golden.text or evidence.tokens.decode(golden.ids),
+        "actual": None if said is None else evidence.tokens.decode(said),
         "tokens": tokens,
         "first_difference": next((at for at, token in enumerate(tokens) if not token["same"]), None),
     }

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from verifier.audit.run import Audit, audit_weights
-from verifier.checkpoint import Checkpoint
 from verifier.errors import ArtifactError, GoldenError, VerifierError
 from verifier.evidence import (
+    Case,
     ConversationBundle,
     Evidence,
     Part,
@@ -33,17 +33,17 @@ from verifier.evidence import (
     with_foundations,
 )
 from verifier.families.llava.definition import Definition
-from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
 from verifier.families.tokens.agreement import compare_with_transformers
-from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import GoldenSet, Tolerances, load_tolerances
+from verifier.golden import Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
+from verifier.measures.shipped import ShippedTokenizers, measure_shipped
+from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
 from verifier.memory import return_freed
 from verifier.opening import Opened, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
 from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
-from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell
 from verifier.published import compare_published
 from verifier.reference import Answered, LayerPair, Sample, answer_samples, load_sample
@@ -119,20 +119,6 @@ def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence
     )
 
 
-def tokenizers_asked(
-    to_ship: ToShip, checkpoint: Checkpoint, tokenizer: Tokenizer, golden: GoldenSet
-) -> TokenizerEvidence:
-    """What ExecuTorch makes of the tokenizer files that ship."""
-    questions = [image.question for image in golden.images] or [DEFAULT_QUESTION]
-    return ask_tokenizers(
-        to_ship,
-        checkpoint.directory,
-        before=[BEFORE_IMAGE],
-        behind=[after_image(question) if question else SEED_CUE for question in questions],
-        front=[tokenizer.bos_id] if tokenizer.adds_bos else [],
-    )
-
-
 def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
@@ -166,8 +152,8 @@ def gather(
         # first: this process waits for it first
         tracing = children.submit(Part.LAYERS, "a trace", _trace, opened, list(samples), folder)
         probed = children.submit(Part.CACHE, "the cache", _probe_cache, opened, parts, image)
-        files = (opened.to_ship, opened.checkpoint, opened.tokenizer, opened.golden)
-        shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", tokenizers_asked, *files)
+        files = (opened.to_ship, opened.checkpoint.directory, opened.tokenizer, opened.golden.images)
+        shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
         with progress.stage("fp32 reference"):
             definition = opened.family.definition(max_len=_longest(opened, samples))
             if opened.request.image is not None:
@@ -262,9 +248,10 @@ def _evidence(  # noqa: PLR0917
     compared: _Compared,
     runtime: RuntimeEvidence,
     made: ConversationBundle,
-    shipped: TokenizerEvidence | Missing,
+    shipped: ShippedTokenizers | Missing,
 ) -> Evidence:
     samples, answers = reference.samples, reference.answers
+    parts, folder = _parts(opened), opened.checkpoint.directory
     cases = collect_cases(made, runtime.conversations, samples, answers[: len(samples)]) if answers else ()
     return Evidence(
         artifact=opened.artifact,
@@ -273,7 +260,12 @@ def _evidence(  # noqa: PLR0917
         geometry=opened.checkpoint.geometry,
         family=opened.family,
         definition=definition,
-        tokenizer=opened.tokenizer,
+        tokens=_tokens(opened, cases, runtime),
+        prompts=_if_needed(parts, Part.PROMPTS, "prompts", _prompts, opened),
+        template=_if_needed(parts, Part.TEMPLATE, "the chat template", measure_template, folder, opened.tokenizer),
+        implied=_if_needed(
+            parts, Part.METADATA, "the metadata", measure_metadata, opened.checkpoint, opened.recipe, opened.tokenizer
+        ),
         recipe=opened.recipe,
         subjects=subjects_of(opened),
         audit=compared.audit,
@@ -289,6 +281,32 @@ def _evidence(  # noqa: PLR0917
         rounding_db=unasked("what rounding costs"),
         shipped=shipped,
         published=compare_published(samples, reference.published, answers) if answers else (),
+    )
+
+
+def _if_needed(
+    parts: frozenset[Part], part: Part, what: str, measure: Callable[P, R | Missing], *given: P.args, **named: P.kwargs
+) -> R | Missing:
+    """What is computed of a part, or that no check asked for it."""
+    return measure(*given, **named) if part in parts else unasked(what)
+
+
+def _tokens(opened: Opened, cases: Sequence[Case], runtime: RuntimeEvidence) -> TokenFacts:
+    return measure_tokens(
+        opened.tokenizer,
+        vocabulary=opened.checkpoint.geometry.text.vocabulary,
+        answers=[case.sample.golden.ids for case in cases],
+        logits=[*(case.logits for case in cases), *runtime.free.values()],
+    )
+
+
+def _prompts(opened: Opened) -> PromptEvidence:
+    return measure_prompts(
+        opened.tokenizer,
+        [image.question for image in opened.golden.images],
+        patches=opened.family.patches,
+        limit=opened.artifact.max_seq_len,
+        side_px=opened.checkpoint.geometry.vision.image_px,
     )
 
 

@@ -20,6 +20,7 @@ from verifier.evidence import Case, Evidence
 from verifier.golden import Budget, Expectation
 from verifier.ladder.abroad import Counterpart
 from verifier.ladder.finite import NonFinite
+from verifier.measures.prompts import TemplatePrompt
 from verifier.probes.kvcache import Asked
 from verifier.probes.speed import Speed
 from verifier.runner.protocol import Result
@@ -351,28 +352,43 @@ def _half(e: Evidence) -> Evidence:
     return _cases(e, half)
 
 
-def _tokenizer(**fields: Any) -> Poisons:
-    """Each file gives less than was asked; or none was read."""
+def _shipped() -> Poisons:
+    """Counts that are no numbers, files of which nothing was compared, or no file; tests/gate/test_tokenizer_files.py feeds the comparison itself."""
 
-    def made(e: Evidence) -> Evidence:
-        assert not isinstance(e.shipped, Missing)
-        return replace(e, shipped=replace(e.shipped, files=tuple(replace(f, **fields) for f in e.shipped.files)))
+    def change(**fields: Any) -> Callable[[Evidence], Evidence]:
+        def made(e: Evidence) -> Evidence:
+            assert not isinstance(e.shipped, Missing)
+            files = [
+                replace(f, findings={name: replace(found, **fields) for name, found in f.findings.items()})
+                for f in e.shipped.files
+            ]
+            return replace(e, shipped=replace(e.shipped, files=tuple(files)))
 
-    return Poisons(IDS, IDS, made, lambda e: replace(e, shipped=NOTHING))
+        return made
 
-
-class _Mute:
-    """A tokenizer whose reference gives no ids."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer, self.reference = tokenizer, SimpleNamespace(encode=lambda _text: [])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+    return Poisons(
+        change(different=math.nan),
+        change(different=math.inf),
+        change(compared=0),
+        lambda e: replace(e, shipped=NOTHING),
+    )
 
 
 def _mute(e: Evidence) -> Evidence:
-    return replace(e, tokenizer=_Mute(e.tokenizer))  # type: ignore[arg-type]
+    """transformers gives no ids of the unusual prompts."""
+    assert not isinstance(e.prompts, Missing)
+    dialogues = {
+        name: replace(one, reference=replace(one.reference, transformers=()))  # type: ignore[type-var]
+        for name, one in e.prompts.dialogues.items()
+    }
+    return replace(e, prompts=replace(e.prompts, dialogues=dialogues))
+
+
+def _cut_short(e: Evidence) -> Evidence:
+    """The last call of each unusual prompt is lost."""
+    assert not isinstance(e.prompts, Missing)
+    dialogues = {name: replace(one, chunks=one.chunks[:-1]) for name, one in e.prompts.dialogues.items()}
+    return replace(e, prompts=replace(e.prompts, dialogues=dialogues))
 
 
 def _normalize(change: Callable[[Any], Any]) -> Callable[[Evidence], Evidence]:
@@ -520,11 +536,11 @@ POISONS: dict[str, Poisons] = {
         lambda e: replace(e, user_case=_half(e).cases[0]),
         lambda e: replace(e, user_case=None),
     ),
-    "tokenizer.loads": _tokenizer(reader="", reasons={}),
-    "tokenizer.texts": _tokenizer(ids=()),
-    "tokenizer.pieces": _tokenizer(ids=(), printed=()),
-    "tokenizer.prompts": _tokenizer(ids=(), with_bos=()),
-    "tokenizer.answers": _tokenizer(printed=()),
+    "tokenizer.loads": _shipped(),
+    "tokenizer.texts": _shipped(),
+    "tokenizer.pieces": _shipped(),
+    "tokenizer.prompts": _shipped(),
+    "tokenizer.answers": _shipped(),
     "splice.tokens": Poisons(
         "ids are integers that the driver made",
         "ids are integers that the driver made",
@@ -537,10 +553,10 @@ POISONS: dict[str, Poisons] = {
         lambda e: _calls(e, lambda calls: (*calls[:-1], calls[-3])),
         lambda e: _calls(e, lambda _calls: ()),
     ),
-    "splice.template": Poisons(NAMES, NAMES, "texts have no shape", _processor(None)),
-    "splice.prompts": Poisons(
-        NAMES, NAMES, "texts have no shape", _mute, only=lambda case: not case.startswith("literal")
+    "splice.template": Poisons(
+        NAMES, NAMES, "texts have no shape", lambda e: replace(e, template=TemplatePrompt("USER: "))
     ),
+    "splice.prompts": Poisons(NAMES, NAMES, _cut_short, _mute, only=lambda case: case != "two images"),
     "splice.capacity": Poisons(_length(math.nan), _length(math.inf), _length(4), lambda e: replace(e, cases=())),
     "weights.tensors": Poisons(
         _audited(worst_steps=math.nan),

@@ -21,10 +21,12 @@ from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
 from verifier.checks.registry import CHECKS
 from verifier.families.llava.keymap import map_keys
+from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.replay import Replay
+from verifier.measures.tokens import measure_metadata
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
 from verifier.types import EMBEDDING_GROUP, CheckResult, Missing
@@ -322,12 +324,11 @@ def test_another_exporters_few_methods_are_passed_with_what_runners_assume(gathe
 def test_several_ends_of_an_answer_are_all_wanted(gathered: evidence.Evidence, tmp_path: Path) -> None:
     """generation_config.json names two; the file has to return both, in any order, and no third."""
     folder = Path(
-        shutil.copytree(
-            gathered.checkpoint.directory, tmp_path / "model", ignore=shutil.ignore_patterns("*.pte", "images", "make")
-        )
+        shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("*.pte", "images", "make"))
     )
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 957]}))
-    several = replace(gathered, checkpoint=open_checkpoint(folder))
+    implied = measure_metadata(open_checkpoint(folder), gathered.recipe, Tokenizer(folder))
+    several = replace(gathered, implied=implied)
     (result,) = results_of("structure.metadata", several)
     assert result.verdict == "fail"
     assert "get_eos_ids returns 2, expected [2, 957] (generation_config.json: [2, 957])" in result.message

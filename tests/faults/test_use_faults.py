@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.judging import results_of
 from verifier import driver, evidence
-from verifier.checks import splice
+from verifier.checkpoint import EMBEDDED
 from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.families.llava import prompt
 from verifier.families.llava.prompt import Prompt, Segment
@@ -23,6 +23,9 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation
+from verifier.measures import prompts as measured
+from verifier.measures.prompts import measure_prompts
+from verifier.measures.tokens import measure_tokens
 from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf
@@ -149,28 +152,40 @@ def test_21_prompt_prefilled_twice(monkeypatch: pytest.MonkeyPatch, gathered: Ev
 
 def test_22_stray_blank_in_the_template(gathered: Evidence) -> None:
     """Two blanks before ASSISTANT: in the ids that are fed, one in Hugging Face's."""
-    tokenizer = gathered.tokenizer
-    stray = tuple(tokenizer.encode_behind("\nDescribe the image.  ASSISTANT:"))
+    stray = tuple(Tokenizer(EMBEDDED).encode_behind("\nDescribe the image.  ASSISTANT:"))
     failed = _first_failure("splice.tokens", _scripted(gathered, lambda p: replace(p, after=stray)))
     assert "Check template spacing" in failed.message
     assert failed.where is not None and failed.where.index is not None
     assert failed.where.index[0] > len(gathered.cases[0].sample.prompt.before)
 
 
+def _with(clean: Evidence, tokenizer: Tokenizer) -> Evidence:
+    """Prompts and facts of a tokenizer as they are measured now."""
+    prompts = measure_prompts(
+        tokenizer,
+        [case.sample.golden.question for case in clean.cases],
+        patches=clean.patches,
+        limit=clean.artifact.max_seq_len,
+        side_px=clean.geometry.vision.image_px,
+    )
+    tokens = measure_tokens(tokenizer, vocabulary=clean.geometry.text.vocabulary, answers=(), logits=())
+    return replace(clean, tokens=tokens, prompts=prompts)
+
+
 def _published(clean: Evidence, folder: Path, change: Callable[[Prompt], Prompt] = lambda given: given) -> Evidence:
     """The conversations with the tokenizer in the form that the 7B was published in, scripted and not run."""
     for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer.model"):
-        shutil.copy(clean.checkpoint.directory / name, folder / name)
+        shutil.copy(EMBEDDED / name, folder / name)
     as_transformers_4(folder)
     tokenizer = Tokenizer(folder)
     prompts = iter([prompt.caption_prompt(tokenizer, c.sample.golden.question) for c in clean.cases[:COUNT]])
-    return _scripted(replace(clean, tokenizer=tokenizer), lambda _given: change(next(prompts)))
+    return _scripted(_with(clean, tokenizer), lambda _given: change(next(prompts)))
 
 
 @pytest.mark.parametrize("form", ["own", "published"])
 def test_22_and_61_blank_behind_the_image(form: str, gathered: Evidence, tmp_path: Path) -> None:
     """A blank more fails for llava_tiny's own tokenizer, a blank less for the published form; each form's own prompt passes."""
-    blank = gathered.tokenizer.encode("\n")[0]
+    blank = Tokenizer(EMBEDDED).encode("\n")[0]
 
     def changed(given: Prompt) -> Prompt:
         return replace(given, after=(blank, *given.after) if form == "own" else given.after[1:])
@@ -191,9 +206,12 @@ def test_61_blank_in_dialogues(
 ) -> None:
     """Each stretch of text encoded by itself: with a blank in front it is wrong for the own form and right for the published one; without
     one it is the other way round."""
-    monkeypatch.setattr(splice, "dialogue_segments", encoded_in_stretches(prompt.dialogue_segments, blank=blank))
+    monkeypatch.setattr(measured, "dialogue_segments", encoded_in_stretches(prompt.dialogue_segments, blank=blank))
     failed = {}
-    for form, evidence_ in (("own", gathered), ("published", _published(gathered, tmp_path))):
+    for form, evidence_ in (
+        ("own", _with(gathered, Tokenizer(EMBEDDED))),
+        ("published", _published(gathered, tmp_path)),
+    ):
         failed[form] = {r.case for r in results_of("splice.prompts", evidence_) if r.verdict != "pass"}
     wrong, right = ("own", "published") if blank else ("published", "own")
     assert {"empty", "two turns", "unicode", "two images"} <= failed[wrong]
@@ -213,14 +231,16 @@ def test_users_text_is_no_image_slot(monkeypatch: pytest.MonkeyPatch, gathered: 
         return right(self, made, bos=bos)
 
     monkeypatch.setattr(Tokenizer, "encode_parts", special)
-    assert {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"} == {"literal <image>"}
+    misread = _with(gathered, Tokenizer(EMBEDDED))
+    assert {r.case for r in results_of("splice.prompts", misread) if r.verdict == "fail"} == {"literal <image>"}
 
 
 def test_references_that_part_are_no_failure(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
     """transformers and the second encoder disagree about a prompt: nobody is to blame, and nothing is verified."""
     right = SecondEncoder.encode
     monkeypatch.setattr(SecondEncoder, "encode", lambda self, parts: [*right(self, parts), 5])
-    results = [r for r in results_of("splice.tokens", gathered) if "seed" not in r.message]
+    parted = _with(gathered, Tokenizer(EMBEDDED))
+    results = [r for r in results_of("splice.tokens", parted) if "seed" not in r.message]
     verdicts = {r.verdict for r in results}
     assert "error" in verdicts
     assert "the references make different ids of this prompt" in results[0].message
@@ -232,8 +252,9 @@ def test_prompt_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, gat
     def tight(*a: object, **k: object) -> object:
         raise driver.UsageError("too long", got="701 tokens")
 
-    monkeypatch.setattr("verifier.checks.splice.splice", tight)
-    failed = {r.case for r in results_of("splice.prompts", gathered) if r.verdict == "fail"}
+    monkeypatch.setattr(measured, "splice", tight)
+    refused = _with(gathered, Tokenizer(EMBEDDED))
+    failed = {r.case for r in results_of("splice.prompts", refused) if r.verdict == "fail"}
     assert failed == {r.case for r in results_of("splice.prompts", gathered)} - {"two images"}
 
 
@@ -340,13 +361,14 @@ def test_history_that_shows_fails(gathered: Evidence) -> None:
     assert failed.where is not None and failed.where.index == (position,)
 
 
-def test_dialogue_is_spelled_as_hugging_face_spells_it(gathered: Evidence) -> None:
+def test_dialogue_is_spelled_as_hugging_face_spells_it() -> None:
     """Segments of two turns with an image: BOS first, EOS behind the first answer, the image between text."""
     turns = (prompt.Turn("What?", answer="A cat."), prompt.Turn("Why?", images=0))
-    segments = prompt.dialogue_segments(gathered.tokenizer, turns)
+    tokenizer = Tokenizer(EMBEDDED)
+    segments = prompt.dialogue_segments(tokenizer, turns)
     assert [segment is None for segment in segments] == [False, True, False]
     assert segments[0] is not None and segments[2] is not None
-    assert segments[0][0] == gathered.tokenizer.bos_id
-    assert segments[2].count(gathered.tokenizer.eos_id) == 1
-    spelled = gathered.tokenizer.spelled(prompt.dialogue_parts(turns))
+    assert segments[0][0] == tokenizer.bos_id
+    assert segments[2].count(tokenizer.eos_id) == 1
+    spelled = tokenizer.spelled(prompt.dialogue_parts(turns))
     assert spelled.endswith("ASSISTANT: A cat.</s>USER: Why? ASSISTANT:")

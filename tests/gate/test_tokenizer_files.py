@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,10 @@ from verifier.errors import UsageError
 from verifier.evidence import unasked
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
-from verifier.gather import tokenizers_asked
 from verifier.golden import load_golden
+from verifier.measures.shipped import compare_shipped, measure_shipped
 from verifier.opening import Request, open_request
-from verifier.probes.tokenizer import find_tokenizers
+from verifier.probes.tokenizer import ask_tokenizers, find_tokenizers
 from verifier.types import CheckResult
 
 FAMILY = [check.id for check in CHECKS]
@@ -36,12 +37,9 @@ def judge(pte: Path, named: Path | None = None, model: Path = EMBEDDED) -> Resul
     """The results of all checks on the files beside a program, or on one; by check, and by case if there are several."""
     checkpoint, to_ship = open_checkpoint(str(model)), find_tokenizers(pte, named)
     golden = load_golden(checkpoint.directory, checkpoint.sha256)
-    tokenizer = open_tokenizer(checkpoint)
     evidence: Any = SimpleNamespace(
-        tokenizer=tokenizer,
-        golden=golden,
         subjects=SimpleNamespace(tokenizers=to_ship.cases),
-        shipped=tokenizers_asked(to_ship, checkpoint, tokenizer, golden),
+        shipped=measure_shipped(to_ship, checkpoint.directory, open_tokenizer(checkpoint), golden.images),
     )
     found = [result for check in CHECKS for result in check.results(evidence)]
     several = len(to_ship.cases) > 1
@@ -288,6 +286,32 @@ def test_without_a_file_nothing_is_claimed(pte: Path) -> None:
     assert "--tokenizer FILE" in results["tokenizer.loads"].message
     with pytest.raises(UsageError, match="no such tokenizer file"):
         open_request(Request(pte, tokenizer=pte.parent / "none.bin"))
+
+
+@pytest.mark.parametrize(
+    ("lost", "checks"),
+    [
+        ({"reader": "", "reasons": {}}, FAMILY),
+        ({"ids": ()}, ["tokenizer.texts", "tokenizer.pieces", "tokenizer.prompts"]),
+        ({"ids": ((),) * 4096}, ["tokenizer.texts", "tokenizer.pieces", "tokenizer.prompts"]),
+        ({"with_bos": ()}, ["tokenizer.prompts"]),
+        ({"printed": ()}, ["tokenizer.pieces", "tokenizer.answers"]),
+    ],
+)
+def test_answers_that_are_lost_are_found_by_the_comparison(lost: dict[str, Any], checks: list[str], pte: Path) -> None:
+    """A file that gives less than was asked, or empty ids, is never measured as equal."""
+    shipped_bin(pte.parent)
+    checkpoint = open_checkpoint(str(EMBEDDED))
+    golden = load_golden(EMBEDDED, checkpoint.sha256).images
+    to_ship = find_tokenizers(pte, None)
+    asked = ask_tokenizers(to_ship, EMBEDDED, before=["A chat"], behind=["\nWhy?"], front=[1])
+    broken = replace(asked, files=tuple(replace(file, **lost) for file in asked.files))
+    evidence: Any = SimpleNamespace(
+        subjects=SimpleNamespace(tokenizers=to_ship.cases),
+        shipped=compare_shipped(broken, open_tokenizer(checkpoint), golden),
+    )
+    results = {check.id: check.results(evidence)[0] for check in CHECKS}
+    assert {id for id, result in results.items() if result.verdict != "pass"} >= set(checks)
 
 
 def test_evidence_that_is_missing_is_an_error(pte: Path) -> None:

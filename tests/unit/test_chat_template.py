@@ -17,6 +17,7 @@ from verifier.families.llava.prompt import caption_parts
 from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.tokenizer_forms import rewrite
+from verifier.measures.prompts import measure_template
 from verifier.types import CheckResult
 
 PUBLISHED = (
@@ -40,9 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def judged(folder: Path) -> CheckResult:
     """What the check says."""
-    evidence: Any = SimpleNamespace(
-        tokenizer=Tokenizer(folder), checkpoint=SimpleNamespace(directory=folder), subjects=None
-    )
+    evidence: Any = SimpleNamespace(template=measure_template(folder, Tokenizer(folder)), subjects=None)
     (result,) = splice.template.results(evidence)
     return result
 

@@ -28,7 +28,6 @@ from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
 from verifier.core.limits import LIMITS, Limit
 from verifier.evidence import Case, Evidence, Part, Subjects, answered_freely
 from verifier.families.conventions import DECODER, ENCODER
-from verifier.families.tokens.ending import end_ids
 from verifier.types import Missing, Where
 
 NOISE = "greedy.margin_noise"
@@ -123,8 +122,8 @@ def _golden(given: Conversations, case: Case) -> Finding:
         if case is evidence.user_case and _within_recipe(evidence, case, at):
             spared += 1
             continue
-        prefix = evidence.tokenizer.decode([int(i) for i in recomputed[:at]])
-        pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (actual[at], recomputed[at])]
+        prefix = evidence.tokens.decode([int(i) for i in recomputed[:at]])
+        pair = [evidence.tokens.decode([int(i)]) or f"<{int(i)}>" for i in (actual[at], recomputed[at])]
         position = case.sample.prompt.length(evidence.patches) + int(at) - 1
         return failed(
             f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
@@ -192,7 +191,7 @@ def _cause(evidence: Evidence, case: Case, at: int) -> str:
         return "See the first failing check above for the cause."
     if token == int(case.logits[at].argmax()):
         return "The eager model with the recipe's quantization, fed with these image tokens, says the same: step quantization, or the image tokens."
-    word = evidence.tokenizer.decode([token]) or f"<{token}>"
+    word = evidence.tokens.decode([token]) or f"<{token}>"
     return f"The eager model with the recipe's quantization says {word!r}: step lowering or kernel, see the first failing check above."
 
 
@@ -221,17 +220,16 @@ def free(given: Conversations, name: str) -> Finding:
     if len(wrong):
         at = int(wrong[0])
         position = case.sample.prompt.length(evidence.patches) + at - 1
-        pair = [evidence.tokenizer.decode([int(i)]) or f"<{int(i)}>" for i in (own[at], forced[at])]
+        pair = [evidence.tokens.decode([int(i)]) or f"<{int(i)}>" for i in (own[at], forced[at])]
         said = f"left to itself the program says {pair[0]!r} at token {at} (position {position}), fed with the same tokens it says {pair[1]!r}"
         hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos advance by 1, the token be the favoured one."
         return failed(f"{said}. {hint}", fields, where=Where(method=DECODER, index=(position,)))
-    checkpoint = evidence.checkpoint
-    ends = end_ids(checkpoint.directory, checkpoint.config, tokenizer_id=evidence.tokenizer.eos_id)
+    ends = evidence.tokens.ends
     if wanted[-1] in ends and parted == len(wanted) - 1 and int(own[-1]) not in ends:
         said = f"the answer does not end where it should, at token {len(wanted) - 1}"
         return failed(f"{said}. Check get_eos_ids and the tokenizer.", fields, where=Where(method=DECODER))
     return passed(
-        f"{parted + 1} tokens as its logits favour, {evidence.tokenizer.decode(own[: parted + 1].tolist())!r}", fields
+        f"{parted + 1} tokens as its logits favour, {evidence.tokens.decode(own[: parted + 1].tolist())!r}", fields
     )
 
 
@@ -252,7 +250,7 @@ def images(given: Conversations, _case: str) -> Finding:
     for one, two in pairs:
         shorter = min(len(own[one]), len(own[two]))
         if own[one][:shorter] == own[two][:shorter]:
-            said = f"the answers to {two} and {one} are the same, {evidence.tokenizer.decode(own[two])!r}, though the images are not"
+            said = f"the answers to {two} and {one} are the same, {evidence.tokens.decode(own[two])!r}, though the images are not"
             hint = "The image of an earlier request is used again, or none is: check that vision_encoder runs for each."
             return failed(f"{said}. {hint}", where=Where(method=ENCODER))
     return passed(f"{len(own)} images, different answers", measured={"pairs": len(pairs)})
@@ -320,7 +318,7 @@ def expected(given: Conversations, name: str) -> Finding:
     silent = _no_answer(evidence, case.logits)
     if silent is not None:
         return silent
-    text = evidence.tokenizer.decode([int(i) for i in case.logits.argmax(-1)])
+    text = evidence.tokens.decode([int(i) for i in case.logits.argmax(-1)])
     if not text.startswith(wanted.begins_with):
         pairs = enumerate(zip(text, wanted.begins_with, strict=False))
         shared = next((i for i, (a, e) in pairs if a != e), min(len(text), len(wanted.begins_with)))

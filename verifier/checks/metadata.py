@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from verifier.artifact.program import Scalar
-from verifier.checks.bands import whole
-from verifier.checks.check import Finding, check, failed, one_case, passed, unverified
-from verifier.evidence import Evidence
-from verifier.export.lower import metadata as declared
-from verifier.families.tokens.ending import begin_statements, end_ids, end_statements
+from verifier.checks.check import Finding, check, failed, need, one_case, passed, unverified
+from verifier.evidence import Evidence, Part
 from verifier.families.tokens.records import Statement
-from verifier.types import Where
+from verifier.measures.tokens import ImpliedMetadata
+from verifier.types import Missing, Where
 
 # executorch 1.5.1, extension/llm/runner/llm_runner_helper.cpp (get_llm_metadata, get_eos_ids); 128 was its default before, and is that of
 # react-native-executorch (issues 194 and 201 there: prompts cut at the image).
@@ -28,27 +27,36 @@ FALLBACKS = {
 """What runners assume for a method that a file lacks, by its name."""
 
 
-@check("structure.metadata", step="lowering", needs=whole, cases=one_case)
-def metadata(evidence: Evidence, _case: str) -> Finding:
+@dataclass(frozen=True)
+class Declared:
+    """The evidence, and what checkpoint and recipe imply of the metadata methods."""
+
+    evidence: Evidence
+    implied: ImpliedMetadata
+
+
+@need(Part.METADATA)
+def declared(evidence: Evidence) -> Declared | Missing:
+    """What the file declares, beside what is implied."""
+    implied = evidence.implied
+    return implied if isinstance(implied, Missing) else Declared(evidence, implied)
+
+
+@check("structure.metadata", step="lowering", needs=declared, cases=one_case)
+def metadata(given: Declared, _case: str) -> Finding:
     """The metadata methods return what checkpoint and recipe imply: BOS, all ids that end an answer, vocabulary size, lengths, kind of cache.
 
     A file that has more than half of the methods which this exporter writes must have all of them. A file with fewer, from another exporter, passes,
     and the message says what a runner assumes for each method that is missing.
     """
-    directory, config = evidence.checkpoint.directory, evidence.checkpoint.config
-    expected = declared(
-        evidence.recipe,
-        vocabulary=evidence.geometry.text.vocabulary,
-        bos_id=evidence.tokenizer.bos_id,
-        eos_ids=end_ids(directory, config, tokenizer_id=evidence.tokenizer.eos_id),
-    )
+    evidence, expected = given.evidence, given.implied.expected
     actual = {name: evidence.artifact.metadata(name) for name in expected}
     present = {name: value for name, value in actual.items() if value is not None}
     if not present:
         return unverified("the file has none of the metadata methods that runners ask for")
     measured = {name: list(value) if isinstance(value, tuple) else value for name, value in present.items()}
     wrong = [
-        f"{name} returns {_shown(value)}, expected {_shown(expected[name])}{_source(name, evidence, end_statements(directory, config))}"
+        f"{name} returns {_shown(value)}, expected {_shown(expected[name])}{_source(name, given.implied.ends, evidence.tokens.eos_id)}"
         for name, value in present.items()
         if _ids(value) != _ids(expected[name])
     ]
@@ -63,7 +71,7 @@ def metadata(evidence: Evidence, _case: str) -> Finding:
             "again with the checkpoint's own tokenizer and generation_config.json."
         )
         return failed(message, measured=measured, where=Where(method=place))
-    notes = [*absent, *_disagreement(begin_statements(directory, config), evidence.tokenizer.bos_id)]
+    notes = [*absent, *_disagreement(given.implied.begins, evidence.tokens.bos_id)]
     message = f"{len(present)} metadata methods, all as checkpoint and recipe imply" + "".join(
         f"; {note}" for note in notes
     )
@@ -84,9 +92,9 @@ def _missing(name: str, right: object, actual: Mapping[str, object]) -> str:
     return f"{name} is missing (right: {_shown(right)}): {assumed}"
 
 
-def _source(name: str, evidence: Evidence, said: Iterable[Statement]) -> str:
+def _source(name: str, said: Iterable[Statement], eos_id: int) -> str:
     """Where the ids that end an answer come from, if not from the tokenizer alone."""
-    others = [s for s in said if set(s.ids) != {evidence.tokenizer.eos_id}]
+    others = [s for s in said if set(s.ids) != {eos_id}]
     if name != "get_eos_ids" or not others:
         return ""
     return f" ({'; '.join(f'{s.where}: {_shown(s.ids)}' for s in others)})"

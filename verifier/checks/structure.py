@@ -240,7 +240,7 @@ def manifest(evidence: Evidence, _case: str) -> Finding:
             "the bytes are not those that were exported: SHA-256 differs from the manifest's. Copy the file again, or export again.",
             fields,
         )
-    said, rule = "SHA-256 as in the manifest", evidence.tokenizer.rule
+    said, rule = "SHA-256 as in the manifest", evidence.tokens.rule
     if made.prompt_rule is not None and not rule.same_prompt(made.prompt_rule):
         said += f"; exported beside another tokenizer: there {described(made.prompt_rule)}, here {described(rule.as_json())}"
     return passed(said, fields)

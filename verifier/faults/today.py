@@ -29,7 +29,7 @@ def _caption(evidence: Evidence) -> bool:
     text, logits = _first_answer(evidence)
     if logits is None:
         return False
-    said = evidence.tokenizer.decode([int(token) for token in logits.argmax(-1)])
+    said = evidence.tokens.decode([int(token) for token in logits.argmax(-1)])
     return said.startswith(" ".join(text.split()[:WORDS]))
 
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verifier.checkpoint import read_json
 from verifier.errors import CheckpointError
-from verifier.families.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from verifier.families.tokens.tokenizer import Tokenizer
 
 _LIMIT_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
