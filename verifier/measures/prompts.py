@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from verifier.families.llava.prompt import (
 from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.records import Mark
 from verifier.families.tokens.records import Part as TextPart
-from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
+from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf
 from verifier.types import Missing
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def chunks_of(calls: Sequence[Call], *, patches: int, offset: int = 0) -> tuple[
     return tuple(chunks)
 
 
-def _array(value: Any) -> Any:
+def _array(value: Array | OutputOf | ArgmaxOf) -> Array:
     if isinstance(value, (OutputOf, ArgmaxOf)):
         raise TypeError("an id input is an array")
     return value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+
+from verifier.core.records import JsonObject
 
 
 class Mark(Enum):
@@ -28,11 +29,11 @@ class PromptRule:
     behind_image: tuple[str, ...]
     behind_end: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The fields, for manifest, golden data and report."""
         return {name: list(said) if isinstance(said, tuple) else said for name, said in asdict(self).items()}
 
-    def same_prompt(self, said: dict[str, Any] | None) -> bool:
+    def same_prompt(self, said: JsonObject | None) -> bool:
         """Whether a recorded rule makes the same prompts. Where none is recorded, the prompts were those of releases that always put BOS in
         front, and nothing between a special token and the text behind it."""
         if said is None:
@@ -40,7 +41,7 @@ class PromptRule:
         return all(said.get(name) == value for name, value in self.as_json().items() if name != "source")
 
 
-def described(rule: dict[str, Any]) -> str:
+def described(rule: JsonObject) -> str:
     """A rule in words."""
     pieces = " ".join(map(str, rule.get("behind_image") or ())) or "nothing"
     return f"{'BOS' if rule.get('bos') else 'no BOS'} in front, a newline behind the image is {pieces}"
