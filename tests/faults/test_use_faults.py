@@ -13,19 +13,18 @@ import pytest
 
 from tests.faults.judging import results_of
 from verifier import driver, evidence
+from verifier.answers import Sample
 from verifier.checks import splice
 from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.families.llava import prompt
-from verifier.families.llava.prompt import Prompt, Segment
 from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.golden import Expectation
-from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf
-from verifier.types import CheckResult
+from verifier.types import CheckResult, Prompt, Segment
 
 pytestmark = pytest.mark.xdist_group("faults")
 COUNT = 3

@@ -30,7 +30,6 @@ from verifier.families.llava.prompt import (
     BEFORE_IMAGE,
     DEFAULT_QUESTION,
     SEED_CUE,
-    Segment,
     Turn,
     caption_parts,
     dialogue_parts,
@@ -40,7 +39,7 @@ from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.tokenizer import Mark, described
 from verifier.families.tokens.tokenizer import Part as TextPart
 from verifier.runner.protocol import ArgmaxOf, Call, OutputOf
-from verifier.types import Missing, Where
+from verifier.types import Missing, Segment, Where
 
 
 def fed_ids(calls: tuple[Call, ...]) -> list[int]:

@@ -11,22 +11,11 @@ from dataclasses import dataclass
 
 from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
 from verifier.runner import constants
+from verifier.types import Prompt, Segment
 
 SYSTEM, BEFORE_IMAGE = constants.SYSTEM, constants.BEFORE_IMAGE
 DEFAULT_QUESTION = "Describe the image."
 SEED_CUE = "ASSISTANT:"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids around an image; `before` begins with BOS if the tokenizer puts it there."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    def length(self, patches: int) -> int:
-        """Tokens in the KV-cache once everything is prefilled."""
-        return len(self.before) + patches + len(self.after)
 
 
 @dataclass(frozen=True)
@@ -36,10 +25,6 @@ class Turn:
     question: str
     images: int = 1
     answer: str | None = None
-
-
-Segment = tuple[int, ...] | None
-"""Token ids of a stretch of text, or None where an image goes."""
 
 
 def after_image(question: str) -> str:

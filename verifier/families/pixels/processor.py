@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifier.checkpoint import read_json
-from verifier.errors import CheckpointError
+from verifier.errors import CheckpointError, VerifierError
+from verifier.types import Missing
 
 Framing = Literal["pad", "crop", "squash", "other"]
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
-_LIMIT_BYTES = 1 << 20
+_LIMIT_BYTES, _TOKENIZER_LIMIT_BYTES = 1 << 20, 64 << 20
 DEFAULTS: dict[str, Any] = {
     "do_convert_rgb": True,
     "do_resize": True,
@@ -74,10 +75,12 @@ class ImageFields:
 
 @dataclass(frozen=True)
 class Processor:
-    """The image fields, first those that transformers reads, and the fields that count an image's tokens."""
+    """The image fields, first those that transformers reads, and the fields that count an image's tokens. `added_ids` are the ids of the tokens that
+    tokenizer.json adds, None without such a file."""
 
     sources: tuple[ImageFields, ...]
     tokens: ImageFields
+    added_ids: dict[str, int] | Missing | None = None
 
     @property
     def image(self) -> ImageFields:
@@ -116,7 +119,26 @@ def read_processor(directory: Path) -> Processor:
             fix="download the file, or save it with the processor's save_pretrained",
         )
     tokens = {field: value for field, value in _present(outer).items() if field != "image_processor"}
-    return Processor(tuple(sources), ImageFields(NESTED, tokens))
+    return Processor(tuple(sources), ImageFields(NESTED, tokens), _added_ids(directory / "tokenizer.json"))
+
+
+def find_processor(directory: Path) -> Processor | Missing:
+    """As `read_processor`, or why there is none to compare with."""
+    try:
+        return read_processor(directory)
+    except VerifierError as error:
+        return Missing(f"the processor cannot be compared: {error.one_line}", "verifier")
+
+
+def _added_ids(path: Path) -> dict[str, int] | Missing | None:
+    if not path.is_file():
+        return None
+    try:
+        added = read_json(path, limit_bytes=_TOKENIZER_LIMIT_BYTES).get("added_tokens") or []
+        ids = {entry["content"]: entry["id"] for entry in added}
+    except (VerifierError, TypeError, KeyError) as error:
+        return Missing(f"tokenizer.json cannot be read: {error}", "verifier")
+    return {token: id for token, id in ids.items() if isinstance(token, str) and isinstance(id, int)}
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:
