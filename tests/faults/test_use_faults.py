@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
-from verifier import driver, evidence
+from verifier import driver
 from verifier.answers import Sample
 from verifier.checks import splice
-from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.conversations import ConversationBundle, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.evidence import Case, Evidence
 from verifier.families.llava import prompt
 from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer import Mark, Part, Tokenizer
@@ -50,7 +51,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
     return _only(clean, tuple(cases))
 
 
-def _made(clean: Evidence, samples: list[Sample]) -> evidence.ConversationBundle:
+def _made(clean: Evidence, samples: list[Sample]) -> ConversationBundle:
     vocabulary = clean.checkpoint.geometry.text.vocabulary
     return conversation_bundle(clean.artifact, samples, patches=clean.patches, vocabulary=vocabulary)
 
@@ -60,7 +61,8 @@ def _run(clean: Evidence) -> Evidence:
     samples = [case.sample for case in clean.cases[:COUNT]]
     made = _made(clean, samples)
     result = run_bundle(LocalRunner(), made.bundle)
-    cases = collect_cases(made, result, samples, [case.expected for case in clean.cases[:COUNT]])
+    answers, side_px = [case.expected for case in clean.cases[:COUNT]], clean.geometry.vision.image_px
+    cases = collect_cases(made, result, samples, answers, side_px=side_px)
     free = {name: logits_of(talk, result.outputs) for name, talk in made.free.items()}
     full = replace(clean.runtime.full, logits=logits_of(made.full, result.outputs), position=made.full.position)
     again = logits_of(made.again, result.outputs)
