@@ -17,6 +17,7 @@ from verifier.core.scales import SCALES, scale_of
 ROOT = Path(verifier.__file__).parent
 JUDGING = (
     "checks",
+    "measures",
     "ladder",
     "comparison",
     "audit",

@@ -149,8 +149,8 @@ def _margins(actual: Array, size: Size) -> tuple[float, tuple[int, int]]:
     margin[top : top + height, left : left + width] = False
     if not margin.any():
         return 0.0, (0, 0)
-    off = np.abs(actual - black).max(0)
-    beyond = np.argwhere(~(off <= limit("preprocess.margins").value) & margin)
+    off, allowed = np.abs(actual - black).max(0), limit("preprocess.margins")
+    beyond = np.argwhere(~(off <= allowed.value) & margin)
     y, x = (int(i) for i in beyond[0]) if len(beyond) else (0, 0)
     return float(off[margin].max()), (y, x)
 
