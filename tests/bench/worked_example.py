@@ -11,8 +11,8 @@ import numpy as np
 from tests.support import EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
+from verifier.conversations import run_bundle
 from verifier.driver import Script, converse
-from verifier.evidence import run_bundle
 from verifier.families.llava.definition import build_definition
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants

@@ -7,7 +7,6 @@ import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,7 @@ from verifier.runner.protocol import Array
 from verifier.types import Missing
 
 THUMBNAIL_PX, JPEG_QUALITY = 224, 78
-Framed = Callable[[int, int], Iterable[Any]]
+Framed = Callable[[int, int], Iterable[Array]]
 """From the width and height of the picture in its frame to what it may be there: normalized pixels [3, height, width]."""
 
 
@@ -73,7 +72,7 @@ def measure_pixels(sample: Sample, processor: Processor | Missing, vision: Visio
     except (ValueError, OSError) as error:
         return Missing(f"Hugging Face's loader failed: {error}", "verifier")
 
-    def expected(width: int, height: int) -> Iterator[Any]:
+    def expected(width: int, height: int) -> Iterator[Array]:
         yield hugging_face_frame(fields, picture, width, height)
 
     return _compare(picture, torch.from_numpy(sample.image), expected, vision)
@@ -102,7 +101,7 @@ def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
     picture = hugging_face_image(image)
     bands = picture[..., :1] if image.mode in ("L", "LA") else picture
 
-    def framed(width: int, height: int) -> Iterator[Any]:
+    def framed(width: int, height: int) -> Iterator[Array]:
         kind = fields.value("resample")
         if isinstance(kind, bool) or kind not in FILTERS:
             raise VerifierError("the processor's filter is not known", got=kind, expected=", ".join(map(str, FILTERS)))

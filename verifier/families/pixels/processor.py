@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifier.checkpoint import read_json
+from verifier.core.records import JsonObject
 from verifier.errors import CheckpointError, VerifierError
 from verifier.types import Missing
 
 Framing = Literal["pad", "crop", "squash", "other"]
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
 _LIMIT_BYTES, _TOKENIZER_LIMIT_BYTES = 1 << 20, 64 << 20
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonObject = {
     "do_convert_rgb": True,
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -45,7 +46,7 @@ class ImageFields:
     """The image processor's fields in one file, those that are null left out."""
 
     file: str
-    fields: dict[str, Any]
+    fields: JsonObject
 
     def value(self, field: str) -> Any:
         """The field as transformers takes it: the file's, or the default."""
@@ -67,7 +68,7 @@ class ImageFields:
             return "crop"
         return "squash" if set(size) == {"height", "width"} else "other"
 
-    def edges(self, field: str) -> dict[str, Any]:
+    def edges(self, field: str) -> JsonObject:
         """`size` or `crop_size` as a record of edges; a bare number is what transformers makes of it."""
         square = field == "crop_size" or self.value("default_to_square") is True
         return _edges(self.value(field), square=square)
@@ -88,7 +89,7 @@ class Processor:
         return self.sources[0]
 
 
-def _edges(value: Any, *, square: bool) -> dict[str, Any]:
+def _edges(value: Any, *, square: bool) -> JsonObject:
     if isinstance(value, dict):
         return {str(edge): length for edge, length in value.items() if length is not None}
     if isinstance(value, list) and len(value) == 2:
@@ -141,5 +142,5 @@ def _added_ids(path: Path) -> dict[str, int] | Missing | None:
     return {token: id for token, id in ids.items() if isinstance(token, str) and isinstance(id, int)}
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def _present(fields: JsonObject) -> JsonObject:
     return {str(field): value for field, value in fields.items() if value is not None}
