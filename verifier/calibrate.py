@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from verifier.answers import Answered, Sample
 from verifier.audit.run import audit_weights
 from verifier.backends.calls import census_of
-from verifier.checks.channels import worst_channel
 from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
-from verifier.checks.logits import all_logits, case_measures, channel_measures, distribution_measures
+from verifier.checks.logits import all_logits, case_measures, distribution_measures
 from verifier.checks.vision import channel_center, compare_about, vision_measures
 from verifier.core.command import command
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
@@ -41,9 +41,10 @@ from verifier.gather import AnswerSamples, gather
 from verifier.golden import TOLERANCE_SCHEMA, stored
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
+from verifier.measures.channels import ChannelError, worst_channel
 from verifier.opening import Opened, Request, open_request
 from verifier.progress import Progress, hushed
-from verifier.reference import Answered, Sample, answer_samples
+from verifier.reference import answer_samples
 
 SPREADS, UPPER_SPREADS = limit("calibrate.spreads").value, limit("calibrate.upper_spreads").value
 BOOTSTRAP_LEAST, WORST = limit("calibrate.bootstrap_least"), limit("calibrate.worst").value
@@ -61,7 +62,7 @@ class Measured:
     values: dict[str, dict[str, float]]
 
 
-def measure(evidence: Evidence, opened: Opened) -> Measured:
+def measure(evidence: Evidence, opened: Opened, definition: Definition) -> Measured:
     """All calibrated metrics of a run; what is traced, on every golden image. Raises `GoldenError` if the program did not answer everything."""
     values: dict[str, dict[str, float]] = {}
     center = channel_center(evidence)
@@ -72,13 +73,14 @@ def measure(evidence: Evidence, opened: Opened) -> Measured:
             values.setdefault(one.metric, {})[case.sample.golden.name] = one.value
     answers = _clean(all_logits(evidence), evidence)
     images = _clean(compare_all((case.vision, case.expected.vision) for case in evidence.cases), evidence)
-    vision, channels = worst_channel(images), channel_measures(evidence)
-    assert not isinstance(channels, Mismatch)
-    for one in (*distribution_measures(answers), *channels[0]):
+    vision, channels = worst_channel(images), evidence.channels
+    assert isinstance(channels, ChannelError)
+    for one in distribution_measures(answers):
         values[one.metric] = {"program": one.value}
+    values["logits.channel_gain_change"] = {"program": channels.gain_change}
     values["vision.channel_gain_change"] = {"program": vision.gain_change}
     values["vision.channel_offset_change"] = {"program": vision.offset_change}
-    values[VISION], values[PROFILE] = _layers(evidence, opened)
+    values[VISION], values[PROFILE] = _layers(evidence, opened, definition)
     values[NOISE] = {"program": margin_noise(answers)}
     odd = [
         f"{metric} of {case}" for metric, of in values.items() for case, value in of.items() if not np.isfinite(value)
@@ -98,18 +100,18 @@ def _clean(made: Difference | Mismatch, evidence: Evidence) -> Difference:
     return made
 
 
-def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[str, float]]:
+def _layers(evidence: Evidence, opened: Opened, definition: Definition) -> tuple[dict[str, float], dict[str, float]]:
     """SQNR of the vision tower's layers and of the profile, by block and image; one image is traced at a time."""
     audit = audit_weights(opened.artifact, opened.family, opened.recipe, compare=False)
     vision: list[BlockError] = []
     depth: list[BlockError] = []
     for case in evidence.cases:
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            large, patches = evidence.family.large, evidence.patches
+            large, patches = opened.family.large, opened.family.patches
             traced = run_traced(
-                evidence.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
+                opened.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )
-            found = against_fp32(evidence.artifact, audit, evidence.definition, traced)
+            found = against_fp32(opened.artifact, audit, definition, traced)
         vision += found[0]
         depth += found[1]
     return worst_by_block(vision), worst_by_block(depth)
@@ -125,6 +127,11 @@ def _once() -> AnswerSamples:
         return known[0]
 
     return answer
+
+
+def _measured(opened: Opened, progress: Progress, answer: AnswerSamples) -> Measured:
+    evidence, rung = gather(opened, progress, answer=answer)
+    return measure(evidence, opened, rung.definition)
 
 
 def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:
@@ -252,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.stream = stream
         answer, measured = _once(), []
         for one in opened:
-            measured.append(measure(gather(one, progress, answer=answer)[0], one))
+            measured.append(_measured(one, progress, answer))
             gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
     repeats, variants = measured[1 : options.repeats], measured[options.repeats :]
     path = write_tolerances(opened[0], measured[0], variants, repeats, options.reason)

@@ -13,8 +13,8 @@ import numpy as np
 
 from verifier.errors import UsageError
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.families.llava.prompt import Prompt, Segment
 from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
+from verifier.types import Prompt, Segment
 
 
 @dataclass

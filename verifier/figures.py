@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from verifier.checks.bands import up_to_ties
 from verifier.checks.vision import channel_center, compare_about
@@ -19,7 +15,6 @@ from verifier.metrics import top2_margin
 from verifier.types import Missing
 
 SHOWN_IMAGES = 40
-THUMBNAIL_PX, JPEG_QUALITY = 224, 78
 SHOWN_TOKENS = 256
 
 
@@ -64,21 +59,10 @@ def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]
         "name": golden.name,
         "kind": golden.kind,
         "question": golden.question,
-        "jpeg_base64": _thumbnail(case.sample.image, evidence.geometry.vision.image_px),
+        "jpeg_base64": case.thumbnail,
         "token_sqnr_db": grid,
         "answer": _answer(evidence, case),
     }
-
-
-def _thumbnail(pixels: Tensor, side_px: int) -> str:
-    """uint8 [3, h, w] in the middle of a black square, as the encoder pads it, scaled down; JPEG in base64."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    frame = Image.new("RGB", (side_px, side_px))
-    frame.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))
-    frame.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    held = io.BytesIO()
-    frame.save(held, "JPEG", quality=JPEG_QUALITY)
-    return base64.b64encode(held.getvalue()).decode()
 
 
 def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:

@@ -15,30 +15,41 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+from verifier.answers import Answered, Sample
 from verifier.audit.run import Audit, audit_weights
-from verifier.errors import ArtifactError, GoldenError, VerifierError
-from verifier.evidence import (
-    Case,
+from verifier.conversations import (
     ConversationBundle,
-    Evidence,
-    Part,
-    RuntimeEvidence,
     collect_cases,
     collect_runtime,
     conversation_bundle,
-    golden_folder,
-    mapping_pairs,
     run_bundle,
+    vocabulary_of,
+)
+from verifier.errors import ArtifactError, GoldenError, VerifierError
+from verifier.evidence import (
+    Case,
+    Evidence,
+    Part,
+    RuntimeEvidence,
+    golden_folder,
     unasked,
     with_foundations,
 )
 from verifier.families.llava.definition import Definition
+from verifier.families.llava.vision import VisionEncoder
+from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.agreement import compare_with_transformers
 from verifier.golden import Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.measures.against_fp32 import LayerError, VocabularyError
+from verifier.measures.channels import ChannelError, measure_channels
+from verifier.measures.mapping import measure_mapping
+from verifier.measures.pictures import PictureEvidence
+from verifier.measures.pixels import measure_pictures
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
+from verifier.measures.vocabulary import measure_vocabulary
 from verifier.memory import return_freed
 from verifier.opening import Opened, subjects_of
 from verifier.probes.kvcache import CacheEvidence, ask_cache
@@ -46,8 +57,8 @@ from verifier.probes.speed import Speed, ask_speed
 from verifier.probes.threads import ThreadEvidence, ask_threads
 from verifier.progress import Progress, Tell
 from verifier.published import compare_published
-from verifier.reference import Answered, LayerPair, Sample, answer_samples, load_sample
-from verifier.runner.protocol import Bundle, Result
+from verifier.reference import answer_samples, load_sample
+from verifier.runner.protocol import Array, Bundle, Result
 from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
 from verifier.second_look import QuantizedRung
 from verifier.types import Missing
@@ -98,33 +109,33 @@ def _tolerances(opened: Opened) -> Tolerances | Missing:
         return Missing(error.one_line, "verifier")
 
 
-def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> CacheEvidence:
+def _probe_cache(opened: Opened, parts: frozenset[Part], image: Array) -> CacheEvidence:
     return ask_cache(
         opened.artifact,
         opened.family.embedding_table().numpy(),
-        image.numpy(),
+        image,
         partial(run_bundle, opened.runner),
         in_chunks=Part.CHUNKS in parts,
         large=opened.family.large,
     )
 
 
-def _ask_threads(opened: Opened, table: Tensor, image: Tensor) -> ThreadEvidence:
+def _ask_threads(opened: Opened, table: Tensor, image: Array) -> ThreadEvidence:
     return ask_threads(
         opened.artifact,
         table.numpy(),
-        image.numpy(),
+        image,
         partial(run_bundle, opened.runner),
         large=opened.family.large,
     )
 
 
-def measure_speed(opened: Opened, table: Tensor, image: Tensor) -> Speed:
+def measure_speed(opened: Opened, table: Tensor, image: Array) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
         opened.artifact,
         table.numpy(),
-        image.numpy(),
+        image,
         partial(run_bundle, opened.runner),
         patches=opened.family.patches,
         large=opened.family.large,
@@ -159,20 +170,23 @@ def gather(
             if opened.request.image is not None:
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
-            answered = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
+            conversed = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
             repeated = children.submit(Part.THREADS, "repetitions", _ask_threads, opened, definition.embedding, image)
             reference = _answers(opened, parts, definition, samples, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
-            result = answered.result()
+            result = conversed.result()
         speed: Speed | Missing = unasked("time and memory")
         if Part.SPEED in parts:
             with progress.stage("time and memory"):
                 children.pool.shutdown()
                 speed = measure_speed(opened, definition.embedding, image)
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
-    evidence = _evidence(opened, definition, reference, compared, runtime, made, shipped.result())
+    with progress.stage("answers against fp32"):
+        evidence = _evidence(
+            opened, definition, reference, compared, runtime, shipped.result(), made=made, result=result
+        )
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
 
@@ -189,7 +203,8 @@ class _Reference:
 class _Compared:
     """What was compared while the program ran elsewhere."""
 
-    mapping: dict[str, list[LayerPair]]
+    mapping: dict[str, tuple[LayerError, ...]]
+    pictures: PictureEvidence
     audit: Audit | Missing
     layers: LayerEvidence | Missing
 
@@ -230,7 +245,9 @@ def _compare(  # noqa: PLR0917
 ) -> _Compared:
     """The comparisons of this process; what they take is given back."""
     with progress.stage("definition against Hugging Face"):
-        mapping = mapping_pairs(opened.family, definition, samples) if Part.MAPPING in parts else {}
+        mapping = measure_mapping(opened.family, definition, samples) if Part.MAPPING in parts else {}
+    with progress.stage("pictures"):
+        pictures = _pictures(opened, parts, definition.vision, samples)
     with progress.stage("audit of the constants"):
         audit = _audit(opened, progress.counted) if Part.AUDIT in parts else unasked("the audit")
     with progress.stage("layer by layer"):
@@ -238,7 +255,23 @@ def _compare(  # noqa: PLR0917
     definition.forget()
     gc.collect()  # the quantized decoder's modules refer to each other
     return_freed()
-    return _Compared(mapping, audit, layers)
+    return _Compared(mapping, pictures, audit, layers)
+
+
+def _pictures(
+    opened: Opened, parts: frozenset[Part], vision: VisionEncoder, samples: Sequence[Sample]
+) -> PictureEvidence:
+    count = len(opened.golden.images) if Part.PIXELS in parts else 0
+    given = Part.PIXELS in parts and opened.request.image is not None
+    return measure_pictures(
+        samples[:count],
+        samples[-1] if given else None,
+        find_processor(opened.checkpoint.directory),
+        vision,
+        square=opened.recipe.static_image_shape,
+        with_drawn=Part.DRAWN_PIXELS in parts,
+        with_files=Part.PICTURE_FILES in parts,
+    )
 
 
 def _evidence(  # noqa: PLR0917
@@ -247,19 +280,31 @@ def _evidence(  # noqa: PLR0917
     reference: _Reference,
     compared: _Compared,
     runtime: RuntimeEvidence,
-    made: ConversationBundle,
     shipped: ShippedTokenizers | Missing,
+    *,
+    made: ConversationBundle,
+    result: Result | Missing,
 ) -> Evidence:
-    samples, answers = reference.samples, reference.answers
-    parts, folder = _parts(opened), opened.checkpoint.directory
-    cases = collect_cases(made, runtime.conversations, samples, answers[: len(samples)]) if answers else ()
+    """All of it. Whole tables that the program gave are measured here, and not kept."""
+    parts, samples, answers = _parts(opened), reference.samples, reference.answers
+    folder, side_px = opened.checkpoint.directory, opened.checkpoint.geometry.vision.image_px
+    count = len(opened.golden.images)
+    cases = collect_cases(made, result, samples, answers[: len(samples)], side_px=side_px) if answers else ()
+    vocabulary: VocabularyError | Missing = unasked("the embedding of every token")
+    if Part.VOCABULARY in parts:
+        recipe = opened.manifest.recipe if opened.manifest else None
+        table = vocabulary_of(made, result)
+        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), recipe, runtime.message)
+    channels: ChannelError | Missing = unasked("the channels of the final hidden state")
+    if Part.CHANNELS in parts:
+        head = definition.decoder.output.weight.numpy()
+        channels = measure_channels([case.logits for case in cases[:count]], answers[:count], head)
     return Evidence(
         artifact=opened.artifact,
         manifest=opened.manifest,
         checkpoint=opened.checkpoint,
         geometry=opened.checkpoint.geometry,
         family=opened.family,
-        definition=definition,
         tokens=_tokens(opened, cases, runtime),
         prompts=_if_needed(parts, Part.PROMPTS, "prompts", _prompts, opened),
         template=_if_needed(parts, Part.TEMPLATE, "the chat template", measure_template, folder, opened.tokenizer),
@@ -274,9 +319,12 @@ def _evidence(  # noqa: PLR0917
         expectation=opened.expectation,
         tolerances=_tolerances(opened),
         budget=opened.budget,
-        cases=cases[: len(opened.golden.images)],
+        cases=cases[:count],
         user_case=cases[-1] if opened.request.image is not None and cases else None,
         mapping=compared.mapping,
+        pictures=compared.pictures,
+        vocabulary=vocabulary,
+        channels=channels,
         runtime=runtime,
         rounding_db=unasked("what rounding costs"),
         shipped=shipped,

@@ -18,12 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from verifier.answers import Sample
 from verifier.artifact.program import open_artifact
 from verifier.checkpoint import Checkpoint, open_checkpoint
+from verifier.conversations import logits_of, run_bundle
 from verifier.core.command import command
 from verifier.driver import Script, converse_freely
 from verifier.errors import GoldenError, UsageError
-from verifier.evidence import golden_folder, logits_of, run_bundle
+from verifier.evidence import golden_folder
 from verifier.export.manifest import package_versions
 from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
@@ -33,7 +35,7 @@ from verifier.families.tokens.records import described
 from verifier.files import replacing, sha256_of_file
 from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
 from verifier.progress import hushed
-from verifier.reference import Sample, greedy_answer, load_sample
+from verifier.reference import greedy_answer, load_sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 
@@ -82,7 +84,7 @@ def answer_of_program(pte: Path, sample: Sample, *, patches: int) -> tuple[int, 
     artifact, script = open_artifact(pte), Script()
     made = converse_freely(
         script,
-        image=sample.image.numpy(),
+        image=sample.image,
         prompt=sample.prompt,
         tokens=ANSWER_TOKENS,
         patches=patches,

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
+from verifier.answers import Answered, PublishedAnswer, Sample
 from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
 from verifier.core.compare import Difference, compare
 from verifier.errors import CheckpointError, VerifierError
 from verifier.families.pixels.processor import ImageFields, read_processor
 from verifier.families.pixels.resampling import Pixels
-from verifier.reference import Answered, Sample
+from verifier.runner.protocol import Array
 
 MEASURED_IMAGES, OF_LARGE = 5, 1
 """Golden images on which the cost of a frame that differs by design is measured. Each is one more fp32 answer: 0.13 s of llava_tiny."""
-
-
-@dataclass(frozen=True)
-class PublishedAnswer:
-    """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB, None where they
-    cannot be compared, and whether the fp32 model still favours every token of the golden answer."""
-
-    name: str
-    tokens_db: float | None
-    same: bool
 
 
 def hugging_face_image(source: Path | Image.Image) -> Pixels:
@@ -62,18 +51,17 @@ def normalization(fields: ImageFields) -> tuple[float, Any, Any]:
     return factor, mean, std
 
 
-def published_pixels(fields: ImageFields, pixels: Pixels) -> Tensor:
+def published_pixels(fields: ImageFields, pixels: Pixels) -> Array:
     """uint8 [h, w, 3] -> normalized pixels [1, 3, H, H] as the checkpoint's own processor frames them."""
-    return torch.from_numpy(
-        _process(
-            fields,
-            pixels,
-            size=fields.edges("size"),
-            do_center_crop=fields.value("do_center_crop"),
-            crop_size=fields.edges("crop_size"),
-            do_pad=fields.framing == "pad",
-        )
-    )[None]
+    framed: Array = _process(
+        fields,
+        pixels,
+        size=fields.edges("size"),
+        do_center_crop=fields.value("do_center_crop"),
+        crop_size=fields.edges("crop_size"),
+        do_pad=fields.framing == "pad",
+    )
+    return framed[None]
 
 
 def _process(fields: ImageFields, pixels: Pixels, **geometry: Any) -> Any:

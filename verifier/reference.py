@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.answers import Answered, Sample
 from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
 from verifier.core.compare import Array
@@ -18,39 +19,17 @@ from verifier.errors import CheckpointError
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.keymap import TEXT, canonical, is_buffer
 from verifier.families.llava.preprocess import prepare_image
-from verifier.families.llava.prompt import Prompt, caption_prompt
+from verifier.families.llava.prompt import caption_prompt
 from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
 from verifier.metrics import top2_margin
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A golden image on its way in: pixels uint8 [3, h, w], prompt, and the answer that is forced.
-
-    `pixels` are normalized ones [1, 3, H, H] that a reference takes in place of the image, None for the program's own.
-    """
-
-    golden: GoldenImage
-    image: Tensor
-    prompt: Prompt
-    pixels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What a reference computes for a sample: image tokens [P, D], logits [T, V], normalized hidden states [T, D]."""
-
-    vision: Array
-    logits: Array
-    hidden: Array
-
-
 def load_sample(golden: GoldenImage, tokenizer: Tokenizer, *, side_px: int, square: bool = False) -> Sample:
     """Read and preprocess a golden image. Raises `ImageError`."""
     image = prepare_image(read_image(golden.path), side_px=side_px, square=square)
-    return Sample(golden, image, caption_prompt(tokenizer, golden.question))
+    return Sample(golden, image.numpy(), caption_prompt(tokenizer, golden.question))
 
 
 def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple[int, ...]) -> Tensor:
@@ -60,11 +39,21 @@ def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple
     return torch.cat([before, vision, after, *forced], dim=1)
 
 
+def image_tokens(definition: Definition, sample: Sample) -> Tensor:
+    """Image tokens [1, P, D] of a sample's image."""
+    return definition.image_tokens(torch.from_numpy(sample.image))
+
+
+def _tokens_in(definition: Definition, sample: Sample) -> Tensor:
+    """Image tokens [1, P, D] of what a reference takes in: a sample's normalized pixels if it has some, else its image."""
+    if sample.pixels is None:
+        return image_tokens(definition, sample)
+    return definition.tokens_of_pixels(torch.from_numpy(sample.pixels))
+
+
 def answer_samples(definition: Definition, samples: Sequence[Sample]) -> list[Answered]:
     """Teacher-forced fp32 references, all samples together layer by layer."""
-    visions = [
-        definition.image_tokens(s.image) if s.pixels is None else definition.tokens_of_pixels(s.pixels) for s in samples
-    ]
+    visions = [_tokens_in(definition, sample) for sample in samples]
     forced = [splice(definition, s, vision, s.golden.ids) for s, vision in zip(samples, visions, strict=True)]
     states = definition.hidden_each(forced, starts=[0] * len(forced))
     made = []
@@ -91,7 +80,7 @@ def greedy_answer(
     (speculative decoding, Leviathan et al. 2023, with temperature 0). What follows the first that is not goes token by token.
     """
     proposed = list(draft)[: room - 1]
-    prompt = splice(definition, sample, definition.image_tokens(sample.image), ())
+    prompt = splice(definition, sample, image_tokens(definition, sample), ())
     embeddings = torch.cat([prompt, definition.embed(torch.tensor([proposed], dtype=torch.int64))], dim=1)
     start = 0
     ids: list[int] = []
@@ -145,10 +134,10 @@ class LayerPair:
 
 def _image_tokens(model: Any, definition: Definition, sample: Sample) -> tuple[Tensor, Tensor]:
     """Image tokens by the definition [1, P, D] and by Hugging Face [P, D]."""
-    expected = model.get_image_features(pixel_values=definition.vision.normalize(sample.image))
+    expected = model.get_image_features(pixel_values=definition.vision.normalize(torch.from_numpy(sample.image)))
     expected = getattr(expected, "pooler_output", expected)
     expected = expected[0] if isinstance(expected, (list, tuple)) else expected
-    vision = definition.image_tokens(sample.image)
+    vision = image_tokens(definition, sample)
     return vision, expected.reshape(vision[0].shape)
 
 

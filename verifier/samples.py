@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from verifier.answers import Answered, Sample
 from verifier.checkpoint import EMBEDDED
 from verifier.errors import GoldenError
 from verifier.evidence import USER
@@ -15,7 +16,7 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
 from verifier.opening import Opened
 from verifier.published import published_samples
-from verifier.reference import Answered, Sample, greedy_answer, load_sample, with_margins
+from verifier.reference import greedy_answer, load_sample, with_margins
 
 USER_ANSWER_TOKENS = 64
 PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from verifier.answers import Sample
 from verifier.audit.run import Audit
 from verifier.evidence import Case
 from verifier.families.llava.definition import Definition
@@ -16,7 +17,6 @@ from verifier.ladder.divergence import quantized_token
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.opening import Opened
-from verifier.reference import Sample
 from verifier.types import Missing
 
 

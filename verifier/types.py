@@ -78,6 +78,22 @@ class Where:
     index: tuple[int, ...] | None = None
 
 
+Segment = tuple[int, ...] | None
+"""Token ids of a stretch of text, or None where an image goes."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids around an image; `before` begins with BOS if the tokenizer puts it there."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def length(self, patches: int) -> int:
+        """Tokens in the KV-cache once everything is prefilled."""
+        return len(self.before) + patches + len(self.after)
+
+
 Culprit = Literal["program", "verifier", "unasked"]
 """Who is to blame where something is absent: the program under test, this verifier or what it was given, or nobody, as it was not asked for."""
 

@@ -11,8 +11,8 @@ import numpy as np
 from tests.support import EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.checkpoint import open_checkpoint
+from verifier.conversations import run_bundle
 from verifier.driver import Script, converse
-from verifier.evidence import run_bundle
 from verifier.families.llava.definition import build_definition
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
@@ -41,7 +41,7 @@ def main() -> None:
         lines = []
         for name, pte in (("clean", EMBEDDED_PTE), ("flipped", broken)):
             script = Script()
-            talk = converse(script, image=sample.image.numpy(), prompt=sample.prompt, answer=wanted.ids, patches=576)
+            talk = converse(script, image=sample.image, prompt=sample.prompt, answer=wanted.ids, patches=576)
             result = run_bundle(LocalRunner(), Bundle(pte, tuple(script.calls)))
             logits = np.concatenate([result.outputs[call].reshape(1, -1) for call in talk.logits])
             cosine = float((logits * expected).sum() / np.linalg.norm(logits) / np.linalg.norm(expected))

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from verifier.backends.backend import Graph, PerTensor
 from verifier.evidence import Case, Evidence
+from verifier.families.pixels.processor import find_processor
 from verifier.golden import Budget, Expectation
 from verifier.ladder.abroad import Counterpart
 from verifier.ladder.finite import NonFinite
+from verifier.measures.pictures import DifferingPixels, FramedPixels
 from verifier.measures.prompts import TemplatePrompt
 from verifier.probes.kvcache import Asked
 from verifier.probes.speed import Speed
@@ -66,7 +66,7 @@ def arrays(change: ArrayChange, *, only: Callable[[str], bool] = lambda _case: T
 
 INTEGERS = "the file stores integers here"
 NAMES = "names are compared, no numbers"
-DRAWN = "the pictures are drawn by the check itself, as 8-bit integers"
+MEASURED = "tests/unit/test_measures.py feeds the measuring itself"
 NOTHING = Missing("no check asked for it", "unasked")
 IDS = "ids of tokens are integers"
 COUNTS = "instructions are counted, no numbers are compared"
@@ -104,11 +104,22 @@ def _user(e: Evidence, f: Any) -> Evidence:
     return replace(e, expectation=wanted, user_case=replace(case, logits=f(case.logits)))
 
 
-def _mapping(e: Evidence, f: Any) -> Evidence:
-    return replace(
-        e,
-        mapping={image: [replace(pair, actual=f(pair.actual)) for pair in pairs] for image, pairs in e.mapping.items()},
-    )
+def _measured(name: str, **fields: Any) -> Callable[[Evidence], Evidence]:
+    return lambda e: replace(e, **{name: replace(getattr(e, name), **fields)})
+
+
+def _unmeasured(name: str) -> Callable[[Evidence], Evidence]:
+    return lambda e: replace(e, **{name: NOTHING})  # type: ignore[arg-type]
+
+
+def _mapping(**fields: Any) -> Callable[[Evidence], Evidence]:
+    """In the last activation, so that the others are sound."""
+
+    def made(e: Evidence) -> Evidence:
+        found = {image: (*errors[:-1], replace(errors[-1], **fields)) for image, errors in e.mapping.items()}
+        return replace(e, mapping=found)
+
+    return made
 
 
 def _mapped(outputs: dict[Any, Array], f: Any) -> dict[Any, Array]:
@@ -335,21 +346,39 @@ def _audit(**fields: Any) -> Callable[[Evidence], Evidence]:
     return lambda e: replace(e, audit=replace(e.audit, **fields))  # type: ignore[type-var]
 
 
-def _image(value: float) -> Callable[[Evidence], Evidence]:
-    def pixels(case: Case) -> Case:
-        return replace(case, sample=replace(case.sample, image=torch.full(case.sample.image.shape, value)))
+def _framed(pixels: Any, kind: str) -> Any:
+    assert isinstance(pixels, FramedPixels)
+    if kind == "shape":
+        return replace(pixels, size=(pixels.size[0] // 2, pixels.size[1]))
+    return replace(pixels, worst_steps=math.nan if kind == "nan" else math.inf)
 
-    return lambda e: _cases(e, pixels)
+
+def _pictures(**fields: Any) -> Callable[[Evidence], Evidence]:
+    return lambda e: replace(e, pictures=replace(e.pictures, **fields))
 
 
-def _half(e: Evidence) -> Evidence:
-    """The left half of each picture."""
+def _pixels(name: str) -> Poisons:
+    """What was measured of every picture, the golden or the drawn ones."""
 
-    def half(case: Case) -> Case:
-        image = case.sample.image
-        return replace(case, sample=replace(case.sample, image=image[:, :, : image.shape[2] // 2]))
+    def change(kind: str) -> Callable[[Evidence], Evidence]:
+        def made(e: Evidence) -> Evidence:
+            found = {case: _framed(pixels, kind) for case, pixels in getattr(e.pictures, name).items()}
+            return _pictures(**{name: found})(e)
 
-    return _cases(e, half)
+        return made
+
+    return Poisons(change("nan"), change("inf"), change("shape"), _pictures(**{name: {}}))
+
+
+def _own_pixels(kind: str) -> Callable[[Evidence], Evidence]:
+    return lambda e: _pictures(user=_framed(next(iter(e.pictures.golden.values())), kind))(e)
+
+
+def _files(**fields: Any) -> Callable[[Evidence], Evidence]:
+    def made(e: Evidence) -> Evidence:
+        return _pictures(files={case: replace(read, **fields) for case, read in e.pictures.files.items()})(e)
+
+    return made
 
 
 def _shipped() -> Poisons:
@@ -391,17 +420,6 @@ def _cut_short(e: Evidence) -> Evidence:
     return replace(e, prompts=replace(e.prompts, dialogues=dialogues))
 
 
-def _normalize(change: Callable[[Any], Any]) -> Callable[[Evidence], Evidence]:
-    def made(e: Evidence) -> Evidence:
-        real = e.definition.vision
-        vision = SimpleNamespace(
-            normalize=lambda x: change(real.normalize(x)), tower=lambda x: x, projector=lambda x: x
-        )
-        return replace(e, definition=SimpleNamespace(vision=vision))  # type: ignore[arg-type]
-
-    return made
-
-
 def _processor(text: str | None) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
         import tempfile
@@ -410,7 +428,8 @@ def _processor(text: str | None) -> Callable[[Evidence], Evidence]:
         folder = Path(tempfile.mkdtemp(prefix="poisoned-processor-"))
         if text is not None:
             (folder / "preprocessor_config.json").write_text(text)
-        return replace(e, checkpoint=replace(e.checkpoint, directory=folder))
+        other = _pictures(processor=find_processor(folder))(e)
+        return replace(other, checkpoint=replace(e.checkpoint, directory=folder))
 
     return made
 
@@ -508,20 +527,20 @@ POISONS: dict[str, Poisons] = {
     "structure.manifest": Poisons(
         _manifest(math.nan), _manifest(math.inf), _manifest("12"), lambda e: replace(e, manifest=None)
     ),
-    "mapping.activations": arrays(_mapping),
+    "mapping.activations": Poisons(
+        _mapping(sqnr_db=math.nan),
+        _mapping(sqnr_db=math.inf),
+        _mapping(sqnr_db=math.nan, reason="shape [1], expected [2]"),
+        lambda e: replace(e, mapping={}),
+    ),
     "preprocess.constants": Poisons(
         _processor('{"image_mean": [NaN, NaN, NaN]}'),
         _processor('{"image_mean": [Infinity, 0, 0]}'),
         _processor('{"image_mean": [0.5]}'),
         _processor(None),
     ),
-    "preprocess.pixels": Poisons(_image(math.nan), _image(math.inf), _half, lambda e: replace(e, cases=())),
-    "preprocess.sizes": Poisons(
-        _normalize(lambda x: x * math.nan),
-        _normalize(lambda x: x + math.inf),
-        DRAWN,
-        DRAWN,
-    ),
+    "preprocess.pixels": _pixels("golden"),
+    "preprocess.sizes": _pixels("drawn"),
     "preprocess.processor": Poisons(
         _processor('{"rescale_factor": NaN}'),
         _processor('{"rescale_factor": Infinity}'),
@@ -529,12 +548,17 @@ POISONS: dict[str, Poisons] = {
         _processor(None),
         only=lambda case: case == "rescale_factor",
     ),
-    "preprocess.files": Poisons(DRAWN, DRAWN, DRAWN, DRAWN),
+    "preprocess.files": Poisons(
+        _files(differing=(DifferingPixels("Hugging Face's loader", (1, 1), math.nan),)),  # type: ignore[arg-type]
+        _files(differing=(DifferingPixels("Hugging Face's loader", (1, 1), math.inf),)),  # type: ignore[arg-type]
+        _files(differing=()),
+        _pictures(files={}),
+    ),
     "preprocess.image": Poisons(
-        lambda e: replace(e, user_case=_image(math.nan)(e).cases[0]),
-        lambda e: replace(e, user_case=_image(math.inf)(e).cases[0]),
-        lambda e: replace(e, user_case=_half(e).cases[0]),
-        lambda e: replace(e, user_case=None),
+        _own_pixels("nan"),
+        _own_pixels("inf"),
+        _own_pixels("shape"),
+        _pictures(user=Missing("no image was given", "verifier")),
     ),
     "tokenizer.loads": _shipped(),
     "tokenizer.texts": _shipped(),
@@ -607,10 +631,20 @@ POISONS: dict[str, Poisons] = {
     "kvcache.poison": arrays(_cache("poison")),
     "threads.repeats": replace(arrays(_threads), shape=_one_shorter),
     "threads.counts": arrays(_thread_counts),
-    "embedding.tokens": arrays(lambda e, f: _runtime(e, vocabulary=f(e.runtime.vocabulary))),
+    "embedding.tokens": Poisons(
+        _measured("vocabulary", worst=math.nan),
+        _measured("vocabulary", worst=math.inf),
+        MEASURED,
+        _unmeasured("vocabulary"),
+    ),
     "vision.embedding": arrays(_vision),
     "vision.channels": arrays(_vision),
-    "logits.channels": arrays(_logits),
+    "logits.channels": Poisons(
+        _measured("channels", gain_change=math.nan),
+        _measured("channels", gain_change=math.inf),
+        MEASURED,
+        _unmeasured("channels"),
+    ),
     "logits.teacher_forced": arrays(_logits),
     "logits.distribution": arrays(_logits),
     "greedy.golden": arrays(_logits),

@@ -16,20 +16,23 @@ from tests.support import EMBEDDED_PTE, verify
 from verifier import evidence
 from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.checks import embedding
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
-from verifier.checks.registry import CHECKS
+from verifier.families.llava.definition import embedding_table
 from verifier.families.llava.keymap import map_keys
+from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import BlockError
 from verifier.ladder.gather import LayerEvidence
 from verifier.ladder.replay import Replay
+from verifier.measures.mapping import layer_errors
 from verifier.measures.tokens import measure_metadata
+from verifier.measures.vocabulary import in_steps, measure_vocabulary
 from verifier.opening import Request
 from verifier.pipeline import verify as run_gate
-from verifier.types import EMBEDDING_GROUP, CheckResult, Missing
+from verifier.reference import LayerPair
+from verifier.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -166,10 +169,12 @@ def test_dropped_projector_bias_fails(gathered: evidence.Evidence) -> None:
 
 def test_one_wrong_embedding_row_fails(gathered: evidence.Evidence) -> None:
     """One token of the whole vocabulary."""
-    table = np.array(gathered.runtime.vocabulary)
+    assert gathered.manifest is not None
+    recipe = gathered.manifest.recipe
+    expected, table = _own_tables(recipe)
     table[777, 31] += 0.01 * np.abs(table[777]).max() * 2
-    broken = replace(gathered, runtime=replace(gathered.runtime, vocabulary=table))
-    assert _verdicts("embedding.tokens", broken) == {"fail"}
+    error = measure_vocabulary(table, expected, recipe, "")
+    assert _verdicts("embedding.tokens", replace(gathered, vocabulary=error)) == {"fail"}
 
 
 def test_noisy_logits_fail(gathered: evidence.Evidence) -> None:
@@ -219,10 +224,11 @@ def test_tie_of_the_reference_is_nobodys_fault(gathered: evidence.Evidence) -> N
 def test_mapping_fault_is_named_by_layer(gathered: evidence.Evidence) -> None:
     """An activation off by a thousandth."""
 
-    image, pairs = next(iter(gathered.mapping.items()))
-    broken = [replace(p, actual=p.actual * 1.001) if p.name == "layers.2" else p for p in pairs]
-    check = next(c for c in CHECKS if c.id == "mapping.activations")
-    (result,) = check.results(replace(gathered, mapping={image: broken}))
+    image, errors = next(iter(gathered.mapping.items()))
+    activation = np.arange(12, dtype=np.float32).reshape(3, 4)
+    (moved,) = layer_errors([LayerPair("layers.2", activation * np.float32(1.001), activation)])
+    broken = tuple(moved if error.name == moved.name else error for error in errors)
+    (result,) = results_of("mapping.activations", replace(gathered, mapping={image: broken}))
     assert result.verdict == "fail"
     assert "first in layers.2" in result.message
 
@@ -234,16 +240,19 @@ def test_nothing_compared_is_an_error(gathered: evidence.Evidence) -> None:
 
 def test_processor_of_other_constants_fails(gathered: evidence.Evidence, tmp_path: Path) -> None:
     """Mean and std of another family in the checkpoint's processor; no processor at all is an error; null is transformers' default."""
-    checkpoint = replace(gathered.checkpoint, directory=tmp_path)
-    broken = replace(gathered, checkpoint=checkpoint)
-    assert _verdicts("preprocess.constants", broken) == {"error"}
+
+    def verdicts() -> set[str]:
+        pictures = replace(gathered.pictures, processor=find_processor(tmp_path))
+        return _verdicts("preprocess.constants", replace(gathered, pictures=pictures))
+
+    assert verdicts() == {"error"}
     config = json.loads((EMBEDDED / "processor_config.json").read_text())
     config["image_processor"]["image_std"] = [0.5, 0.5, 0.5]
     (tmp_path / "processor_config.json").write_text(json.dumps(config))
-    assert _verdicts("preprocess.constants", broken) == {"fail"}
+    assert verdicts() == {"fail"}
     config["image_processor"] |= {"image_std": None}
     (tmp_path / "processor_config.json").write_text(json.dumps(config))
-    assert _verdicts("preprocess.constants", broken) == {"pass"}
+    assert verdicts() == {"pass"}
 
 
 def test_program_too_short_for_the_conversations_fails(gathered: evidence.Evidence) -> None:
@@ -404,24 +413,28 @@ def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str
         assert [r.case for r in judged(left_out) if r.verdict == "fail"] == [worse.block]
 
 
+def _own_tables(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """llava_tiny's embedding table, and what the recipe makes of it."""
+    table = embedding_table(open_checkpoint())
+    made = quantized_embedding(table, recipe)
+    own = made.integers.float() * made.scales.float().repeat_interleave(EMBEDDING_GROUP, 1)
+    return table.numpy(), own.numpy()
+
+
 def test_hqq_may_clip_as_much_as_it_does_and_no_more(gathered: evidence.Evidence) -> None:
     """A table rounded as HQQ rounds it passes, though it clips by more than a step; one element half a step further fails."""
     assert gathered.manifest is not None
     recipe = replace(gathered.manifest.recipe, quantizer="hqq")
-    made = quantized_embedding(gathered.definition.embedding, recipe)
-    own = (made.integers.float() * made.scales.float().repeat_interleave(EMBEDDING_GROUP, 1)).numpy()
+    table, own = _own_tables(recipe)
 
-    def judged(table: np.ndarray) -> CheckResult:
-        runtime = replace(gathered.runtime, vocabulary=table)
-        manifest = replace(gathered.manifest, recipe=recipe)  # type: ignore[type-var]
-        (result,) = results_of("embedding.tokens", replace(gathered, runtime=runtime, manifest=manifest))
+    def judged(actual: np.ndarray) -> CheckResult:
+        error = measure_vocabulary(actual, table, recipe, "")
+        (result,) = results_of("embedding.tokens", replace(gathered, vocabulary=error))
         return result
 
     assert judged(own).verdict == "pass"
-    table = gathered.definition.embedding.numpy()
-    assert embedding._in_steps(np.abs(own - table), table, 8).max() > 1.01
+    assert in_steps(np.abs(own - table), table, 8).max() > 1.01
     moved = own.copy()
-    step = np.abs(gathered.definition.embedding[7, :EMBEDDING_GROUP].numpy()).max() / 127.5
-    moved[7, 3] += np.copysign(0.5 * step, own[7, 3] - float(gathered.definition.embedding[7, 3]))
+    moved[7, 3] += np.copysign(0.5 * np.abs(table[7, :EMBEDDING_GROUP]).max() / 127.5, own[7, 3] - table[7, 3])
     assert judged(moved).verdict == "fail"
     assert judged(moved).where.index == (7, 3)  # type: ignore[union-attr]

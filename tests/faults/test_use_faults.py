@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
-from verifier import driver, evidence
+from verifier import driver
+from verifier.answers import Sample
 from verifier.checkpoint import EMBEDDED
-from verifier.evidence import Case, Evidence, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.conversations import ConversationBundle, collect_cases, conversation_bundle, logits_of, run_bundle
+from verifier.evidence import Case, Evidence
 from verifier.families.llava import prompt
-from verifier.families.llava.prompt import Prompt, Segment
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer import Tokenizer
@@ -26,10 +27,9 @@ from verifier.golden import Expectation
 from verifier.measures import prompts as measured
 from verifier.measures.prompts import measure_prompts
 from verifier.measures.tokens import measure_tokens
-from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf
-from verifier.types import CheckResult
+from verifier.types import CheckResult, Prompt, Segment
 
 pytestmark = pytest.mark.xdist_group("faults")
 COUNT = 3
@@ -55,7 +55,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
     return _only(clean, tuple(cases))
 
 
-def _made(clean: Evidence, samples: list[Sample]) -> evidence.ConversationBundle:
+def _made(clean: Evidence, samples: list[Sample]) -> ConversationBundle:
     vocabulary = clean.checkpoint.geometry.text.vocabulary
     return conversation_bundle(clean.artifact, samples, patches=clean.patches, vocabulary=vocabulary)
 
@@ -65,7 +65,8 @@ def _run(clean: Evidence) -> Evidence:
     samples = [case.sample for case in clean.cases[:COUNT]]
     made = _made(clean, samples)
     result = run_bundle(LocalRunner(), made.bundle)
-    cases = collect_cases(made, result, samples, [case.expected for case in clean.cases[:COUNT]])
+    answers, side_px = [case.expected for case in clean.cases[:COUNT]], clean.geometry.vision.image_px
+    cases = collect_cases(made, result, samples, answers, side_px=side_px)
     free = {name: logits_of(talk, result.outputs) for name, talk in made.free.items()}
     full = replace(clean.runtime.full, logits=logits_of(made.full, result.outputs), position=made.full.position)
     again = logits_of(made.again, result.outputs)

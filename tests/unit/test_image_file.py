@@ -12,11 +12,12 @@ import pytest
 from PIL import Image, features
 
 from verifier import image_util
-from verifier.checks.pictures import FILE_CASES, FILES, TURNS, drawn, save_turned
 from verifier.errors import ImageError, UsageError
 from verifier.export.run import calibration_images
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.pixels.image_file import FORMATS, list_images, read_image
+from verifier.measures.drawing import FILES, TURNS, drawn, save_turned
+from verifier.measures.pictures import FILE_CASES
 from verifier.published import hugging_face_image
 
 LOSSLESS = {".png": {}, ".webp": {"lossless": True}, ".tiff": {}}

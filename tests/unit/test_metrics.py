@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from verifier import metrics
-from verifier.checks import channels
+from verifier.measures import channels
 
 
 def test_agreement_interval_holds_the_share() -> None:

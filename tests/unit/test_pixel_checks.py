@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,44 +15,47 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from verifier.answers import Sample
 from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.checks import preprocess as pixel_checks
-from verifier.checks.pictures import DRAWN, DRAWN_CASES, FILE_CASES, drawn, save_turned
 from verifier.checks.registry import CHECKS
 from verifier.evidence import Subjects
 from verifier.families.llava.preprocess import frame_size, prepare_image, to_tensor
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels import image_file
+from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.resampling import FILTERS, resample
-from verifier.types import CheckResult
+from verifier.golden import GoldenImage
+from verifier.measures import pixels as measuring
+from verifier.measures.drawing import FILES, drawn, save_turned
+from verifier.measures.pictures import DRAWN, DRAWN_CASES, FILE_CASES, frame_sizes
+from verifier.measures.pixels import measure_pictures
+from verifier.types import CheckResult, Prompt
 
 NOT_RESIZED = DRAWN_CASES[0]
 Way = Callable[[Image.Image], Tensor]
 
 
-def _evidence(**others: Any) -> Any:
-    checkpoint = open_checkpoint(EMBEDDED)
-    vision = VisionEncoder(checkpoint.geometry)
-    recipe = SimpleNamespace(static_image_shape=False)
-    return SimpleNamespace(
-        checkpoint=checkpoint,
-        geometry=checkpoint.geometry,
-        recipe=recipe,
-        definition=SimpleNamespace(vision=vision),
-        published=(),
-        **({"subjects": None} | others),
+def _results(check_id: str, sample: Sample | None = None, **changed: Any) -> list[CheckResult]:
+    """What a check says of pictures that are measured now: a golden one, which is the user's too, drawn ones, or files."""
+    geometry = open_checkpoint(EMBEDDED).geometry
+    wanted = {"square": False, "vision": VisionEncoder(geometry)} | changed
+    pictures = measure_pictures(
+        () if sample is None else (sample,),
+        sample,
+        find_processor(EMBEDDED),
+        with_drawn=check_id == "preprocess.sizes",
+        with_files=check_id == "preprocess.files",
+        **wanted,
     )
-
-
-def _results(check_id: str, evidence: Any) -> list[CheckResult]:
-    check = next(c for c in CHECKS if c.id == check_id)
-    return check.results(evidence)
+    names = () if sample is None else (sample.golden.name,)
+    evidence: Any = SimpleNamespace(geometry=geometry, pictures=pictures, subjects=Subjects(names, (), ()))
+    return next(c for c in CHECKS if c.id == check_id).results(evidence)
 
 
 def _failed(monkeypatch: pytest.MonkeyPatch, way: Way) -> set[str]:
     """The sizes that fail if pictures are prepared this way."""
-    monkeypatch.setattr(pixel_checks, "prepare_image", lambda image, **_: way(image))
-    results = _results("preprocess.sizes", _evidence())
+    monkeypatch.setattr(measuring, "prepare_image", lambda image, **_: way(image))
+    results = _results("preprocess.sizes")
     assert {r.verdict for r in results} <= {"pass", "fail"}
     return {r.case for r in results if r.verdict == "fail"}
 
@@ -63,7 +67,7 @@ def _resized(image: Image.Image, kind: int) -> np.ndarray:
 
 def test_every_size_passes_with_room() -> None:
     """The sound reader and filter are exact but for fp32: a hundredth of the step that is allowed."""
-    results = _results("preprocess.sizes", _evidence())
+    results = _results("preprocess.sizes")
     assert {r.verdict for r in results} == {"pass"}
     assert tuple(r.case for r in results) == DRAWN_CASES
     assert max(r.measured["worst_steps"] for r in results) < 0.01
@@ -71,9 +75,7 @@ def test_every_size_passes_with_room() -> None:
 
 def test_static_programs_pass_too() -> None:
     """Padded by the host."""
-    evidence = _evidence()
-    evidence.recipe.static_image_shape = True
-    assert {r.verdict for r in _results("preprocess.sizes", evidence)} == {"pass"}
+    assert {r.verdict for r in _results("preprocess.sizes", square=True)} == {"pass"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FILTERS if kind != 3], ids=FILTERS.get)
@@ -185,23 +187,35 @@ def test_7_odd_margin_loses_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frames_have_even_sides_next_to_the_ratio() -> None:
     """Both, where the ratio lies halfway between."""
-    assert pixel_checks.frame_sizes(640, 480, 336) == ((336, 252),)
-    assert pixel_checks.frame_sizes(480, 641, 336) == ((252, 336),)
-    assert pixel_checks.frame_sizes(1000, 1, 336) == ((336, 2),)
-    assert pixel_checks.frame_sizes(336, 251, 336) == ((336, 250), (336, 252))
+    assert frame_sizes(640, 480, 336) == ((336, 252),)
+    assert frame_sizes(480, 641, 336) == ((252, 336),)
+    assert frame_sizes(1000, 1, 336) == ((336, 2),)
+    assert frame_sizes(336, 251, 336) == ((336, 250), (336, 252))
 
 
-def test_pixels_that_are_not_finite_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A NaN is inside no limit."""
-    evidence = _evidence()
-    evidence.definition.vision.mean = evidence.definition.vision.mean * float("nan")
-    assert {r.verdict for r in _results("preprocess.sizes", evidence)} == {"fail"}
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_finite_fail(value: float) -> None:
+    """Neither is inside a limit, in the encoder's constants or in the picture itself."""
+    vision = VisionEncoder(open_checkpoint(EMBEDDED).geometry)
+    vision.mean = vision.mean * value
+    assert {r.verdict for r in _results("preprocess.sizes", vision=vision)} == {"fail"}
+    sample = _sample(EMBEDDED / "images" / "wide_0.png")
+    broken = replace(sample, image=np.full(sample.image.shape, value, np.float32))
+    for check_id in ("preprocess.pixels", "preprocess.image"):
+        assert [r.verdict for r in _results(check_id, broken)] == ["fail"]
 
 
-def _case(path: Path) -> Any:
-    image = prepare_image(image_file.read_image(path))
-    golden = SimpleNamespace(name=path.stem, path=path)
-    return SimpleNamespace(sample=SimpleNamespace(golden=golden, image=image))
+def test_half_a_picture_fails() -> None:
+    """The left half, in the frame of a whole one."""
+    sample = _sample(EMBEDDED / "images" / "wide_0.png")
+    (result,) = _results("preprocess.pixels", replace(sample, image=sample.image[:, :, :168]))
+    assert result.verdict == "fail"
+    assert result.message.startswith("the pixels are 168 x ")
+
+
+def _sample(path: Path) -> Sample:
+    golden = GoldenImage(path.stem, path, "", "", "", (), (), "")
+    return Sample(golden, prepare_image(image_file.read_image(path)).numpy(), Prompt((), ()))
 
 
 @pytest.mark.parametrize("check_id", ["preprocess.pixels", "preprocess.image"])
@@ -211,26 +225,22 @@ def test_63_rotation_tag_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     path = tmp_path / f"photo{suffix}"
     for tag in (1, 6, 3):
         save_turned(drawn(97, 131), tag, path)
-        assert _verdicts(check_id, _case(path)) == {"pass"}
+        assert [r.verdict for r in _results(check_id, _sample(path))] == ["pass"]
         with monkeypatch.context() as patched:
             patched.setattr(image_file, "upright", lambda image: image)
-            broken = _case(path)
-        assert _verdicts(check_id, broken) == ({"pass"} if tag == 1 else {"fail"})
-
-
-def _verdicts(check_id: str, case: Any) -> set[str]:
-    subjects = Subjects((case.sample.golden.name,), (), ())
-    return {r.verdict for r in _results(check_id, _evidence(cases=(case,), user_case=case, subjects=subjects))}
+            broken = _sample(path)
+        assert [r.verdict for r in _results(check_id, broken)] == (["pass"] if tag == 1 else ["fail"])
 
 
 def test_user_image_that_was_not_given_is_an_error() -> None:
     """No vacuous pass."""
-    assert [r.verdict for r in _results("preprocess.image", _evidence(user_case=None))] == ["error"]
+    assert [r.verdict for r in _results("preprocess.image")] == ["error"]
 
 
 def test_files_pass() -> None:
-    """Every kind, by the sound reader."""
-    results = _results("preprocess.files", _evidence())
+    """Every kind that can be written, by the sound reader."""
+    assert tuple(FILES) == FILE_CASES
+    results = _results("preprocess.files")
     assert [(r.case, r.verdict) for r in results] == [(case, "pass") for case in FILE_CASES]
 
 
@@ -263,14 +273,14 @@ def test_files_read_otherwise_fail(
 ) -> None:
     """By the kinds that it concerns."""
     monkeypatch.setattr(image_file, name, reader)
-    failed = [r.case for r in _results("preprocess.files", _evidence()) if r.verdict == "fail"]
+    failed = [r.case for r in _results("preprocess.files") if r.verdict == "fail"]
     assert failed == broken if broken is not None else len(failed) > len(FILE_CASES) / 2
 
 
 def test_a_file_that_the_reader_refuses_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hugging Face's loader reads it."""
     monkeypatch.setattr(image_file, "FORMATS", ("PNG",))
-    failed = {r.case for r in _results("preprocess.files", _evidence()) if r.verdict == "fail"}
+    failed = {r.case for r in _results("preprocess.files") if r.verdict == "fail"}
     assert failed == {case for case in FILE_CASES if not case.startswith("PNG")}
 
 

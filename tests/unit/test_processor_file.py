@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from verifier.answers import PublishedAnswer, Sample
 from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
 from verifier.core import upstream
-from verifier.families.pixels.processor import DEFAULTS, ImageFields
-from verifier.published import PublishedAnswer, published_samples
+from verifier.families.pixels.processor import DEFAULTS, ImageFields, find_processor
+from verifier.published import published_samples
 from verifier.types import CheckResult
 
 Fields = dict[str, Any]
@@ -58,7 +59,8 @@ def _checkpoint(folder: Path, nested: Fields | None, plain: Fields | None = None
 
 def _run(check_id: str, checkpoint: Checkpoint, published: tuple[PublishedAnswer, ...] = ()) -> list[CheckResult]:
     check = next(c for c in CHECKS if c.id == check_id)
-    evidence: Any = SimpleNamespace(checkpoint=checkpoint, published=published, subjects=None)
+    pictures = SimpleNamespace(processor=find_processor(checkpoint.directory))
+    evidence: Any = SimpleNamespace(geometry=checkpoint.geometry, pictures=pictures, published=published, subjects=None)
     return check.results(evidence)
 
 
@@ -268,12 +270,11 @@ def test_pictures_of_the_published_processor(tmp_path: Path) -> None:
     from verifier.families.llava.preprocess import prepare_image
     from verifier.families.pixels.image_file import read_image
     from verifier.golden import load_golden
-    from verifier.reference import Sample
 
     checkpoint = open_checkpoint(EMBEDDED)
     golden = load_golden(EMBEDDED, checkpoint.sha256).images
     prompt: Any = None
-    samples = [Sample(image, prepare_image(read_image(image.path)), prompt) for image in golden]
+    samples = [Sample(image, prepare_image(read_image(image.path)).numpy(), prompt) for image in golden]
     several = published_samples(checkpoint, samples, large=False)
     assert len(several) == 5
     assert all(s.pixels is not None and s.pixels.shape == (1, 3, 336, 336) for s in several)

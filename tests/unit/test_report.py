@@ -14,8 +14,8 @@ from PIL import Image
 from verifier.checkpoint import open_checkpoint
 from verifier.errors import UsageError
 from verifier.families.llava.vision import VisionEncoder
-from verifier.figures import _thumbnail
 from verifier.files import replacing
+from verifier.measures.pixels import thumbnail
 from verifier.report.as_json import finite
 
 
@@ -51,7 +51,7 @@ def test_replacing_refuses_an_unwritable_folder(tmp_path: pytest.TempPathFactory
 def test_thumbnail_shows_margins_as_the_encoder_pads_them() -> None:
     """Black, with an odd pixel right and below: the frame that the exported encoder makes of the same picture."""
     image, side_px = torch.full((3, 101, 151), 255, dtype=torch.uint8), 224
-    picture = Image.open(io.BytesIO(base64.b64decode(_thumbnail(image, side_px))))
+    picture = Image.open(io.BytesIO(base64.b64decode(thumbnail(image.numpy(), side_px))))
     shown = np.asarray(picture, np.float32).mean(-1)
     encoder = VisionEncoder(open_checkpoint().geometry)
     encoder.side_px = side_px

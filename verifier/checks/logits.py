@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from verifier.checks.bands import Conversations, Measure, conversations, judge
-from verifier.checks.channels import recover_hidden, worst_channel
-from verifier.checks.check import ALL_IMAGES, Finding, check, failed, one_case, per_image, unverified
+from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
-from verifier.evidence import Evidence
+from verifier.evidence import Evidence, Part
 from verifier.families.conventions import DECODER
+from verifier.measures.channels import ChannelError
 from verifier.metrics import agreement_interval
-from verifier.types import Where
+from verifier.types import Missing, Where
 
 CASE_METRICS = ("logits.sqnr_db", "logits.kl_mean")
 DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", "logits.top1_agreement")
@@ -89,45 +91,39 @@ def distribution(given: Conversations, case: str) -> Finding:
     )
 
 
-def channel_measures(evidence: Evidence) -> tuple[list[Measure], int, float] | Mismatch:
-    """Gain of every channel of the final hidden state, recovered from the logits; worst channel and its gain."""
-    made = all_logits(evidence)
-    if isinstance(made, Mismatch):
-        return made
-    head = evidence.definition.decoder.output.weight.numpy()
-    hidden = np.concatenate([case.expected.hidden for case in evidence.cases])
-    recovered = compare(actual=recover_hidden(made.actual, head), expected=hidden)
-    if isinstance(recovered, Mismatch):
-        return recovered
-    worst = worst_channel(recovered)
-    return (
-        [Measure("logits.channel_gain_change", worst.gain_change, "")],
-        worst.gain_channel,
-        float(worst.fit.gain[worst.gain_channel]),
-    )
+@dataclass(frozen=True)
+class Recovered:
+    """The worst channel of the final hidden state, and all other evidence."""
+
+    evidence: Evidence
+    error: ChannelError
+
+
+@need(Part.CHANNELS, golden=True, computed=True)
+def recovered(evidence: Evidence) -> Recovered | Missing:
+    """Channels of the final hidden state, recovered from the logits."""
+    error = evidence.channels
+    return error if isinstance(error, Missing) else Recovered(evidence, error)
 
 
 @check(
     "logits.channels",
     step="quantization",
-    needs=conversations,
+    needs=recovered,
     cases=one_case,
     limit=("logits.channel_gain_change", "logits.channels.pivot"),
     having={ALL_IMAGES},
 )
-def channels(given: Conversations, case: str) -> Finding:
+def channels(given: Recovered, case: str) -> Finding:
     """Every channel behind the final norm has the gain that it has in fp32. A single wrong norm weight shows here, however large the 4-bit noise is."""
-    fitted = channel_measures(given.evidence)
-    if isinstance(fitted, Mismatch):
-        return unverified(f"not every golden answer has logits ({fitted.reason}); see logits.teacher_forced")
-    measures, channel, gain = fitted
+    error = given.error
     return judge(
         given.evidence,
         case,
-        measures,
+        [Measure("logits.channel_gain_change", error.gain_change, "")],
         what="channels of the final hidden state",
-        where=Where(method=DECODER, module="norm", index=(channel,)),
-        hint=f"Channel {channel} has gain {gain:.3f}. Check that element of the final norm's weight, and column {channel} of the output head.",
+        where=Where(method=DECODER, module="norm", index=(error.channel,)),
+        hint=f"Channel {error.channel} has gain {error.gain:.3f}. Check that element of the final norm's weight, and column {error.channel} of the output head.",
     )
 
 

@@ -10,37 +10,30 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from verifier.checkpoint import Checkpoint, read_json
+from verifier.answers import PublishedAnswer
 from verifier.checks.check import Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.limits import limit
-from verifier.errors import VerifierError
 from verifier.evidence import Evidence, Part
-from verifier.families.llava.geometry import VisionGeometry
-from verifier.families.llava.vision import CLIP_MEAN, CLIP_STD
-from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor, read_processor
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
+from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
 from verifier.families.pixels.resampling import FILTERS
-from verifier.published import PublishedAnswer
 from verifier.types import Missing
 
 BICUBIC = 3
-_TOKENIZER_LIMIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Stated:
-    """The checkpoint, its processor files, and what they cost where they differ by design."""
+    """The checkpoint's shape, its processor files, and what they cost where they differ by design."""
 
-    checkpoint: Checkpoint
+    geometry: Geometry
     processor: Processor
     published: tuple[PublishedAnswer, ...] = ()
 
 
 def _take(evidence: Evidence) -> Stated | Missing:
-    checkpoint = evidence.checkpoint
-    try:
-        return Stated(checkpoint, read_processor(checkpoint.directory), evidence.published)
-    except VerifierError as error:
-        return Missing(f"the processor cannot be compared: {error.one_line}", "verifier")
+    found = evidence.pictures.processor
+    return found if isinstance(found, Missing) else Stated(evidence.geometry, found, evidence.published)
 
 
 @need()
@@ -196,12 +189,12 @@ def processor(stated: Stated, field: str) -> Finding:
     if field in RULES:
         return _judge_rule(stated, field)
     if field in TOKEN_CASES:
-        return _judge_token(stated.checkpoint, stated.processor, field)
+        return _judge_token(stated.geometry, stated.processor, field)
     return _judge_others(stated.processor)
 
 
 def _judge_rule(stated: Stated, field: str) -> Finding:
-    found, rule, vision = stated.processor, RULES[field], stated.checkpoint.geometry.vision
+    found, rule, vision = stated.processor, RULES[field], stated.geometry.vision
     for source in found.sources:
         if not rule.holds(source, vision):
             return failed(f"{_stated(source, field)}, expected {rule.expected(vision)}: {rule.means}")
@@ -260,18 +253,15 @@ def _cost(answers: tuple[PublishedAnswer, ...]) -> str:
     )
 
 
-def _judge_token(checkpoint: Checkpoint, found: Processor, field: str) -> Finding:
+def _judge_token(geometry: Geometry, found: Processor, field: str) -> Finding:
     """The fields that count an image's tokens, against config.json. The program does not read them: a missing one is not wrong."""
-    vision, tokens = checkpoint.geometry.vision, found.tokens
+    vision, tokens = geometry.vision, found.tokens
     expected, means = {
         "patch_size": (vision.patch_px, "the vision tower of config.json has other patches"),
         "num_additional_image_tokens": (1, "CLIP's tower adds one token, its class token"),
         "vision_feature_select_strategy": ("default", "config.json and the program drop the class token"),
         "image_seq_length": (vision.patches, "the program gives another number of tokens for an image"),
-        "image_token": (
-            checkpoint.geometry.image_token_id,
-            "the text's place for the image is another token than config.json's",
-        ),
+        "image_token": (geometry.image_token_id, "the text's place for the image is another token than config.json's"),
     }[field]
     source = next((s for s in (tokens, *found.sources) if field in s.fields), None)
     if source is None:
@@ -284,7 +274,7 @@ def _judge_token(checkpoint: Checkpoint, found: Processor, field: str) -> Findin
         return passed(f"{said}; the program does not need it")
     actual: Any = source.fields[field]
     if field == "image_token":
-        return _judge_image_token(checkpoint, source, actual)
+        return _judge_image_token(geometry.image_token_id, found.added_ids, source, actual)
     if isinstance(actual, bool) or actual != expected:
         return failed(f"{source.file} has {field} {_shown(actual)}, expected {expected}: {means}")
     return passed(f"{source.file} has {field} {_shown(actual)}, as config.json")
@@ -300,18 +290,11 @@ def _counted(found: Processor, vision: VisionGeometry) -> int | None:
     return (vision.image_px // patch) ** 2 + more - dropped
 
 
-def _judge_image_token(checkpoint: Checkpoint, source: ImageFields, token: Any) -> Finding:
-    expected = checkpoint.geometry.image_token_id
-    path = checkpoint.directory / "tokenizer.json"
-    if not path.is_file():
-        return passed(
-            f"{source.file} has image_token {_shown(token)}; there is no tokenizer.json that gives its id",
-        )
-    try:
-        added = read_json(path, limit_bytes=_TOKENIZER_LIMIT_BYTES).get("added_tokens") or []
-        ids = {entry["content"]: entry["id"] for entry in added}
-    except (VerifierError, TypeError, KeyError) as error:
-        return unverified(f"tokenizer.json cannot be read: {error}")
+def _judge_image_token(expected: int, ids: dict[str, int] | Missing | None, source: ImageFields, token: Any) -> Finding:
+    if ids is None:
+        return passed(f"{source.file} has image_token {_shown(token)}; there is no tokenizer.json that gives its id")
+    if isinstance(ids, Missing):
+        return unverified(ids.reason)
     actual = ids.get(token) if isinstance(token, str) else None
     if actual != expected:
         return failed(

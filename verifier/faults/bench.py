@@ -24,15 +24,17 @@ from typing import Any
 
 from verifier import gather as gathering
 from verifier import pipeline
+from verifier.answers import Answered, Sample
 from verifier.checks.registry import CHECKS
 from verifier.core.records import JsonObject
 from verifier.errors import VerifierError
-from verifier.evidence import MAPPING_SAMPLES, Evidence
+from verifier.evidence import Evidence
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
-from verifier.reference import Answered, LayerPair, Sample
+from verifier.measures.against_fp32 import LayerError
+from verifier.measures.mapping import MAPPING_SAMPLES
 from verifier.second_look import QuantizedRung
 from verifier.test_pte import main as gate
 
@@ -95,13 +97,13 @@ class _Memory:
     def __init__(self) -> None:
         self._kept: JsonObject = {}
         self._answer: Any = None
-        self._pairs: Any = None
+        self._mapping: Any = None
 
     def install(self) -> None:
         """From here on gathering asks here first."""
         if self._answer is None:
             self._answer = patch(gathering, "answer_samples", self.answers)
-            self._pairs = patch(gathering, "mapping_pairs", self.pairs)
+            self._mapping = patch(gathering, "measure_mapping", self.mapping)
 
     def answers(self, definition: Definition, samples: list[Sample]) -> list[Answered]:
         """As `answer_samples`."""
@@ -113,17 +115,19 @@ class _Memory:
             made.append(self._kept[key])
         return made
 
-    def pairs(self, family: Family, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
-        """As `mapping_pairs`."""
-        key = "".join(self._key("pairs", definition, sample) for sample in samples[:MAPPING_SAMPLES])
+    def mapping(
+        self, family: Family, definition: Definition, samples: list[Sample]
+    ) -> dict[str, tuple[LayerError, ...]]:
+        """As `measure_mapping`."""
+        key = "".join(self._key("mapping", definition, sample) for sample in samples[:MAPPING_SAMPLES])
         if key not in self._kept:
-            self._kept[key] = self._pairs(family, definition, samples)
-        made: dict[str, list[LayerPair]] = self._kept[key]
+            self._kept[key] = self._mapping(family, definition, samples)
+        made: dict[str, tuple[LayerError, ...]] = self._kept[key]
         return made
 
     def _key(self, what: str, definition: Definition, sample: Sample) -> str:
-        digest = hashlib.sha256(sample.image.numpy().tobytes())
-        digest.update(b"" if sample.pixels is None else sample.pixels.numpy().tobytes())
+        digest = hashlib.sha256(sample.image.tobytes())
+        digest.update(b"" if sample.pixels is None else sample.pixels.tobytes())
         digest.update(repr((what, sample.image.shape, sample.prompt, sample.golden.ids)).encode())
         digest.update(definition.embedding.numpy().tobytes())
         return digest.hexdigest()

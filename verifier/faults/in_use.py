@@ -18,13 +18,13 @@ from torch import Tensor
 from verifier import driver
 from verifier.errors import CheckpointError
 from verifier.families.llava import preprocess, prompt
-from verifier.families.llava.prompt import Prompt
 from verifier.families.pixels import image_file
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.runner.protocol import OutputOf
+from verifier.types import Prompt
 
 PIXELS, TOKENS = "preprocess.*", "splice.*"
 

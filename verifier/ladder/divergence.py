@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from verifier.answers import Sample
 from verifier.core.compare import Array
 from verifier.families.llava.definition import Definition
-from verifier.reference import Sample, splice
+from verifier.reference import splice
 
 
 def quantized_token(decoder: Any, definition: Definition, sample: Sample, vision: Array, at: int) -> int:

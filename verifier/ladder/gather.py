@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.answers import Sample
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
@@ -41,7 +42,6 @@ from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.memory import return_freed
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
 from verifier.progress import Tell, unheard
-from verifier.reference import Sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, OutputOf, Runner, TraceRequest
 from verifier.types import Missing, Recipe
@@ -106,7 +106,7 @@ def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[
     together: tuple[Script, list[str]] = (Script(), [])
     apart: tuple[Script, list[str]] = (Script(), [])
     for sample in samples:
-        answer, image = sample.golden.ids[:ANSWER_TOKENS], sample.image.numpy()
+        answer, image = sample.golden.ids[:ANSWER_TOKENS], sample.image
         script, owners = together
         if large:
             apart[0].add(ENCODER, image)

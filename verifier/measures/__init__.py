@@ -1,1 +1,1 @@
-"""What is computed from program, checkpoint and tokenizer for the checks: records of plain data, and the functions that compute them."""
+"""What is computed from program, checkpoint, tokenizer and runs for the checks. Records that checks read lie in modules without a model."""

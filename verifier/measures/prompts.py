@@ -15,7 +15,6 @@ from verifier.families.llava.prompt import (
     BEFORE_IMAGE,
     DEFAULT_QUESTION,
     SEED_CUE,
-    Segment,
     Turn,
     caption_parts,
     dialogue_parts,
@@ -25,7 +24,7 @@ from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.records import Mark
 from verifier.families.tokens.records import Part as TextPart
 from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf
-from verifier.types import Missing
+from verifier.types import Missing, Segment
 
 if TYPE_CHECKING:
     from pathlib import Path

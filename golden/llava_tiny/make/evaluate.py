@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from golden.llava_tiny.make.scenes import render, sample_split
+from verifier.answers import Sample
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.families.llava.definition import build_definition
@@ -24,7 +25,7 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenImage
 from verifier.metrics import agreement_interval
 from verifier.progress import hushed
-from verifier.reference import Sample, answer_samples
+from verifier.reference import answer_samples
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 
@@ -37,7 +38,7 @@ def unseen_samples(count: int, tokenizer: Tokenizer, *, seed: str = "evaluate") 
         scene = sample_split(rng, held_out=True)
         ids = (*tokenizer.encode(scene.caption), tokenizer.eos_id)
         wanted = GoldenImage(f"scene_{number}", Path(), "", "scene", DEFAULT_QUESTION, ids, (), scene.caption)
-        samples.append(Sample(wanted, prepare_image(render(scene)), caption_prompt(tokenizer)))
+        samples.append(Sample(wanted, prepare_image(render(scene)).numpy(), caption_prompt(tokenizer)))
     return samples
 
 
@@ -58,7 +59,7 @@ def exact_in_fp32(model: Path, samples: list[Sample]) -> list[bool]:
 def exact_in_program(pte: Path, samples: list[Sample]) -> list[bool]:
     """Whether the program captions each scene exactly on the runtime of this machine."""
     script = Script()
-    made = [converse(script, image=s.image.numpy(), prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples]
+    made = [converse(script, image=s.image, prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples]
     result = LocalRunner().run(Bundle(pte, tuple(script.calls)), timeout_s=3600)
     if result.outcome != "ok":
         raise SystemExit(f"{pte}: {result.outcome}: {result.message}")

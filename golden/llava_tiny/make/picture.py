@@ -28,9 +28,7 @@ def main() -> None:
     tokenizer = Tokenizer(EMBEDDED)
     samples = [load_sample(golden[name], tokenizer, side_px=336) for name in SHOWN]
     script = Script()
-    talks = [
-        converse(script, image=s.image.numpy(), prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples
-    ]
+    talks = [converse(script, image=s.image, prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples]
     with hushed():
         result = LocalRunner().run(Bundle(EMBEDDED / "llava_tiny.pte", tuple(script.calls)), timeout_s=600)
     sheet = Image.new("RGB", (4 * CELL_PX, 2 * (CELL_PX + TEXT_PX)), (255, 255, 255))

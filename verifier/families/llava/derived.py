@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from verifier.families.conventions import ENCODER
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry
 from verifier.families.llava.text import rope_tables
-from verifier.families.llava.vision import CLIP_MEAN, CLIP_STD, QUICK_GELU, RESCALE
+from verifier.families.llava.vision import QUICK_GELU, RESCALE
 
 
 def derived_constant(

@@ -27,6 +27,9 @@ _TEXT_DEFAULTS = {
     "hidden_act": "silu",
 }
 _LIMIT = 1 << 20
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of red, green and blue, from 0 to 1: the program subtracts the one and divides by the other."""
 
 
 @dataclass(frozen=True)

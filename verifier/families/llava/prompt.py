@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from verifier.families.tokens.records import Mark, Part
 from verifier.runner import constants
+from verifier.types import Prompt, Segment
 
 if TYPE_CHECKING:
     from verifier.families.tokens.tokenizer import Tokenizer
@@ -22,28 +23,12 @@ SEED_CUE = "ASSISTANT:"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Token ids around an image; `before` begins with BOS if the tokenizer puts it there."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    def length(self, patches: int) -> int:
-        """Tokens in the KV-cache once everything is prefilled."""
-        return len(self.before) + patches + len(self.after)
-
-
-@dataclass(frozen=True)
 class Turn:
     """One exchange: a question, how many images stand before it, and the answer if it was given already."""
 
     question: str
     images: int = 1
     answer: str | None = None
-
-
-Segment = tuple[int, ...] | None
-"""Token ids of a stretch of text, or None where an image goes."""
 
 
 def after_image(question: str) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifier.checkpoint import read_json
-from verifier.errors import CheckpointError
+from verifier.core.records import JsonObject
+from verifier.errors import CheckpointError, VerifierError
+from verifier.types import Missing
 
 Framing = Literal["pad", "crop", "squash", "other"]
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
-_LIMIT_BYTES = 1 << 20
-DEFAULTS: dict[str, Any] = {
+_LIMIT_BYTES, _TOKENIZER_LIMIT_BYTES = 1 << 20, 64 << 20
+DEFAULTS: JsonObject = {
     "do_convert_rgb": True,
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -44,7 +46,7 @@ class ImageFields:
     """The image processor's fields in one file, those that are null left out."""
 
     file: str
-    fields: dict[str, Any]
+    fields: JsonObject
 
     def value(self, field: str) -> Any:
         """The field as transformers takes it: the file's, or the default."""
@@ -66,7 +68,7 @@ class ImageFields:
             return "crop"
         return "squash" if set(size) == {"height", "width"} else "other"
 
-    def edges(self, field: str) -> dict[str, Any]:
+    def edges(self, field: str) -> JsonObject:
         """`size` or `crop_size` as a record of edges; a bare number is what transformers makes of it."""
         square = field == "crop_size" or self.value("default_to_square") is True
         return _edges(self.value(field), square=square)
@@ -74,10 +76,12 @@ class ImageFields:
 
 @dataclass(frozen=True)
 class Processor:
-    """The image fields, first those that transformers reads, and the fields that count an image's tokens."""
+    """The image fields, first those that transformers reads, and the fields that count an image's tokens. `added_ids` are the ids of the tokens that
+    tokenizer.json adds, None without such a file."""
 
     sources: tuple[ImageFields, ...]
     tokens: ImageFields
+    added_ids: dict[str, int] | Missing | None = None
 
     @property
     def image(self) -> ImageFields:
@@ -85,7 +89,7 @@ class Processor:
         return self.sources[0]
 
 
-def _edges(value: Any, *, square: bool) -> dict[str, Any]:
+def _edges(value: Any, *, square: bool) -> JsonObject:
     if isinstance(value, dict):
         return {str(edge): length for edge, length in value.items() if length is not None}
     if isinstance(value, list) and len(value) == 2:
@@ -116,8 +120,27 @@ def read_processor(directory: Path) -> Processor:
             fix="download the file, or save it with the processor's save_pretrained",
         )
     tokens = {field: value for field, value in _present(outer).items() if field != "image_processor"}
-    return Processor(tuple(sources), ImageFields(NESTED, tokens))
+    return Processor(tuple(sources), ImageFields(NESTED, tokens), _added_ids(directory / "tokenizer.json"))
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def find_processor(directory: Path) -> Processor | Missing:
+    """As `read_processor`, or why there is none to compare with."""
+    try:
+        return read_processor(directory)
+    except VerifierError as error:
+        return Missing(f"the processor cannot be compared: {error.one_line}", "verifier")
+
+
+def _added_ids(path: Path) -> dict[str, int] | Missing | None:
+    if not path.is_file():
+        return None
+    try:
+        added = read_json(path, limit_bytes=_TOKENIZER_LIMIT_BYTES).get("added_tokens") or []
+        ids = {entry["content"]: entry["id"] for entry in added}
+    except (VerifierError, TypeError, KeyError) as error:
+        return Missing(f"tokenizer.json cannot be read: {error}", "verifier")
+    return {token: id for token, id in ids.items() if isinstance(token, str) and isinstance(id, int)}
+
+
+def _present(fields: JsonObject) -> JsonObject:
     return {str(field): value for field, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What the checks of pixels draw themselves: textured pictures of many shapes and modes, and small files of every kind that is read."""
+"""Textured pictures, drawn to be measured, and small files of every kind that is read."""
 
 from __future__ import annotations
 
@@ -9,31 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-DRAWN = (
-    (336, 336, "RGB"),
-    (335, 335, "RGBA"),
-    (37, 37, "P"),
-    (1024, 1024, "RGB"),
-    (3000, 3000, "L"),
-    (640, 480, "RGB"),
-    (480, 640, "L"),
-    (97, 131, "RGB"),
-    (337, 251, "LA"),
-    (1024, 576, "RGB"),
-    (1001, 333, "P"),
-    (333, 1001, "RGB"),
-    (50, 20, "RGBA"),
-    (1200, 60, "RGB"),
-    (60, 2400, "RGB"),
-    (2016, 12, "RGB"),
-    (2, 300, "RGB"),
-)
-"""Width, height and Pillow's mode: squares and others, grown, shrunk and far shrunk, down to 2 px behind the resizing. Only the first one is
-not resized."""
-_MODES = {"RGB": "", "RGBA": " with alpha", "P": " palette", "L": " grey", "LA": " grey with alpha"}
-DRAWN_CASES = tuple(f"{width} x {height}{_MODES[mode]}" for width, height, mode in DRAWN)
-DRAWN_OF = dict(zip(DRAWN_CASES, DRAWN, strict=True))
 
 
 def drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -133,5 +108,3 @@ FILES: dict[str, Callable[[Path], Image.Image]] = {
     "GIF, animated": _animated,
 }
 """Writes a small file beside the given path, with a suffix of its own, and gives the upright RGB picture that it shows."""
-LOSSY = ("JPEG",)
-FILE_CASES = tuple(FILES)

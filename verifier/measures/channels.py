@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg
 
-from verifier.core.compare import Array, ChannelFit, Difference
+from verifier.answers import Answered
+from verifier.core.compare import Array, ChannelFit, Difference, Mismatch, compare, compare_all
 from verifier.core.limits import limit
+from verifier.types import Missing
 
 ROWS_AT_ONCE = 2048
 TINY = 1e-12
@@ -24,6 +27,34 @@ class WorstChannel:
     offset_change: float
     offset_channel: int
     fit: ChannelFit
+
+
+@dataclass(frozen=True)
+class ChannelError:
+    """The `channel` of the decoder's last hidden state whose `gain`, against fp32's, is farthest from 1, by `gain_change`."""
+
+    channel: int
+    gain: float
+    gain_change: float
+
+
+def measure_channels(
+    logits: Sequence[Array | None], answers: Sequence[Answered], head: Array
+) -> ChannelError | Missing:
+    """Gain of every channel of the final hidden state [N, D], recovered from the logits [T, V] of some answers by the output head's weight [V, D]."""
+    made = compare_all((actual, answer.logits) for actual, answer in zip(logits, answers, strict=True))
+    if isinstance(made, Mismatch):
+        return _without_logits(made)
+    hidden = np.concatenate([answer.hidden for answer in answers if answer.hidden is not None])
+    recovered = compare(actual=recover_hidden(made.actual, head), expected=hidden)
+    if isinstance(recovered, Mismatch):
+        return _without_logits(recovered)
+    worst = worst_channel(recovered)
+    return ChannelError(worst.gain_channel, float(worst.fit.gain[worst.gain_channel]), worst.gain_change)
+
+
+def _without_logits(mismatch: Mismatch) -> Missing:
+    return Missing(f"not every golden answer has logits ({mismatch.reason}); see logits.teacher_forced", "verifier")
 
 
 def worst_channel(made: Difference) -> WorstChannel:

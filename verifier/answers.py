@@ -1,0 +1,41 @@
+"""A picture with its prompt on the way into the models, and the fp32 answers to it: records, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verifier.golden import GoldenImage
+from verifier.runner.protocol import Array
+from verifier.types import Prompt
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A golden image on its way in: pixels uint8 [3, h, w], prompt, and the answer that is forced.
+
+    `pixels` are normalized ones [1, 3, H, H] that a reference takes in place of the image, None for the program's own.
+    """
+
+    golden: GoldenImage
+    image: Array
+    prompt: Prompt
+    pixels: Array | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a reference computes for a sample: image tokens [P, D], logits [T, V], and, if they are kept, normalized hidden states [T, D]."""
+
+    vision: Array
+    logits: Array
+    hidden: Array | None = None
+
+
+@dataclass(frozen=True)
+class PublishedAnswer:
+    """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB, None where they
+    cannot be compared, and whether the fp32 model still favours every token of the golden answer."""
+
+    name: str
+    tokens_db: float | None
+    same: bool

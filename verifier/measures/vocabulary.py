@@ -1,0 +1,81 @@
+"""The program's embedding of every token id against the checkpoint's table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from verifier.audit.recipe import quantized_embedding
+from verifier.core.compare import Array, Mismatch, compare
+from verifier.core.limits import limit
+from verifier.families.conventions import EMBEDDING
+from verifier.measures.against_fp32 import VocabularyError
+from verifier.types import EMBEDDING_GROUP, Missing, Recipe, Where
+
+STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
+ROWS_AT_ONCE = 1024
+
+
+def in_steps(error: Array, table: Array, bits: int) -> Array:
+    """An error of a table [V, D] in steps, which come from the largest magnitude of each group."""
+    groups = table.reshape(len(table), -1, EMBEDDING_GROUP)
+    step = np.maximum(np.abs(groups).max(-1, keepdims=True) / (2 ** (bits - 1) - 0.5), 1e-12)
+    out: Array = (error.reshape(groups.shape) / step).reshape(table.shape)
+    return out
+
+
+def _own_error(table: Array, recipe: Recipe) -> Array:
+    """How far the recipe's own rounding of a table [V, D] is from it, element by element."""
+    made = quantized_embedding(torch.from_numpy(table), recipe)
+    real = made.integers.to(torch.float32) * made.scales.to(torch.float32).repeat_interleave(EMBEDDING_GROUP, 1)
+    out: Array = np.abs(real.numpy() - table)
+    return out
+
+
+def _steps(actual: Array, expected: Array, bits: int, recipe: Recipe | None) -> tuple[Array, Array]:
+    """How far rows [R, D] are off in steps (of fp32, absolutely), and what of that is allowed, [R, D]."""
+    difference = np.abs(actual - expected)
+    if bits == 32:
+        return difference, np.zeros_like(difference)
+    steps = in_steps(difference, expected, bits)
+    if recipe and recipe.quantizer == "hqq":
+        return steps, in_steps(_own_error(expected, recipe), expected, bits) + CLIPPED.value
+    return steps, np.full(steps.shape, STEPS.value)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of some rows: how many are off, and the element that exceeds what is allowed by most, or comes closest to it."""
+
+    off: int
+    index: tuple[int, int]
+    value: float
+    allowed: float
+
+
+def _part(actual: Array, expected: Array, first: int, bits: int, recipe: Recipe | None) -> _Part:
+    """`ROWS_AT_ONCE` rows of two tables [V, D], from token `first` on."""
+    rows = slice(first, first + ROWS_AT_ONCE)
+    steps, allowed = _steps(actual[rows], expected[rows], bits, recipe)
+    row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
+    off = int((~(steps <= allowed)).any(1).sum())
+    return _Part(off, (first + row, column), float(steps[row, column]), float(allowed[row, column]))
+
+
+def measure_vocabulary(
+    actual: Array | None, expected: Array, recipe: Recipe | None, message: str
+) -> VocabularyError | Missing:
+    """The program's table [V, D] against the checkpoint's, with the recipe of the manifest; None, and the runtime's `message`, if a call did not
+    return."""
+    if actual is None:
+        return Missing(f"{EMBEDDING} did not return: {message}", "program", Where(method=EMBEDDING), accuses="calls")
+    made = compare(actual=actual, expected=expected)
+    if isinstance(made, Mismatch):
+        return Missing(f"embeddings: {made.reason}", "program", Where(EMBEDDING, index=made.index))
+    bits = recipe.embedding_bits if recipe else 8
+    parts = [_part(actual, expected, first, bits, recipe) for first in range(0, len(expected), ROWS_AT_ONCE)]
+    worst = max(parts, key=lambda part: part.value - part.allowed)
+    off = sum(part.off for part in parts)
+    return VocabularyError(len(expected), bits, made.sqnr_db, off, worst.value, worst.allowed, worst.index)
