@@ -39,7 +39,7 @@ from verifier.families.llava.definition import Definition
 from verifier.files import replacing
 from verifier.gather import AnswerSamples, gather
 from verifier.golden import TOLERANCE_SCHEMA, stored
-from verifier.ladder.blocks import BlockError
+from verifier.ladder.evidence import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.opening import Opened, Request, open_request
 from verifier.progress import Progress, hushed
@@ -105,11 +105,11 @@ def _layers(evidence: Evidence, opened: Opened) -> tuple[dict[str, float], dict[
     depth: list[BlockError] = []
     for case in evidence.cases:
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            large, patches = evidence.family.large, evidence.patches
+            large, patches = opened.family.large, evidence.patches
             traced = run_traced(
-                evidence.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
+                opened.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )
-            found = against_fp32(evidence.artifact, audit, evidence.definition, traced)
+            found = against_fp32(opened.artifact, audit, evidence.definition, traced)
         vision += found[0]
         depth += found[1]
     return worst_by_block(vision), worst_by_block(depth)

@@ -8,21 +8,21 @@ from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 
-from verifier.artifact.program import Artifact
-from verifier.audit.run import Audit
+from verifier.artifact.program import Declarations
+from verifier.audit.records import AuditRecords
 from verifier.checkpoint import Checkpoint
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.export.manifest import Manifest
+from verifier.families.conventions import Signature
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import Prompt
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
-from verifier.ladder.gather import LayerEvidence
-from verifier.probes.kvcache import CacheEvidence
-from verifier.probes.speed import Speed
-from verifier.probes.threads import ThreadEvidence
+from verifier.ladder.evidence import LayerEvidence
+from verifier.measures.program import ProgramFacts
+from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
 from verifier.probes.tokenizer import TokenizerEvidence
 from verifier.published import PublishedAnswer
 from verifier.reference import (
@@ -165,16 +165,18 @@ class Subjects:
 class Evidence:
     """Input of every check. `budget` is None if nobody recorded one."""
 
-    artifact: Artifact
+    program: ProgramFacts
+    expected_signatures: dict[str, Signature]
     manifest: Manifest | None
     checkpoint: Checkpoint
     geometry: Geometry
-    family: Family
+    patches: int
+    """Image tokens of one image."""
     definition: Definition
     tokenizer: Tokenizer
     recipe: Recipe
     subjects: Subjects
-    audit: Audit | Missing
+    audit: AuditRecords | Missing
     layers: LayerEvidence | Missing
     golden: GoldenSet
     expectation: Expectation | None
@@ -190,11 +192,6 @@ class Evidence:
     shipped: TokenizerEvidence | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
-
-    @property
-    def patches(self) -> int:
-        """Image tokens of one image."""
-        return self.family.patches
 
 
 def mapping_pairs(family: Family, definition: Definition, samples: list[Sample]) -> dict[str, list[LayerPair]]:
@@ -234,7 +231,7 @@ def filling_prompt(prompt: Prompt, limit: int, patches: int) -> Prompt:
 
 
 def conversation_bundle(
-    artifact: Artifact, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
+    program: Declarations, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
 ) -> ConversationBundle:
     """Script every sample after the other: a program that remembers the last one fails here. Of a `large` model what is said about the
     same image again goes back to behind its tokens, which are still in the cache: they are a minute's work and more."""
@@ -256,9 +253,9 @@ def conversation_bundle(
         same, in_cache = in_cache is sample, sample
         return next(c for s, c in zip(samples, told, strict=True) if s is sample) if large and same else None
 
-    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=artifact.max_seq_len)
+    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=program.max_seq_len)
     golden = {sample.golden.name: sample for sample in samples if sample.golden.kind != USER}
-    freely = partial(converse_freely, script, patches=patches, limit=artifact.max_seq_len)
+    freely = partial(converse_freely, script, patches=patches, limit=program.max_seq_len)
     free = {}
     for name in answered_freely(tuple(golden)):
         one = golden[name]
@@ -266,7 +263,7 @@ def conversation_bundle(
     head = samples[0]
     full = freely(
         image=head.image.numpy(),
-        prompt=filling_prompt(head.prompt, artifact.max_seq_len, patches),
+        prompt=filling_prompt(head.prompt, program.max_seq_len, patches),
         tokens=2 * LAST_TOKENS,
         behind=behind(head),
     )
@@ -278,7 +275,7 @@ def conversation_bundle(
         patches=patches,
         behind=behind(head),
     )
-    bundle = Bundle(artifact.path, tuple(script.calls))
+    bundle = Bundle(program.path, tuple(script.calls))
     return ConversationBundle(bundle, tuple(told), free, full, again, tuple(ranges), embedded)
 
 

@@ -37,12 +37,17 @@ from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_
 from verifier.families.tokens.agreement import compare_with_transformers
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import GoldenSet, Tolerances, load_tolerances
-from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.ladder.evidence import LayerEvidence
+from verifier.ladder.gather import Traced, choose_samples, compare_layers, run_traced
+from verifier.measures.audit import audit_records
+from verifier.measures.cache_rows import measure_rows
+from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.memory import return_freed
 from verifier.opening import Opened, subjects_of
-from verifier.probes.kvcache import CacheEvidence, ask_cache
-from verifier.probes.speed import Speed, ask_speed
-from verifier.probes.threads import ThreadEvidence, ask_threads
+from verifier.probes.kvcache import ask_cache
+from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
+from verifier.probes.speed import ask_speed
+from verifier.probes.threads import ask_threads
 from verifier.probes.tokenizer import TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.progress import Progress, Tell
 from verifier.published import compare_published
@@ -104,6 +109,7 @@ def _probe_cache(opened: Opened, parts: frozenset[Part], image: Tensor) -> Cache
         opened.family.embedding_table().numpy(),
         image.numpy(),
         partial(run_bundle, opened.runner),
+        measure=partial(measure_rows, rope_theta=opened.checkpoint.geometry.text.rope_theta),
         in_chunks=Part.CHUNKS in parts,
         large=opened.family.large,
     )
@@ -267,16 +273,17 @@ def _evidence(  # noqa: PLR0917
     samples, answers = reference.samples, reference.answers
     cases = collect_cases(made, runtime.conversations, samples, answers[: len(samples)]) if answers else ()
     return Evidence(
-        artifact=opened.artifact,
+        program=program_facts(opened.artifact),
+        expected_signatures=expected_signatures(opened.artifact, opened.family),
         manifest=opened.manifest,
         checkpoint=opened.checkpoint,
         geometry=opened.checkpoint.geometry,
-        family=opened.family,
+        patches=opened.family.patches,
         definition=definition,
         tokenizer=opened.tokenizer,
         recipe=opened.recipe,
         subjects=subjects_of(opened),
-        audit=compared.audit,
+        audit=audit_records(opened.artifact, compared.audit),
         layers=compared.layers,
         golden=opened.golden,
         expectation=opened.expectation,

@@ -53,7 +53,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
 
 def _made(clean: Evidence, samples: list[Sample]) -> evidence.ConversationBundle:
     vocabulary = clean.checkpoint.geometry.text.vocabulary
-    return conversation_bundle(clean.artifact, samples, patches=clean.patches, vocabulary=vocabulary)
+    return conversation_bundle(clean.program, samples, patches=clean.patches, vocabulary=vocabulary)
 
 
 def _run(clean: Evidence) -> Evidence:
@@ -311,7 +311,7 @@ def test_answer_that_does_not_stop_at_the_limit_fails(gathered: Evidence) -> Non
     ):
         failed = _first_failure("greedy.limit", replace(gathered, runtime=replace(gathered.runtime, full=changed)))
         assert failed.where is not None
-        assert failed.where.index == (gathered.artifact.max_seq_len - 1,)
+        assert failed.where.index == (gathered.program.max_seq_len - 1,)
 
 
 def test_published_answer_is_compared(gathered: Evidence) -> None:

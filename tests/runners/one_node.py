@@ -84,7 +84,7 @@ def artifact_in(folder: Path) -> Artifact:
     path = folder / "model.pte"
     header = read_header(path)
     storage, plans = read_program(path, header)
-    return Artifact(path, "", header, {}, storage, plans)
+    return Artifact(path, "", {}, header, storage, plans)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def metadata(evidence: Evidence, _case: str) -> Finding:
         bos_id=evidence.tokenizer.bos_id,
         eos_ids=end_ids(directory, config, tokenizer_id=evidence.tokenizer.eos_id),
     )
-    actual = {name: evidence.artifact.metadata(name) for name in expected}
+    actual = {name: evidence.program.metadata(name) for name in expected}
     present = {name: value for name, value in actual.items() if value is not None}
     if not present:
         return unverified("the file has none of the metadata methods that runners ask for")

@@ -186,7 +186,7 @@ def _tokens_of(evidence: Evidence, segments: tuple[Segment, ...]) -> int:
 
 def _longest(evidence: Evidence) -> tuple[Turn, ...]:
     """One question of as many words as the program holds, to the token if the tokenizer allows it."""
-    limit = evidence.artifact.max_seq_len
+    limit = evidence.program.max_seq_len
 
     def fits(text: str) -> bool:
         return _tokens_of(evidence, dialogue_segments(evidence.tokenizer, (Turn(text),))) <= limit
@@ -201,7 +201,7 @@ def _longest(evidence: Evidence) -> tuple[Turn, ...]:
 def _prompt(evidence: Evidence, case: str, turns: tuple[Turn, ...]) -> Finding:
     tokenizer = evidence.tokenizer
     segments = dialogue_segments(tokenizer, turns)
-    count, limit = sum(turn.images for turn in turns), evidence.artifact.max_seq_len
+    count, limit = sum(turn.images for turn in turns), evidence.program.max_seq_len
     actual = [token for segment in segments for token in ((tokenizer.image_id,) if segment is None else segment)]
     if case.startswith("literal"):
         asked = tokenizer.decode([i for segment in segments if segment is not None for i in segment])
@@ -330,7 +330,7 @@ def capacity(given: Conversations, _case: str) -> Finding:
     longest = max(
         case.sample.prompt.length(evidence.patches) + len(case.sample.golden.ids) - 1 for case in evidence.cases
     )
-    limit = evidence.artifact.max_seq_len
+    limit = evidence.program.max_seq_len
     fields: Fields = {"measured": {"tokens": longest}, "allowed": {"tokens": limit}}
     if not stated("splice.capacity", limit, "count", "most").admits(longest):
         return failed(

@@ -1,0 +1,1 @@
+"""What gathering computes for checks, as plain data: records, and the functions that compute them."""
