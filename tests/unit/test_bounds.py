@@ -18,11 +18,10 @@ from verifier.backends.xnnpack.run import run_graph
 from verifier.checks.layers import UNEXPLAINED, kernel
 from verifier.core.limits import UNIT
 from verifier.evidence import Subjects
-from verifier.ladder.align import Aligned
-from verifier.ladder.compared import Compared, compare_tensors
+from verifier.ladder.compared import compare_tensors
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Replay
+from verifier.ladder.records import Aligned, Compared, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.operators.operator import Operator, UnknownOperationError
 from verifier.operators.registry import OPERATORS

@@ -11,9 +11,11 @@ import pytest
 from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import open_artifact
+from verifier.artifact.storage import Span
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.faults.fault import Fault, Work
 from verifier.faults.in_program import activation_scale, vision_attention_scale, zero_point_misread
+from verifier.faults.surgery import change_bytes
 from verifier.measures.program_facts import program_facts
 
 
@@ -54,3 +56,18 @@ def test_attention_scale_of_the_tower_is_looked_at(tmp_path: Path) -> None:
     )
     steps = [s.index for s in work.clean.plans["vision_encoder"].instructions if s.name == "aten::mul.Scalar_out"]
     assert (result.verdict, result.where and result.where.instruction) == ("fail", steps[2])
+
+
+def test_delegate_that_cannot_be_read_fails(tmp_path: Path) -> None:
+    """Its payload overwritten: scales and census cannot be compared, and both say where it is."""
+    pte = Path(shutil.copy(EMBEDDED_PTE, tmp_path / "victim.pte"))
+    payload = open_artifact(pte).plans["vision_encoder"].delegates[0].payload
+    change_bytes(pte, Span(payload.offset + 40, 100), lambda raw: raw ^ 0x5A)
+    evidence = SimpleNamespace(
+        program=program_facts(open_artifact(pte)), tolerances=SimpleNamespace(census={}), subjects=None
+    )
+    for check_id in ("structure.quantization", "structure.census"):
+        (result,) = results_of(check_id, evidence)
+        assert result.verdict == "fail"
+        assert result.message.startswith("a delegate cannot be read: ")
+        assert "vision_encoder, instruction" in result.message
