@@ -16,8 +16,9 @@ from verifier.artifact.dtypes import PROGRAM, XNNPACK
 from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.storage import Span
-from verifier.backends.backend import Graph, GraphValue, PerChannel, PerGroup, PerTensor
+from verifier.backends.backend import Graph, GraphValue
 from verifier.backends.calls import graph_of
+from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 
 
 @dataclass

@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from verifier.checks.budget import planned_bytes
 from verifier.core.command import command
 from verifier.core.limits import limit
 from verifier.errors import RunnerError, UsageError
@@ -22,6 +21,7 @@ from verifier.export.manifest import package_versions
 from verifier.files import replacing
 from verifier.gather import measure_speed
 from verifier.golden import BUDGET_SCHEMA, stored
+from verifier.measures.program_facts import program_facts
 from verifier.opening import Opened, Request, open_request
 from verifier.progress import hushed
 from verifier.reference import load_sample
@@ -55,7 +55,8 @@ def write_budget(opened: Opened, runs: dict[str, float], reason: str) -> Path:
     kind = opened.request.target.partition(":")[0]
     empty: dict[str, Any] = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
     text = stored(path, BUDGET_SCHEMA) or empty  # `open_request` has read it: it is this checkpoint's
-    file = {"file_bytes": opened.artifact.header.file_bytes, "planned_bytes": planned_bytes(opened.artifact)}
+    program = program_facts(opened.artifact)
+    file = {"file_bytes": program.file_bytes, "planned_bytes": program.planned_bytes}
     entry = text["releases"].setdefault(opened.recipe.release, {"targets": {}})
     entry["file"] = _recorded(file)
     entry["targets"][kind] = _recorded(runs)

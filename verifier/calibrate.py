@@ -39,7 +39,7 @@ from verifier.families.llava.definition import Definition
 from verifier.files import replacing
 from verifier.gather import AnswerSamples, gather
 from verifier.golden import TOLERANCE_SCHEMA, stored
-from verifier.ladder.blocks import BlockError
+from verifier.ladder.evidence import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.measures.channels import ChannelError, worst_channel
 from verifier.opening import Opened, Request, open_request
@@ -107,7 +107,7 @@ def _layers(evidence: Evidence, opened: Opened, definition: Definition) -> tuple
     depth: list[BlockError] = []
     for case in evidence.cases:
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
-            large, patches = opened.family.large, opened.family.patches
+            large, patches = opened.family.large, evidence.patches
             traced = run_traced(
                 opened.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )

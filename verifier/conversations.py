@@ -9,13 +9,11 @@ from functools import partial
 import numpy as np
 
 from verifier.answers import Answered, Sample
-from verifier.artifact.program import Artifact
+from verifier.artifact.program import Declarations
 from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.evidence import USER, Case, FullAnswer, RuntimeEvidence, answered_freely
 from verifier.measures.pixels import thumbnail
-from verifier.probes.kvcache import CacheEvidence
-from verifier.probes.speed import Speed
-from verifier.probes.threads import ThreadEvidence
+from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
 from verifier.runner.protocol import Array, Bundle, Result, Runner
 from verifier.types import Missing, Prompt
 
@@ -47,7 +45,7 @@ def filling_prompt(prompt: Prompt, limit: int, patches: int) -> Prompt:
 
 
 def conversation_bundle(
-    artifact: Artifact, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
+    program: Declarations, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
 ) -> ConversationBundle:
     """Script every sample after the other: a program that remembers the last one fails here. Of a `large` model what is said about the
     same image again goes back to behind its tokens, which are still in the cache: they are a minute's work and more."""
@@ -67,9 +65,9 @@ def conversation_bundle(
         same, in_cache = in_cache is sample, sample
         return next(c for s, c in zip(samples, told, strict=True) if s is sample) if large and same else None
 
-    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=artifact.max_seq_len)
+    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=program.max_seq_len)
     golden = {sample.golden.name: sample for sample in samples if sample.golden.kind != USER}
-    freely = partial(converse_freely, script, patches=patches, limit=artifact.max_seq_len)
+    freely = partial(converse_freely, script, patches=patches, limit=program.max_seq_len)
     free = {}
     for name in answered_freely(tuple(golden)):
         one = golden[name]
@@ -77,7 +75,7 @@ def conversation_bundle(
     head = samples[0]
     full = freely(
         image=head.image,
-        prompt=filling_prompt(head.prompt, artifact.max_seq_len, patches),
+        prompt=filling_prompt(head.prompt, program.max_seq_len, patches),
         tokens=2 * LAST_TOKENS,
         behind=behind(head),
     )
@@ -89,7 +87,7 @@ def conversation_bundle(
         patches=patches,
         behind=behind(head),
     )
-    bundle = Bundle(artifact.path, tuple(script.calls))
+    bundle = Bundle(program.path, tuple(script.calls))
     return ConversationBundle(bundle, tuple(told), free, full, again, tuple(ranges), embedded)
 
 

@@ -8,23 +8,21 @@ from enum import Enum, auto
 from pathlib import Path
 
 from verifier.answers import Answered, PublishedAnswer, Sample
-from verifier.artifact.program import Artifact
-from verifier.audit.run import Audit
+from verifier.audit.records import AuditRecords
 from verifier.checkpoint import Checkpoint
 from verifier.export.manifest import Manifest
-from verifier.families.family import Family
+from verifier.families.conventions import Signature
 from verifier.families.llava.geometry import Geometry
-from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
-from verifier.ladder.gather import LayerEvidence
+from verifier.golden import Budget, Expectation, Tolerances
+from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError
 from verifier.measures.pictures import PictureEvidence
+from verifier.measures.program import ProgramFacts
 from verifier.measures.prompts import PromptEvidence, TemplatePrompt
 from verifier.measures.shipped import ShippedTokenizers
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts
-from verifier.probes.kvcache import CacheEvidence
-from verifier.probes.speed import Speed
-from verifier.probes.threads import ThreadEvidence
+from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
 from verifier.runner.protocol import Array, Call, Result
 from verifier.types import Missing, Recipe
 
@@ -171,20 +169,20 @@ class Subjects:
 class Evidence:
     """Input of every check. `budget` is None if nobody recorded one."""
 
-    artifact: Artifact
+    program: ProgramFacts
+    expected_signatures: dict[str, Signature]
     manifest: Manifest | None
-    checkpoint: Checkpoint
     geometry: Geometry
-    family: Family
+    patches: int
+    """Image tokens of one image."""
     tokens: TokenFacts
     prompts: PromptEvidence | Missing
     template: TemplatePrompt | Missing
     implied: ImpliedMetadata | Missing
     recipe: Recipe
     subjects: Subjects
-    audit: Audit | Missing
+    audit: AuditRecords | Missing
     layers: LayerEvidence | Missing
-    golden: GoldenSet
     expectation: Expectation | None
     tolerances: Tolerances | Missing
     budget: dict[str, Budget] | None
@@ -201,11 +199,6 @@ class Evidence:
     shipped: ShippedTokenizers | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
-
-    @property
-    def patches(self) -> int:
-        """Image tokens of one image."""
-        return self.family.patches
 
 
 def answered_freely(images: tuple[str, ...]) -> tuple[str, ...]:

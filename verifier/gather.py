@@ -40,21 +40,26 @@ from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.agreement import compare_with_transformers
 from verifier.golden import Tolerances, load_tolerances
-from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
+from verifier.ladder.evidence import LayerEvidence
+from verifier.ladder.gather import Traced, choose_samples, compare_layers, run_traced
 from verifier.measures.against_fp32 import LayerError, VocabularyError
+from verifier.measures.audit import audit_records
+from verifier.measures.cache_rows import measure_rows
 from verifier.measures.channels import ChannelError, measure_channels
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
+from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
 from verifier.measures.vocabulary import measure_vocabulary
 from verifier.memory import return_freed
 from verifier.opening import Opened, subjects_of
-from verifier.probes.kvcache import CacheEvidence, ask_cache
-from verifier.probes.speed import Speed, ask_speed
-from verifier.probes.threads import ThreadEvidence, ask_threads
+from verifier.probes.kvcache import ask_cache
+from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
+from verifier.probes.speed import ask_speed
+from verifier.probes.threads import ask_threads
 from verifier.progress import Progress, Tell
 from verifier.published import compare_published
 from verifier.reference import answer_samples, load_sample
@@ -115,6 +120,7 @@ def _probe_cache(opened: Opened, parts: frozenset[Part], image: Array) -> CacheE
         opened.family.embedding_table().numpy(),
         image,
         partial(run_bundle, opened.runner),
+        measure=partial(measure_rows, rope_theta=opened.checkpoint.geometry.text.rope_theta),
         in_chunks=Part.CHUNKS in parts,
         large=opened.family.large,
     )
@@ -300,11 +306,11 @@ def _evidence(  # noqa: PLR0917
         head = definition.decoder.output.weight.numpy()
         channels = measure_channels([case.logits for case in cases[:count]], answers[:count], head)
     return Evidence(
-        artifact=opened.artifact,
+        program=program_facts(opened.artifact),
+        expected_signatures=expected_signatures(opened.artifact, opened.family),
         manifest=opened.manifest,
-        checkpoint=opened.checkpoint,
         geometry=opened.checkpoint.geometry,
-        family=opened.family,
+        patches=opened.family.patches,
         tokens=_tokens(opened, cases, runtime),
         prompts=_if_needed(parts, Part.PROMPTS, "prompts", _prompts, opened),
         template=_if_needed(parts, Part.TEMPLATE, "the chat template", measure_template, folder, opened.tokenizer),
@@ -313,9 +319,8 @@ def _evidence(  # noqa: PLR0917
         ),
         recipe=opened.recipe,
         subjects=subjects_of(opened),
-        audit=compared.audit,
+        audit=audit_records(opened.artifact, compared.audit),
         layers=compared.layers,
-        golden=opened.golden,
         expectation=opened.expectation,
         tolerances=_tolerances(opened),
         budget=opened.budget,

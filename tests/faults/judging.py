@@ -16,7 +16,8 @@ from verifier.families.llava.definition import build_definition
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden import load_golden
-from verifier.ladder.gather import LayerEvidence, Traced, compare_layers, run_traced
+from verifier.ladder.evidence import LayerEvidence
+from verifier.ladder.gather import Traced, compare_layers, run_traced
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.types import CheckResult, Missing, Recipe

@@ -13,16 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from verifier.backends.backend import Graph, PerTensor
+from tests.faults.cache_rows import with_rows
+from tests.support import EMBEDDED_PTE
+from verifier.artifact.program import Artifact, open_artifact
+from verifier.artifact.storage import Span
+from verifier.backends.backend import Graph
+from verifier.backends.calls import census_of
+from verifier.backends.quantization import PerTensor
 from verifier.evidence import Case, Evidence
 from verifier.families.pixels.processor import find_processor
 from verifier.golden import Budget, Expectation
-from verifier.ladder.abroad import Counterpart
-from verifier.ladder.finite import NonFinite
+from verifier.ladder.abroad import counterpart
+from verifier.ladder.records import NonFinite
 from verifier.measures.pictures import DifferingPixels, FramedPixels
+from verifier.measures.program_facts import program_facts
 from verifier.measures.prompts import TemplatePrompt
-from verifier.probes.kvcache import Asked
-from verifier.probes.speed import Speed
+from verifier.probes.records import Asked, Speed
 from verifier.runner.protocol import Result
 from verifier.types import Missing
 
@@ -127,10 +133,8 @@ def _mapped(outputs: dict[Any, Array], f: Any) -> dict[Any, Array]:
     return {key: array for key, array in made.items() if array is not None}
 
 
-def _asked(asked: Asked | Missing, f: Any) -> Asked | Missing:
+def _asked(asked: Asked, f: Any) -> Asked:
     """Every second output, so that two that are compared are not poisoned alike."""
-    if isinstance(asked, Missing):
-        return None
     odd = {pair.actual for pair in asked.pairs} - {pair.expected for pair in asked.pairs}
     outputs = {call: x for call, x in asked.result.outputs.items() if call not in odd}
     outputs |= _mapped({call: x for call, x in asked.result.outputs.items() if call in odd}, f)
@@ -148,12 +152,17 @@ def _cache(*names: str) -> ArrayChange:
     return change
 
 
+def _rows(e: Evidence, f: Any) -> Evidence:
+    """Rows of all caches, before they are measured."""
+    return with_rows(e, lambda asked: _asked(asked, f))
+
+
 def _last_position(e: Evidence, f: Any) -> Evidence:
     """What a refused call leaves, and the logits at the last position."""
     made = _cache("capacity")(e, f)
     assert not isinstance(made.runtime.cache, Missing)
     chunks = made.runtime.cache.chunks
-    assert not isinstance(chunks, Missing)
+    assert isinstance(chunks, Asked)
     last = chunks.marks["last one"]
     outputs = {call: x for call, x in chunks.result.outputs.items() if call != last}
     outputs |= _mapped({last: chunks.result.outputs[last]}, f)
@@ -178,7 +187,9 @@ def _thread_counts(e: Evidence, f: Any) -> Evidence:
 
 def _counterparts(e: Evidence, f: Any) -> Evidence:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    made = tuple(Counterpart(method, at, f(x), x) for at, method in enumerate(("vision_encoder", "text_decoder")))
+    made = tuple(
+        counterpart(method, at, there=f(x), here=x) for at, method in enumerate(("vision_encoder", "text_decoder"))
+    )
     return _layers(e, counterparts=made)
 
 
@@ -250,14 +261,22 @@ def _clipped(value: float) -> Callable[[Evidence], Evidence]:
     return made
 
 
+def _artifact(e: Evidence, change: Callable[[Artifact], Artifact]) -> Evidence:
+    """The facts of the embedded program, changed before they were taken."""
+    return replace(e, program=program_facts(change(open_artifact(EMBEDDED_PTE))))
+
+
 def _methods(e: Evidence, name: str, **fields: Any) -> Evidence:
-    methods = e.artifact.methods
-    return replace(e, artifact=replace(e.artifact, methods=methods | {name: replace(methods[name], **fields)}))
+    def change(artifact: Artifact) -> Artifact:
+        methods = artifact.methods
+        return replace(artifact, methods=methods | {name: replace(methods[name], **fields)})
+
+    return _artifact(e, change)
 
 
 def _decoder_input(**fields: Any) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        first, *others = e.artifact.methods["text_decoder"].inputs
+        first, *others = e.program.methods["text_decoder"].inputs
         return _methods(e, "text_decoder", inputs=(replace(first, **fields), *others))  # type: ignore[type-var]
 
     return made
@@ -269,48 +288,50 @@ def _length(value: Any) -> Callable[[Evidence], Evidence]:
 
 def _metadata(outputs: tuple[Any, ...]) -> Callable[[Evidence], Evidence]:
     def made(e: Evidence) -> Evidence:
-        methods = e.artifact.methods
+        methods = e.program.methods
         odd = {name: replace(m, outputs=outputs) for name, m in methods.items() if m.constant is not None}
-        return replace(e, artifact=replace(e.artifact, methods=methods | odd))
+        return replace(e, program=replace(e.program, methods=methods | odd))
 
     return made
 
 
 def _silent(e: Evidence) -> Evidence:
-    kept = {name: m for name, m in e.artifact.methods.items() if m.constant is None}
-    return replace(e, artifact=replace(e.artifact, methods=kept))
+    kept = {name: m for name, m in e.program.methods.items() if m.constant is None}
+    return replace(e, program=replace(e.program, methods=kept))
 
 
 def _scales(value: float) -> Callable[[Evidence], Evidence]:
     """Every int8 value of every delegate is given another scale each time."""
 
-    def made(e: Evidence) -> Evidence:
-        graphs = {}
-        for payload, graph in e.artifact.decoded.items():
+    def change(artifact: Artifact) -> Artifact:
+        census_of(artifact)  # decodes all
+        graphs: dict[Span, object] = {}
+        for payload, graph in artifact.decoded.items():
             assert isinstance(graph, Graph)
             values = {
                 id: replace(v, quantization=PerTensor(value + 0.0, 0)) if isinstance(v.quantization, PerTensor) else v
                 for id, v in graph.values.items()
             }
             graphs[payload] = replace(graph, values=values)
-        return replace(e, artifact=replace(e.artifact, decoded=graphs))
+        return replace(artifact, decoded=graphs)
 
-    return made
+    return lambda e: _artifact(e, change)
 
 
 def _plans(e: Evidence, **fields: Any) -> Evidence:
-    plans = {name: replace(plan, **fields) for name, plan in e.artifact.plans.items()}
-    return replace(e, artifact=replace(e.artifact, plans=plans))
+    def change(artifact: Artifact) -> Artifact:
+        return replace(artifact, plans={name: replace(plan, **fields) for name, plan in artifact.plans.items()})
+
+    return _artifact(e, change)
 
 
 def _vision_scalars(value: Any) -> Callable[[Evidence], Evidence]:
-    def made(e: Evidence) -> Evidence:
-        plan = e.artifact.plans["vision_encoder"]
+    def change(artifact: Artifact) -> Artifact:
+        plan = artifact.plans["vision_encoder"]
         values = tuple(value if isinstance(v, float) else v for v in plan.values)
-        plans = e.artifact.plans | {"vision_encoder": replace(plan, values=values)}
-        return replace(e, artifact=replace(e.artifact, plans=plans))
+        return replace(artifact, plans=artifact.plans | {"vision_encoder": replace(plan, values=values)})
 
-    return made
+    return lambda e: _artifact(e, change)
 
 
 def _operators(operators: tuple[str, ...]) -> Callable[[Evidence], Evidence]:
@@ -428,8 +449,7 @@ def _processor(text: str | None) -> Callable[[Evidence], Evidence]:
         folder = Path(tempfile.mkdtemp(prefix="poisoned-processor-"))
         if text is not None:
             (folder / "preprocessor_config.json").write_text(text)
-        other = _pictures(processor=find_processor(folder))(e)
-        return replace(other, checkpoint=replace(e.checkpoint, directory=folder))
+        return _pictures(processor=find_processor(folder))(e)
 
     return made
 
@@ -460,7 +480,7 @@ def _bytes(change: Callable[[Evidence, Any], Evidence], name: str) -> Poisons:
 
 
 def _header(e: Evidence, value: Any) -> Evidence:
-    return replace(e, artifact=replace(e.artifact, header=replace(e.artifact.header, file_bytes=value)))
+    return replace(e, program=replace(e.program, file_bytes=value))
 
 
 def _is_linear(case: str) -> bool:
@@ -507,7 +527,7 @@ POISONS: dict[str, Poisons] = {
         COUNTS,
         COUNTS,
         lambda e: _methods(e, "text_decoder", operators={"aten::bmm.out": 1}),
-        lambda e: replace(e, artifact=replace(e.artifact, methods={})),
+        lambda e: replace(e, program=replace(e.program, methods={})),
     ),
     "structure.memory": Poisons(
         lambda e: _methods(e, "text_decoder", planned_bytes=math.nan),
@@ -595,7 +615,7 @@ POISONS: dict[str, Poisons] = {
         _audited(reason="its shape is [1], that of the recipe's [2]"),
         _audit(constants=()),
     ),
-    "weights.placement": Poisons(COUNTS, COUNTS, _gone("the audit failed"), _audit(parameters=())),
+    "weights.placement": Poisons(COUNTS, COUNTS, _gone("the audit failed"), _audit(held=0)),
     "device.instructions": Poisons(
         NAMES, NAMES, "instructions have no shape", lambda e: _runtime(e, conversations=Result("ok", ""))
     ),
@@ -617,8 +637,8 @@ POISONS: dict[str, Poisons] = {
         COUNTS, COUNTS, lambda e: _replay(e, covered_in={}), lambda e: replace(e, layers=NOTHING)
     ),
     "device.host": replace(arrays(_counterparts), nothing=lambda e: _layers(e, counterparts=())),
-    "kvcache.mask": arrays(_cache("rows")),
-    "kvcache.rows": arrays(_cache("rows")),
+    "kvcache.mask": arrays(_rows),
+    "kvcache.rows": arrays(_rows),
     "kvcache.memory": Poisons(
         INTEGERS,
         INTEGERS,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faults.cache_rows import place_of, row_changed, sound_rows, with_rows
 from tests.faults.judging import blamed, results_of
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
@@ -16,8 +17,7 @@ from verifier.audit.caches import find_caches
 from verifier.checks.registry import CHECKS
 from verifier.evidence import Evidence, unasked
 from verifier.faults.surgery import program_of, write_scalar
-from verifier.probes.kvcache import HISTORIES, PERTURBED, POISONS, SPLITS, Asked
-from verifier.probes.threads import CONFIGURATIONS
+from verifier.probes.records import CONFIGURATIONS, HISTORIES, PERTURBED, POISONS, SPLITS, Asked, CacheRows, PromptRows
 from verifier.types import Missing
 
 pytestmark = pytest.mark.xdist_group("faults")
@@ -172,7 +172,7 @@ def test_poison_that_was_not_set_proves_nothing(gathered: Evidence) -> None:
 def test_positions_past_the_end_that_work_or_kill_fail(gathered: Evidence) -> None:
     """Accepted, or the end of the process; or what lies before the refused chunk is another afterwards."""
     asked = _asked(gathered, "capacity")
-    limit = gathered.artifact.max_seq_len
+    limit = gathered.program.max_seq_len
     some = next(iter(asked.result.outputs.values()))
     for name, case in ((f"{limit} + 1", "one token beyond"), (f"575 + {limit - 574}", "chunks beyond")):
         call = asked.marks[name]
@@ -192,24 +192,6 @@ def test_positions_past_the_end_that_work_or_kill_fail(gathered: Evidence) -> No
     assert _failed("kvcache.capacity", broken) == {"last position"}
 
 
-def _row(mark: str, place: int, change: Callable[[np.ndarray], None]) -> Callable[[Asked], Asked]:
-    """A cache behind a call, changed in place."""
-
-    def changed(asked: Asked) -> Asked:
-        key = (asked.marks[mark], place)
-        array = asked.result.further[key].copy()
-        change(array)
-        return replace(asked, result=replace(asked.result, further=asked.result.further | {key: array}))
-
-    return changed
-
-
-def _place(gathered: Evidence, kind: str, layer: int) -> int:
-    cache = gathered.runtime.cache
-    assert not isinstance(cache, Missing) and isinstance(cache.caches, tuple)
-    return next(i for i, one in enumerate(cache.caches) if (one.kind, one.layer) == (kind, layer))
-
-
 def _turn(angle: float, row: int) -> Callable[[np.ndarray], None]:
     def change(array: np.ndarray) -> None:
         half = array.shape[-1] // 2
@@ -227,18 +209,39 @@ def _set(row: int, source: int) -> Callable[[np.ndarray], None]:
     return change
 
 
+def test_sound_rows_pass(gathered: Evidence) -> None:
+    """The clean side of the rows that are broken below."""
+    sound = with_rows(gathered, lambda asked: asked)
+    for check_id in ("kvcache.rows", "kvcache.mask"):
+        assert {result.verdict for result in results_of(check_id, sound)} == {"pass"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_measures_that_are_no_numbers_fail(gathered: Evidence, value: float) -> None:
+    """Of the third cache in other chunks, of the key at the fifth position."""
+    cache = gathered.runtime.cache
+    assert not isinstance(cache, Missing) and isinstance(cache.rows, CacheRows)
+    rows = cache.rows.prompts
+    assert isinstance(rows, PromptRows)
+    split = tuple(replace(one, sqnr_db=value) if n == 2 else one for n, one in enumerate(rows.split))  # type: ignore[type-var]
+    apart = np.where(np.arange(len(rows.apart)) == 5, value, rows.apart)
+    odd = replace(cache, rows=replace(cache.rows, prompts=replace(rows, split=split, apart=apart)))
+    broken = replace(gathered, runtime=replace(gathered.runtime, cache=odd))
+    assert _failed("kvcache.rows", broken) == {"other chunks", "rotation"}
+
+
 def test_rows_that_are_not_their_tokens_fail(gathered: Evidence) -> None:
     """A key turned by a little too much, one not turned at all, a value of the neighbour, a row of other chunks."""
-    key, value, deep = _place(gathered, "k", 0), _place(gathered, "v", 0), _place(gathered, "v", 3)
+    key, value, deep = place_of("k", 0), place_of("v", 0), place_of("v", 3)
     cases = {
-        ("rotation", 700): _row("repeated", key, _turn(0.001, 700)),
-        ("rotation", 43): _row("repeated", key, _set(43, 42)),
-        ("rotation", 12): _row("repeated", value, lambda array: array[0, 12].__iadd__(np.float32(1e-3))),
-        ("own token", 101): _row("moved", value, _set(101, 100)),
-        ("other chunks", 33): _row("split", deep, _set(33, 34)),
+        ("rotation", 700): row_changed("repeated", key, _turn(0.001, 700)),
+        ("rotation", 43): row_changed("repeated", key, _set(43, 42)),
+        ("rotation", 12): row_changed("repeated", value, lambda array: array[0, 12].__iadd__(np.float32(1e-3))),
+        ("own token", 101): row_changed("moved", value, _set(101, 100)),
+        ("other chunks", 33): row_changed("split", deep, _set(33, 34)),
     }
     for (case, row), change in cases.items():
-        broken = _with(gathered, "rows", change)
+        broken = with_rows(gathered, change)
         failed = [result for result in results_of("kvcache.rows", broken) if result.verdict == "fail"]
         assert [result.case for result in failed] == [case]
         assert failed[0].where is not None
@@ -247,8 +250,8 @@ def test_rows_that_are_not_their_tokens_fail(gathered: Evidence) -> None:
 
 def test_masks_that_see_too_much_or_too_little_fail(gathered: Evidence) -> None:
     """A row before the perturbed token moves; its own does not; none behind it does; one of layer 0 does."""
-    first, third = _place(gathered, "v", 0), _place(gathered, "k", 2)
-    clean = _asked(gathered, "rows")
+    first, third = place_of("v", 0), place_of("k", 2)
+    clean = sound_rows(gathered.geometry.text.rope_theta)
     base = clean.result.further[clean.marks["unperturbed"], third]
 
     def behind(array: np.ndarray) -> None:
@@ -268,7 +271,7 @@ def test_masks_that_see_too_much_or_too_little_fail(gathered: Evidence) -> None:
         ("keys and values of layer 0 depend", first, 55): bump(55),
     }
     for (said, place, row), change in cases.items():
-        broken = _with(gathered, "rows", _row("perturbed 40", place, change))
+        broken = with_rows(gathered, row_changed("perturbed 40", place, change))
         failed = [result for result in results_of("kvcache.mask", broken) if result.verdict == "fail"]
         assert [result.case for result in failed] == ["second chunk"]
         assert said in failed[0].message

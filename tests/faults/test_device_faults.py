@@ -12,10 +12,10 @@ from tests.faults.judging import results_of
 from verifier.core.compare import EQUAL_DB
 from verifier.evidence import Evidence
 from verifier.golden import Tolerances
-from verifier.ladder.abroad import Counterpart
-from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.abroad import counterpart
+from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import device_limit_db
-from verifier.ladder.replay import Replay
+from verifier.ladder.records import Replay
 from verifier.types import Missing
 
 pytestmark = pytest.mark.xdist_group("faults")
@@ -30,10 +30,10 @@ def _on_device(
     return replace(gathered, layers=layers, runtime=replace(gathered.runtime, conversations=ran))
 
 
-def _layers(covered_in: dict[int, frozenset[int]], **fields: Any) -> LayerEvidence:
+def _layers(covered_in: dict[int, tuple[int, ...]], **fields: Any) -> LayerEvidence:
     """Two decoder calls, of 35 tokens and of one, on instructions 1 and 2."""
-    computing = {DECODER: frozenset({1, 2})}
-    replay = Replay((), (), (), {}, computing, computing, covered_in)
+    computing = {DECODER: (1, 2)}
+    replay = Replay((), (), (), computing, computing, covered_in)
     return LayerEvidence({}, replay, tokens={0: 35, 1: 1}, **fields)
 
 
@@ -51,9 +51,9 @@ def test_right_instructions_pass_and_wrong_ones_are_an_error(gathered: Evidence)
 
 def test_instruction_that_was_seen_for_one_length_only_is_a_hole(gathered: Evidence) -> None:
     """Kernels for one token are others than for many."""
-    whole = _on_device(gathered, {}, _layers({0: frozenset({1, 2}), 1: frozenset({1, 2})}))
+    whole = _on_device(gathered, {}, _layers({0: (1, 2), 1: (1, 2)}))
     assert [r.verdict for r in results_of("device.lengths", whole)] == ["pass", "pass"]
-    holed = _on_device(gathered, {}, _layers({0: frozenset({1, 2}), 1: frozenset({1})}))
+    holed = _on_device(gathered, {}, _layers({0: (1, 2), 1: (1,)}))
     one, several = results_of("device.lengths", holed)
     assert (one.verdict, one.where and one.where.instruction, several.verdict) == ("error", 2, "pass")
     assert {r.verdict for r in results_of("device.lengths", _on_device(gathered, {}))} == {"error"}
@@ -63,8 +63,9 @@ def test_other_machine_that_gives_something_else_fails(gathered: Evidence) -> No
     """By method and call; a NaN, and no comparison at all, never pass."""
     rng = np.random.default_rng(0)
     vision, logits = rng.standard_normal((1, 4, 8)).astype(np.float32), rng.standard_normal((1, 8)).astype(np.float32)
-    near = [Counterpart("vision_encoder", 0, vision, vision), Counterpart(DECODER, 1, logits, logits)]
-    covered = {0: frozenset({1, 2}), 1: frozenset({1, 2})}
+    outputs = {"vision_encoder": vision, DECODER: logits}
+    near = [counterpart(method, at, there=x, here=x) for at, (method, x) in enumerate(outputs.items())]
+    covered = {0: (1, 2), 1: (1, 2)}
 
     def verdicts(pairs: Any) -> list[str]:
         layers = _layers(covered, counterparts=pairs)
@@ -72,10 +73,15 @@ def test_other_machine_that_gives_something_else_fails(gathered: Evidence) -> No
 
     assert verdicts(tuple(near)) == ["pass", "pass"]
     for pair in near:
-        off = pair.here + np.float32(0.1) * rng.standard_normal(pair.here.shape).astype(np.float32)
+        here = outputs[pair.method]
+        off = here + np.float32(0.1) * rng.standard_normal(here.shape).astype(np.float32)
         for there in (off, np.full_like(off, np.nan), off[..., :-1]):
-            broken = tuple(replace(p, there=there) if p is pair else p for p in near)
+            wrong = counterpart(pair.method, pair.call, there=there, here=here)
+            broken = tuple(wrong if p is pair else p for p in near)
             assert verdicts(broken) == ["fail" if p is pair else "pass" for p in near]
+        for value in (np.nan, np.inf):
+            odd = tuple(replace(p, sqnr_db=value) if p is pair else p for p in near)
+            assert verdicts(odd) == ["fail" if p is pair else "pass" for p in near]
     assert verdicts(tuple(near[:1])) == ["pass", "error"]
     assert verdicts(Missing("the program does not run on this machine", "verifier")) == ["error", "error"]
 
@@ -87,13 +93,13 @@ def test_other_machine_may_differ_by_what_rounding_costs(gathered: Evidence) -> 
     vision = rng.standard_normal((1, 64, 8)).astype(np.float32)
     weak = replace(gathered.tolerances.bands["vision.sqnr_db"], measured={"wide_0": 11.25})
     noisy = replace(gathered.tolerances, bands=gathered.tolerances.bands | {"vision.sqnr_db": weak})
-    layers = gathered.checkpoint.geometry.vision.layers
+    layers = gathered.geometry.vision.layers
     limit = device_limit_db(layers, 11.25)
     assert limit < device_limit_db(layers, 26.0) == device_limit_db(layers, EQUAL_DB)
 
     def verdict(tolerances: Tolerances | Missing, distance_db: float) -> str:
         there = vision + np.float32(10 ** (-distance_db / 20)) * rng.standard_normal(vision.shape).astype(np.float32)
-        found = _layers({0: frozenset({1})}, counterparts=(Counterpart("vision_encoder", 0, there, vision),))
+        found = _layers({0: (1,)}, counterparts=(counterpart("vision_encoder", 0, there=there, here=vision),))
         return results_of("device.host", replace(_on_device(gathered, {}, found), tolerances=tolerances))[0].verdict
 
     assert verdict(noisy, limit + 2) == "pass"

@@ -14,6 +14,7 @@ import torch
 from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
 from verifier import evidence
+from verifier.artifact.program import open_artifact
 from verifier.audit.recipe import quantized_embedding
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.layers import PROFILE, VISION
@@ -23,10 +24,10 @@ from verifier.families.llava.keymap import map_keys
 from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
-from verifier.ladder.blocks import BlockError
-from verifier.ladder.gather import LayerEvidence
-from verifier.ladder.replay import Replay
+from verifier.ladder.evidence import BlockError, LayerEvidence
+from verifier.ladder.records import Replay
 from verifier.measures.mapping import layer_errors
+from verifier.measures.program_facts import program_facts
 from verifier.measures.tokens import measure_metadata
 from verifier.measures.vocabulary import in_steps, measure_vocabulary
 from verifier.opening import Request
@@ -257,9 +258,9 @@ def test_processor_of_other_constants_fails(gathered: evidence.Evidence, tmp_pat
 
 def test_program_too_short_for_the_conversations_fails(gathered: evidence.Evidence) -> None:
     """A limit below the longest golden conversation."""
-    methods = gathered.artifact.methods
+    methods = gathered.program.methods
     short = methods | {"get_max_seq_len": replace(methods["get_max_seq_len"], outputs=(620,))}
-    broken = replace(gathered, artifact=replace(gathered.artifact, methods=short))
+    broken = replace(gathered, program=replace(gathered.program, methods=short))
     assert _verdicts("splice.capacity", broken) == {"fail"}
 
 
@@ -301,16 +302,16 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(gathered: evidence.
 
 def test_wrong_or_missing_metadata_fails(gathered: evidence.Evidence) -> None:
     """Each fact that a runner asks for, off by one or left out; the message says what a runner assumes."""
-    methods = gathered.artifact.methods
+    methods = gathered.program.methods
     assert _verdicts("structure.metadata", gathered) == {"pass"}
     for name in FALLBACKS:
         (value,) = methods[name].outputs
         wrong = replace(methods[name], outputs=(int(str(value)) + 1,))  # type: ignore[arg-type]
-        broken = replace(gathered, artifact=replace(gathered.artifact, methods=methods | {name: wrong}))
+        broken = replace(gathered, program=replace(gathered.program, methods=methods | {name: wrong}))
         (result,) = results_of("structure.metadata", broken)
         assert (result.verdict, result.where and result.where.method) == ("fail", name)
         silent = {key: facts for key, facts in methods.items() if key != name}
-        quiet = replace(gathered, artifact=replace(gathered.artifact, methods=silent))
+        quiet = replace(gathered, program=replace(gathered.program, methods=silent))
         (result,) = results_of("structure.metadata", quiet)
         assert (result.verdict, result.where and result.where.method) == ("fail", name)
         assert f"{name} is missing" in result.message
@@ -320,12 +321,10 @@ def test_another_exporters_few_methods_are_passed_with_what_runners_assume(gathe
     """Upstream's own export says get_max_seq_len and nothing else."""
     methods = {
         name: facts
-        for name, facts in gathered.artifact.methods.items()
+        for name, facts in gathered.program.methods.items()
         if name not in FALLBACKS or name == "get_max_seq_len"
     }
-    (result,) = results_of(
-        "structure.metadata", replace(gathered, artifact=replace(gathered.artifact, methods=methods))
-    )
+    (result,) = results_of("structure.metadata", replace(gathered, program=replace(gathered.program, methods=methods)))
     assert result.verdict == "pass"
     assert "get_eos_ids is missing (right: 2): runners take the tokenizer's alone" in result.message
 
@@ -341,11 +340,11 @@ def test_several_ends_of_an_answer_are_all_wanted(gathered: evidence.Evidence, t
     (result,) = results_of("structure.metadata", several)
     assert result.verdict == "fail"
     assert "get_eos_ids returns 2, expected [2, 957] (generation_config.json: [2, 957])" in result.message
-    methods = gathered.artifact.methods
+    methods = gathered.program.methods
     for values, verdict in (((957, 2), "pass"), ((2, 957, 13), "fail")):
         made = methods | {"get_eos_ids": replace(methods["get_eos_ids"], outputs=values)}
-        artifact = replace(gathered.artifact, methods=made)
-        assert _verdicts("structure.metadata", replace(several, artifact=artifact)) == {verdict}
+        program = replace(gathered.program, methods=made)
+        assert _verdicts("structure.metadata", replace(several, program=program)) == {verdict}
 
 
 def test_a_cache_beyond_the_trained_positions_is_said(gathered: evidence.Evidence) -> None:
@@ -359,14 +358,12 @@ def test_a_cache_beyond_the_trained_positions_is_said(gathered: evidence.Evidenc
 
 def test_structure_faults_fail(gathered: evidence.Evidence) -> None:
     """A lost delegation, a lost kernel, a smaller arena, another dtype, another limit."""
-    artifact = gathered.artifact
+    artifact = open_artifact(EMBEDDED_PTE)
     decoder = artifact.methods["text_decoder"]
 
     def with_decoder(**fields: object) -> evidence.Evidence:
-        return replace(
-            gathered,
-            artifact=replace(artifact, methods=artifact.methods | {"text_decoder": replace(decoder, **fields)}),
-        )
+        methods = artifact.methods | {"text_decoder": replace(decoder, **fields)}
+        return replace(gathered, program=program_facts(replace(artifact, methods=methods)))
 
     lost = decoder.operators | {"aten::addmm.out": 1}
     assert _verdicts("structure.delegation", with_decoder(operators=lost)) == {"fail"}
@@ -397,7 +394,7 @@ def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str
     ]
 
     def judged(errors: list[BlockError]) -> list[CheckResult]:
-        replay = Replay((), (), (), {}, {}, {})
+        replay = Replay((), (), (), {}, {})
         layers = replace(LayerEvidence({}, replay), **{place: tuple(errors)})
         return results_of(check_id, replace(gathered, layers=layers))
 

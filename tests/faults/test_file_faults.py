@@ -18,8 +18,8 @@ from verifier.audit.run import audit_weights
 from verifier.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants, program_of, write_scalar
-from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
+from verifier.ladder.records import Compared
 from verifier.types import Recipe
 
 

@@ -21,7 +21,8 @@ from verifier.evidence import Subjects
 from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
 from verifier.ladder.descend import descend
-from verifier.ladder.gather import LayerEvidence, Traced
+from verifier.ladder.evidence import LayerEvidence
+from verifier.ladder.gather import Traced
 from verifier.ladder.limits import excess
 from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace

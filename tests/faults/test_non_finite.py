@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.faults.judging import compare_with_trace, judged, recipe_of, trace_conversation
+from tests.faults.judging import judged, recipe_of, trace_conversation
 from tests.support import EMBEDDED_PTE, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.inventory import take_inventory
@@ -21,6 +21,8 @@ from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import find_taps
+from verifier.ladder.replay import Replayer
+from verifier.ladder.trace import read_trace
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -47,13 +49,16 @@ def test_overflow_in_one_token_of_one_layer_of_one_call_is_named(
 ) -> None:
     """One finite norm weight so large that exactly one token's product with it is beyond fp32, in the decoder's first call."""
     traced = trace_conversation(victim, micro_model, micro, tmp_path / "trace")
-    replay = compare_with_trace(victim, micro_model, micro, traced).replay
     artifact, norm = open_artifact(victim), "text_decoder.layers.1.ffn_norm"
-    read = find_taps(artifact, audit_weights(artifact, open_family(micro), recipe_of(micro_model))).reads[norm]
+    taps = find_taps(artifact, audit_weights(artifact, open_family(micro), recipe_of(micro_model)))
+    replayer, read = Replayer(artifact, watched=taps.watched()), taps.reads[norm]
+    for call, trace in zip(traced.calls, read_trace(traced.folders[0]), strict=True):
+        replayer.call(call.method, list(call.inputs), trace)
+    tapped = replayer.tapped
     calls = [
-        call for call, index in sorted(replay.taps) if index == read and traced.calls[call].method == "text_decoder"
+        number for number, index in sorted(tapped) if index == read and traced.calls[number].method == "text_decoder"
     ]
-    streams = [replay.taps[call, read].reshape(-1, replay.taps[call, read].shape[-1]).double() for call in calls]
+    streams = [tapped[number, read].reshape(-1, tapped[number, read].shape[-1]).double() for number in calls]
     eps = micro.geometry.text.norm_eps
     normed = [(x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()).abs().numpy() for x in streams]
     first, others = normed[0], np.concatenate(normed[1:])

@@ -57,7 +57,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
 
 def _made(clean: Evidence, samples: list[Sample]) -> ConversationBundle:
     vocabulary = clean.checkpoint.geometry.text.vocabulary
-    return conversation_bundle(clean.artifact, samples, patches=clean.patches, vocabulary=vocabulary)
+    return conversation_bundle(clean.program, samples, patches=clean.patches, vocabulary=vocabulary)
 
 
 def _run(clean: Evidence) -> Evidence:
@@ -313,7 +313,7 @@ def test_52_start_position_while_decoding(
 def test_56_temperature_left_at_its_default(monkeypatch: pytest.MonkeyPatch, gathered: Evidence) -> None:
     """The token that is fed back is sampled, not favoured."""
     rng = np.random.default_rng(0)
-    vocabulary = gathered.checkpoint.geometry.text.vocabulary
+    vocabulary = gathered.geometry.text.vocabulary
     monkeypatch.setattr(driver, "favoured", lambda _logits: driver.ids_array([int(rng.integers(3, vocabulary))]))
     failed = _first_failure("greedy.free", _run(gathered))
     assert failed.step == "mapping"
@@ -334,7 +334,7 @@ def test_answer_that_does_not_stop_at_the_limit_fails(gathered: Evidence) -> Non
     ):
         failed = _first_failure("greedy.limit", replace(gathered, runtime=replace(gathered.runtime, full=changed)))
         assert failed.where is not None
-        assert failed.where.index == (gathered.artifact.max_seq_len - 1,)
+        assert failed.where.index == (gathered.program.max_seq_len - 1,)
 
 
 def test_published_answer_is_compared(gathered: Evidence) -> None:

@@ -15,9 +15,9 @@ from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact, read_program
 from verifier.backends.calls import graph_of
 from verifier.core import upstream
-from verifier.ladder.compared import Compared
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Replay, Replayer
+from verifier.ladder.records import Compared, Replay
+from verifier.ladder.replay import Replayer
 from verifier.ladder.trace import CallTrace, read_trace
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call, TraceRequest
@@ -84,7 +84,7 @@ def artifact_in(folder: Path) -> Artifact:
     path = folder / "model.pte"
     header = read_header(path)
     storage, plans = read_program(path, header)
-    return Artifact(path, "", header, {}, storage, plans)
+    return Artifact(path, "", {}, header, storage, plans)
 
 
 @dataclass(frozen=True)

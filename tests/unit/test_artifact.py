@@ -24,7 +24,7 @@ from verifier.artifact.program import open_artifact, read_program
 from verifier.artifact.schema import parse_schema, program_schema, xnnpack_schema
 from verifier.artifact.storage import Span
 from verifier.backends import calls
-from verifier.backends.backend import PerGroup
+from verifier.backends.quantization import PerGroup
 from verifier.backends.xnnpack.graph import read_graph
 from verifier.core import upstream
 from verifier.errors import ArtifactError

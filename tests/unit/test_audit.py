@@ -15,11 +15,12 @@ from tests.support import sqnr_db
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
 from verifier.audit import compare, recipe
-from verifier.audit.compare import Audited
 from verifier.audit.expected import Expected
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import quantized_linear
-from verifier.backends.backend import GraphValue, PerTensor
+from verifier.audit.records import Audited
+from verifier.backends.backend import GraphValue
+from verifier.backends.quantization import PerTensor
 from verifier.types import Recipe
 
 SCALE = 0.01

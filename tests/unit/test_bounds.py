@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction
-from verifier.backends.backend import Graph, GraphValue, Node, PerToken
+from verifier.backends.backend import Graph, GraphValue, Node
+from verifier.backends.quantization import PerToken
 from verifier.backends.xnnpack.nodes import NODES, NodeOperator
 from verifier.backends.xnnpack.run import run_graph
 from verifier.checks.layers import UNEXPLAINED, kernel
+from verifier.core.limits import UNIT
 from verifier.evidence import Subjects
-from verifier.ladder.align import Aligned
-from verifier.ladder.compared import Compared, compare_tensors
-from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.compared import compare_tensors
+from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import excess
-from verifier.ladder.replay import Replay
+from verifier.ladder.records import Aligned, Compared, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.operators.operator import Operator, UnknownOperationError
 from verifier.operators.registry import OPERATORS
-from verifier.operators.rounding import UNIT, any_order, likely
+from verifier.operators.rounding import any_order, likely
 
 NO_STORAGE: Any = None
 
@@ -232,14 +233,14 @@ def test_what_no_known_order_gives_is_not_passed() -> None:
     assert record.unexplained
     assert excess(record) <= 1
     aligned = {("text_decoder", 3): Aligned("text_decoder.layers.0.attention.sdpa", "text_decoder.layers.0.attention")}
-    layers = LayerEvidence(aligned, Replay((record,), (), (), {}, {}, {}))
+    layers = LayerEvidence(aligned, Replay((record,), (), (), {}, {}))
     subjects = Subjects((), (), ("text_decoder.layers.0.attention",))
     evidence: Any = SimpleNamespace(layers=layers, subjects=subjects)
     (result,) = kernel.results(evidence)
     assert result.verdict == "error"
     assert UNEXPLAINED in result.message
     assert "text_decoder.layers.0.attention.sdpa" in result.message
-    sound = replace(layers, replay=Replay((replace(record, unexplained=False),), (), (), {}, {}, {}))
+    sound = replace(layers, replay=Replay((replace(record, unexplained=False),), (), (), {}, {}))
     evidence = SimpleNamespace(layers=sound, subjects=subjects)
     assert kernel.results(evidence)[0].verdict == "pass"
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from verifier.checks.layers import worst_by_block
-from verifier.ladder.blocks import BlockError, _added
-from verifier.ladder.compared import Compared, compare_tensors
+from verifier.ladder.blocks import _added
+from verifier.ladder.compared import compare_tensors
+from verifier.ladder.evidence import BlockError
 from verifier.ladder.finite import non_finite
 from verifier.ladder.limits import excess, over
+from verifier.ladder.records import Compared
 from verifier.ladder.replay import clipped_share
 
 NAN, INF = math.nan, math.inf

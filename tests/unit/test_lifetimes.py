@@ -16,6 +16,7 @@ from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
 from verifier.checkpoint import open_checkpoint
 from verifier.checks.structure import lifetimes
 from verifier.families.conventions import ROLES
+from verifier.measures.program_facts import program_facts
 from verifier.types import CheckResult
 
 
@@ -35,7 +36,7 @@ def _moved(plan: Plan, index: int, place: tuple[int, int]) -> Plan:
 
 def _judged(artifact: Artifact, plan: Plan) -> CheckResult:
     changed = replace(artifact, plans=artifact.plans | {plan.name: plan})
-    evidence: Any = SimpleNamespace(artifact=changed, subjects=None)
+    evidence: Any = SimpleNamespace(program=program_facts(changed), subjects=None)
     return lifetimes.results(evidence)[0]
 
 

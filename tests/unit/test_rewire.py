@@ -13,7 +13,8 @@ from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
 from verifier.audit.caches import find_caches
 from verifier.errors import ArtifactError
-from verifier.probes.kvcache import SPLITS, _capacity, _chunks, beyond, one_by_one, splits
+from verifier.probes.kvcache import _capacity, _chunks, one_by_one, splits
+from verifier.probes.records import SPLITS, beyond
 from verifier.probes.tape import Tape
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Part

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from verifier.core.limits import UNIT
 from verifier.operators.order import ORDERS, dot, total
-from verifier.operators.rounding import UNIT, any_order, gamma, likely, rounded
+from verifier.operators.rounding import any_order, gamma, likely, rounded
 
 Floats = NDArray[np.float32]
 ROWS = 8

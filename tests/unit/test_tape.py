@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verifier.audit.caches import Cache
-from verifier.probes.kvcache import POISONED, POISONS, Asked, _ask_poison, _poison
+from verifier.audit.records import Cache
+from verifier.probes.kvcache import POISONED, _ask_poison, _poison
+from verifier.probes.records import POISONS, Asked
 from verifier.probes.tape import PROMPT_TOKENS, one_result
 from verifier.runner.protocol import Bundle, Outcome, Result
 

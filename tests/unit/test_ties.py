@@ -14,10 +14,10 @@ from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.checkpoint import open_checkpoint
 from verifier.export.run import default_group_size
 from verifier.families.registry import open_family
-from verifier.ladder.blocks import BlockError, DecoderBlocks, Taps, TracedCall
+from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
+from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
-from verifier.ladder.replay import Replay
 from verifier.synth.geometries import NAMED
 from verifier.synth_checkpoint import main as synthesize
 from verifier.types import Recipe
@@ -83,8 +83,7 @@ def _errors(decoders: tuple[Any, Rounding, Any], generator: torch.Generator, *, 
             taps |= {(number, 0): before, (number, 1): middle, (number, 2): after}
             calls.append(TracedCall("text_decoder", (before,), "random", before, start))
             start += tokens
-    replay = Replay((), (), (), taps, {}, {})
-    return DecoderBlocks(rung, rounding, TAPS, 1).compare(calls, replay)
+    return DecoderBlocks(rung, rounding, TAPS, 1).compare(calls, taps)
 
 
 def test_ties_are_allowed_for(decoders: tuple[Any, Rounding, Any], another_order: torch.Generator) -> None:

@@ -58,17 +58,12 @@ class MethodFacts:
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A `.pte` by its bytes and its declarations. `methods` are what checks compare; `plans` are the instructions. `decoded` keeps what backends
-    made of delegates' payloads (`verifier.backends.calls`)."""
+class Declarations:
+    """What a `.pte` says of itself."""
 
     path: Path
     sha256: str
-    header: Header
     methods: dict[str, MethodFacts]
-    storage: Storage
-    plans: dict[str, Plan]
-    decoded: dict[Span, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -90,12 +85,23 @@ class Artifact:
         return value
 
 
+@dataclass(frozen=True)
+class Artifact(Declarations):
+    """A `.pte` by its bytes and its declarations. `methods` are what checks compare; `plans` are the instructions. `decoded` keeps what backends
+    made of delegates' payloads (`verifier.backends.calls`)."""
+
+    header: Header
+    storage: Storage
+    plans: dict[str, Plan]
+    decoded: dict[Span, object] = field(default_factory=dict, repr=False, compare=False)
+
+
 def open_artifact(path: Path) -> Artifact:
     """Read a `.pte`'s declarations. Raises `ArtifactError` if it is not a readable ExecuTorch program."""
     header = read_header(path)
     storage, plans = read_program(path, header)
     methods = {name: _facts(plan) for name, plan in plans.items()}
-    return Artifact(path, sha256_of_file(path), header, methods, storage, plans)
+    return Artifact(path, sha256_of_file(path), methods, header, storage, plans)
 
 
 def read_program(path: Path, header: Header) -> tuple[Storage, dict[str, Plan]]:

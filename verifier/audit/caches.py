@@ -6,29 +6,17 @@ is met before a linear; on the way to values it is not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.lifetimes import lifetimes
+from verifier.audit.records import Cache
 from verifier.backends.calls import BACKENDS, given_and_made, graph_of, results_of
 from verifier.errors import ArtifactError
 from verifier.families.conventions import DECODER
 from verifier.operators.operator import RowWrite
 from verifier.operators.registry import OPERATORS
-
-
-@dataclass(frozen=True)
-class Cache:
-    """One cache of the decoder: number of its EValue, layer, `axis` of positions in its `sizes`."""
-
-    value: int
-    layer: int
-    kind: Literal["k", "v"]
-    axis: int
-    sizes: tuple[int, ...]
-    size_bytes: int
 
 
 def find_caches(artifact: Artifact) -> tuple[Cache, ...]:

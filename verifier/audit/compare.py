@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
 from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.inventory import Constant
-from verifier.backends.backend import GraphValue, PerGroup, PerTensor
+from verifier.audit.records import Audited
+from verifier.backends.backend import GraphValue
+from verifier.backends.quantization import PerGroup, PerTensor
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.compare import decibels
 from verifier.core.limits import limit
@@ -25,30 +27,6 @@ FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
 BIAS = limit("weights.tensors.bias")
 FIDELITY_ELEMENTS = 1 << 18
 """Elements that are compared with the checkpoint at a time."""
-
-
-@dataclass(frozen=True)
-class Audited:
-    """The result for one constant. `wrong` counts elements that differ from the recipe's, `index` is the worst of them.
-
-    `sqnr_db` and `worst_steps` compare the stored weights, dequantized, with the checkpoint (steps are of the element's
-    own scale). `group` is the group with the largest error. `explained` is whether the recipe gives such a constant at all.
-    `reason` is empty if all is as the recipe gives it.
-    """
-
-    name: str
-    key: str | None
-    method: str
-    instruction: int
-    role: str
-    elements: int
-    wrong: int = 0
-    index: tuple[int, ...] | None = None
-    sqnr_db: float | None = None
-    worst_steps: float | None = None
-    group: tuple[int, ...] | None = None
-    explained: bool = True
-    reason: str = ""
 
 
 def compare_constant(

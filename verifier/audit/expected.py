@@ -17,7 +17,8 @@ from verifier.audit.recipe import (
     quantized_static,
     quantized_static_weight,
 )
-from verifier.backends.backend import GraphValue, PerGroup, PerTensor
+from verifier.backends.backend import GraphValue
+from verifier.backends.quantization import PerGroup, PerTensor
 from verifier.families.family import Family, Parameter
 from verifier.types import Recipe
 

@@ -7,32 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from verifier.artifact.plan import Instruction, Plan
 from verifier.artifact.program import Artifact
-from verifier.backends.backend import Opaque, PerTensor
+from verifier.audit.records import Handovers, Misread
+from verifier.backends.backend import Opaque
 from verifier.backends.calls import delegate_of, given_and_made, graph_of, results_of
-
-
-@dataclass(frozen=True)
-class Misread:
-    """An EValue that instruction `writer` makes with one quantization and `reader` takes with another."""
-
-    method: str
-    value: int
-    writer: int
-    reader: int
-    written: PerTensor
-    read: PerTensor
-
-
-@dataclass(frozen=True)
-class Handovers:
-    """How many int8 tensors go from delegate to delegate, and those that are misread."""
-
-    compared: int
-    misread: tuple[Misread, ...]
+from verifier.backends.quantization import PerTensor
 
 
 def handovers(artifact: Artifact) -> Handovers:

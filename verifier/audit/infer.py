@@ -10,7 +10,8 @@ from verifier.artifact.program import Artifact, TensorFacts
 from verifier.audit.caches import cache_length
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.recipe import quantized_linear
-from verifier.backends.backend import GraphValue, PerGroup
+from verifier.backends.backend import GraphValue
+from verifier.backends.quantization import PerGroup
 from verifier.backends.xnnpack.context import constant_weights
 from verifier.errors import ArtifactError
 from verifier.export.run import default_group_size

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from verifier.artifact.plan import Instruction, Plan, TensorValue
 from verifier.artifact.program import Artifact
-from verifier.backends.backend import GraphValue, Quantization
+from verifier.backends.backend import GraphValue
 from verifier.backends.calls import BACKENDS, given_and_made, graph_of
+from verifier.backends.quantization import Quantization
 from verifier.families.conventions import ROLES
 from verifier.operators.operator import Role
 from verifier.operators.registry import OPERATORS

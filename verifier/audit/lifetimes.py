@@ -8,37 +8,9 @@ a byte of an arena; a view shares its source's memory by design. Issue ET#12182 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
+from verifier.audit.records import Lifetime, Overlap
 from verifier.backends.calls import elided_views, is_view, written_by
-
-
-@dataclass(frozen=True)
-class Lifetime:
-    """An EValue in the plan: its arena, its bytes [begin, end), and the instructions [first, last] between which it lives."""
-
-    value: int
-    arena: int
-    begin: int
-    end: int
-    first: int
-    last: int
-    permanent: bool
-
-    def conflicts(self, other: Lifetime) -> bool:
-        """Whether both live at once and share a byte."""
-        shared = self.arena == other.arena and self.begin < other.end and other.begin < self.end
-        return shared and self.first <= other.last and other.first <= self.last
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Two EValues that share memory while both live."""
-
-    method: str
-    first: Lifetime
-    second: Lifetime
 
 
 def lifetimes(plan: Plan) -> list[Lifetime]:

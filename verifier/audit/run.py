@@ -9,10 +9,12 @@ from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Bytes, Span, Storage
 from verifier.audit.assign import assign_constants
-from verifier.audit.compare import Audited, compare_constant
+from verifier.audit.compare import compare_constant
 from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
-from verifier.backends.backend import GraphValue, PerGroup, PerTensor
+from verifier.audit.records import Audited, Misplaced
+from verifier.backends.backend import GraphValue
+from verifier.backends.quantization import PerGroup, PerTensor
 from verifier.families.conventions import ROLES
 from verifier.families.family import Family, Parameter
 from verifier.progress import Tell, unheard
@@ -20,16 +22,6 @@ from verifier.types import Recipe
 
 KEPT_BYTES = 256 << 20
 """What is kept of the recipe's constants between reads; a 7B decoder has 3.4 GB of them."""
-
-
-@dataclass(frozen=True)
-class Misplaced:
-    """A constant that stands where another belongs."""
-
-    method: str
-    instruction: int
-    found: str
-    expected: str
 
 
 @dataclass(frozen=True)

@@ -11,46 +11,10 @@ from torch import Tensor
 
 from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.storage import Span, Storage
+from verifier.backends.quantization import PerGroup, PerTensor, Quantization
 from verifier.operators.operator import Role
 from verifier.operators.order import Order
 from verifier.operators.rounding import Sums
-
-
-@dataclass(frozen=True)
-class PerTensor:
-    """real = scale * (stored - zero_point)."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class PerToken:
-    """Quantized while running, one scale and zero point per row of the last `nonbatch_dims` dimensions."""
-
-    nonbatch_dims: int
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """One fp32 scale per index of dimension `axis`, symmetric."""
-
-    axis: int
-    scales: Span | tuple[float, ...]
-    count: int
-
-
-@dataclass(frozen=True)
-class PerGroup:
-    """One bf16 scale per index of dimension `axis` and group of `group_size` along the other one: [N, K / group_size]."""
-
-    axis: int
-    group_size: int
-    scales: Span
-    count: int
-
-
-Quantization = PerTensor | PerToken | PerChannel | PerGroup | None
 
 
 @dataclass(frozen=True)

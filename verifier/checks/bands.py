@@ -34,7 +34,7 @@ def up_to_ties(evidence: Evidence) -> Allowed:
 
 def ties_leave_a_difference(checks: Iterable[Check], evidence: Evidence) -> bool:
     """Whether a result of some checks differs by more than a count of ties explains, so that the price of rounding decides."""
-    judged = (result for check in checks if set(TIES) <= set(check.limit) for result in check.results(evidence))
+    judged = (result for check in checks if set(TIES).issubset(check.limit) for result in check.results(evidence))
     return any(result.verdict == "fail" and "sqnr_db" in result.allowed for result in judged)
 
 

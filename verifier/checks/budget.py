@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from verifier.artifact.program import Artifact
 from verifier.checks.check import Check, Fields, Finding, Need, check, failed, need, one_case, passed
 from verifier.core.limits import stated
 from verifier.evidence import Evidence, Part
-from verifier.families.conventions import ROLES
 from verifier.golden import Budget
-from verifier.probes.speed import Speed
+from verifier.measures.program import ProgramFacts
+from verifier.probes.records import Speed
 from verifier.types import Missing
 
 _HINTS = {
@@ -26,11 +25,6 @@ _HINTS = {
     "prefill_loops": "Is all of it delegated (structure.census), and are there as many threads as when it was recorded?",
     "decode_loops": "Is all of it delegated (structure.census), and are there as many threads as when it was recorded?",
 }
-
-
-def planned_bytes(artifact: Artifact) -> int:
-    """What the three methods plan for tensors that change, in bytes."""
-    return sum(sum(artifact.plans[method].arenas_bytes) for method in ROLES)
 
 
 @dataclass(frozen=True)
@@ -47,12 +41,12 @@ def _budget(evidence: Evidence, name: str) -> Budget | Missing:
     return found or Missing(f"there is no budget for {name}: python -m verifier.budgets PTE", "verifier")
 
 
-def _of_file(name: str, measured: Callable[[Artifact], float]) -> Need[Spent]:
+def _of_file(name: str, measured: Callable[[ProgramFacts], float]) -> Need[Spent]:
     """A figure of the file itself."""
 
     def take(evidence: Evidence) -> Spent | Missing:
         budget = _budget(evidence, name)
-        return budget if isinstance(budget, Missing) else Spent(measured(evidence.artifact), budget)
+        return budget if isinstance(budget, Missing) else Spent(measured(evidence.program), budget)
 
     return need()(take)
 
@@ -89,8 +83,16 @@ def _check(id: str, what: str, name: str, unit: Literal["bytes", "loops"], needs
 
 # Source of the figures: the memory and speed tables of ExecuTorch's LLaVA announcement; docs/budgets.md.
 CHECKS = (
-    _check("budget.file", "the file", "file_bytes", "bytes", _of_file("file_bytes", lambda a: a.header.file_bytes)),
-    _check("budget.memory", "planned memory", "planned_bytes", "bytes", _of_file("planned_bytes", planned_bytes)),
+    _check(
+        "budget.file", "the file", "file_bytes", "bytes", _of_file("file_bytes", lambda program: program.file_bytes)
+    ),
+    _check(
+        "budget.memory",
+        "planned memory",
+        "planned_bytes",
+        "bytes",
+        _of_file("planned_bytes", lambda program: program.planned_bytes),
+    ),
     _check(
         "budget.peak",
         "the peak of resident memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from verifier.checks.bands import TIES, band_of, up_to_ties
@@ -19,12 +20,11 @@ from verifier.checks.check import (
     unverified,
 )
 from verifier.checks.vision import SQNR
-from verifier.core.compare import EQUAL_DB, Mismatch, compare
+from verifier.core.compare import EQUAL_DB, Mismatch
 from verifier.core.limits import Limit
 from verifier.evidence import Evidence, Part
 from verifier.families.conventions import DECODER, ENCODER
-from verifier.ladder.abroad import COMPARED, Counterpart
-from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.evidence import COMPARED, Counterpart, LayerEvidence
 from verifier.ladder.limits import device_limit_db, least_db
 from verifier.runner.protocol import Result
 from verifier.types import Missing, Where
@@ -75,9 +75,9 @@ def replayed(evidence: Evidence) -> LayerEvidence | Missing:
 @check("device.lengths", step="device", needs=replayed, cases=fixed_cases(*LENGTHS), having={DEVICE})
 def lengths(layers: LayerEvidence, case: str) -> Finding:
     """Every instruction of the decoder was compared on the device for one token and for several, because XNNPACK selects different kernels for each."""
-    wanted = layers.replay.computing.get(DECODER, frozenset())
+    wanted = set(layers.replay.computing.get(DECODER, ()))
     calls = {n for n, tokens in layers.tokens.items() if (tokens == 1) == (case == LENGTHS[0])}
-    seen = frozenset().union(*(layers.replay.covered_in.get(call, frozenset()) for call in calls))
+    seen = {instruction for call in calls for instruction in layers.replay.covered_in.get(call, ())}
     holes = sorted(wanted - seen)
     fields: Fields = {"measured": {"compared": len(wanted) - len(holes)}, "allowed": {"compared": len(wanted)}}
     if holes or not wanted:
@@ -119,21 +119,23 @@ def host(both: Both, method: str) -> Finding:
     pairs = [pair for pair in both.found if pair.method == method]
     if not pairs:
         return unverified(f"{method} was not called")
-    worst, at = EQUAL_DB, pairs[0]
+    found: list[tuple[float, int]] = []
     for pair in pairs:
-        made = compare(actual=pair.there, expected=pair.here)
-        if isinstance(made, Mismatch):
-            said = f"call {pair.call}: the device and this machine cannot be compared on the same inputs: {made.reason}"
-            return failed(f"{said}. See layers.finite.", where=Where(method=method, index=made.index))
-        if made.sqnr_db < worst:
-            worst, at = made.sqnr_db, pair
-    where = Where(method=method, index=(at.call,))
+        value = pair.sqnr_db
+        if isinstance(value, Mismatch):
+            said = (
+                f"call {pair.call}: the device and this machine cannot be compared on the same inputs: {value.reason}"
+            )
+            return failed(f"{said}. See layers.finite.", where=Where(method=method, index=value.index))
+        found.append((value, pair.call))
+    worst, call = min(found, key=lambda pair: (math.isfinite(pair[0]), *pair))
+    where = Where(method=method, index=(call,))
     vision = method == ENCODER
     allowed = _vision_limit(both.evidence) if vision else up_to_ties(both.evidence)(worst)
     fields: Fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed.value}, "where": where}
     if not allowed.admits(worst):
         return failed(
-            f"call {at.call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
+            f"call {call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
             "layers.kernel says which instruction of which of the two is wrong.",
             fields,
         )

@@ -283,7 +283,7 @@ def history(given: Conversations, _case: str) -> Finding:
 def limit(given: Conversations, _case: str) -> Finding:
     """An answer that reaches the end of the KV-cache ends there: the last positions are used, and no call goes beyond them."""
     evidence = given.evidence
-    made, last = evidence.runtime.full, evidence.artifact.max_seq_len
+    made, last = evidence.runtime.full, evidence.program.max_seq_len
     where = Where(method=DECODER, index=(last - 1,))
     if made.logits is None:
         said = f"the answer stops before position {last - 1}: {evidence.runtime.message}"

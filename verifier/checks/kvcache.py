@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verifier.audit.caches import Cache
+from verifier.audit.records import Cache
 from verifier.checks.bands import TIES, Allowed, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal
 from verifier.core.limits import Limit, limit
 from verifier.evidence import Evidence, Part
 from verifier.families.conventions import DECODER
-from verifier.probes.kvcache import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, beyond, chunk_name, poisons
-from verifier.probes.tape import Pair
+from verifier.probes.records import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, Pair, beyond, chunk_name
 from verifier.types import Missing, Where
 
 CAPACITY = LAST, ONE_BEYOND, CHUNKS_BEYOND, AFTER = (
@@ -77,19 +76,10 @@ def _of(asked: Asked, case: str) -> list[Pair]:
     return [pair for pair in asked.pairs if pair.case == case]
 
 
-@dataclass(frozen=True)
-class Probed:
-    """What was asked of the cache, and all other evidence."""
-
-    evidence: Evidence
-    cache: CacheEvidence
-
-
 @need(Part.CACHE, computed=True)
-def probed(evidence: Evidence) -> Probed | Missing:
+def probed(evidence: Evidence) -> CacheEvidence | Missing:
     """Histories, poison and rows."""
-    cache = evidence.runtime.cache
-    return cache if isinstance(cache, Missing) else Probed(evidence, cache)
+    return evidence.runtime.cache
 
 
 @dataclass(frozen=True)
@@ -125,22 +115,20 @@ def chunks(given: Filled, case: str) -> Finding:
 
 
 @check("kvcache.history", step="kernel", needs=probed, cases=fixed_cases(*HISTORIES), limit="equal")
-def history(given: Probed, case: str) -> Finding:
+def history(cache: CacheEvidence, case: str) -> Finding:
     """The logits do not depend on what was in the cache before, on calls of other methods in between, or on another instance of the program."""
-    use = given.cache.use
-    return _judge_pairs(use, _of(use, case), allowed=_equal, what=_HINTS[case])
+    return _judge_pairs(cache.use, _of(cache.use, case), allowed=_equal, what=_HINTS[case])
 
 
 @check("kvcache.poison", step="kernel", needs=probed, cases=fixed_cases(*POISONS), limit="equal")
-def poison(given: Probed, case: str) -> Finding:
+def poison(cache: CacheEvidence, case: str) -> Finding:
     """The next logits are the same bits, whatever values the cache holds beyond the current position."""
-    asked = given.cache.poison
+    asked = cache.poison
     if isinstance(asked, Missing):
         return unverified(asked.reason)
-    value = poisons(given.evidence.artifact)[case]
-    what = f"{value:g} stands beyond that position and leaks in: check mask and attended length."
+    what = f"{cache.poisons[case]:g} stands beyond that position and leaks in: check mask and attended length."
     finding = _judge_pairs(asked, _of(asked, case), allowed=_equal, what=what)
-    if finding.verdict == "pass" and not _agrees_with_shipped(asked, given.cache.use):
+    if finding.verdict == "pass" and not _agrees_with_shipped(asked, cache.use):
         return unverified(_NOT_SET)
     return finding
 

@@ -25,12 +25,9 @@ from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part, Subjects
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.golden import Band
-from verifier.ladder.align import Aligned
-from verifier.ladder.blocks import BlockError
-from verifier.ladder.compared import Compared, is_linear
-from verifier.ladder.finite import NonFinite
-from verifier.ladder.gather import LayerEvidence
+from verifier.ladder.evidence import BlockError, LayerEvidence
 from verifier.ladder.limits import SHARE, excess, over
+from verifier.ladder.records import Aligned, Compared, NonFinite, is_linear
 from verifier.types import Missing, Where
 
 Record = TypeVar("Record", Compared, BlockError)
@@ -230,7 +227,7 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
     holes = [
         (method, i)
         for method, found in replay.computing.items()
-        for i in sorted(found - replay.covered.get(method, frozenset()))
+        for i in sorted(set(found).difference(replay.covered.get(method, ())))
     ]
     measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.handovers)}
     allowed = {"compared": total, "handovers_broken": 0}

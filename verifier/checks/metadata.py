@@ -50,7 +50,7 @@ def metadata(given: Declared, _case: str) -> Finding:
     and the message says what a runner assumes for each method that is missing.
     """
     evidence, expected = given.evidence, given.implied.expected
-    actual = {name: evidence.artifact.metadata(name) for name in expected}
+    actual = {name: evidence.program.metadata(name) for name in expected}
     present = {name: value for name, value in actual.items() if value is not None}
     if not present:
         return unverified("the file has none of the metadata methods that runners ask for")

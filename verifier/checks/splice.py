@@ -265,7 +265,7 @@ def capacity(given: Conversations, _case: str) -> Finding:
     longest = max(
         case.sample.prompt.length(evidence.patches) + len(case.sample.golden.ids) - 1 for case in evidence.cases
     )
-    limit = evidence.artifact.max_seq_len
+    limit = evidence.program.max_seq_len
     fields: Fields = {"measured": {"tokens": longest}, "allowed": {"tokens": limit}}
     if not stated("splice.capacity", limit, "count", "most").admits(longest):
         return failed(

@@ -5,19 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from verifier.artifact.program import MethodFacts, TensorFacts
-from verifier.audit.handover import handovers
-from verifier.audit.lifetimes import find_overlaps, outside_arena
-from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
-from verifier.backends.calls import census_of
 from verifier.checks.bands import whole
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, skipped, unverified
 from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
-from verifier.errors import ArtifactError
 from verifier.evidence import Evidence, Part
 from verifier.families.conventions import DECODER, ENCODER, ROLES
 from verifier.families.tokens.records import described
-from verifier.operators.registry import is_heavy
 from verifier.types import Missing, Where
 
 SCALAR = limit("structure.scalars")
@@ -33,10 +27,8 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
 def signatures(evidence: Evidence, _case: str) -> Finding:
     """The inputs and outputs of every method have the dtypes, sizes and dynamic bounds that runners rely on."""
     static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
-    family, longest = evidence.family, evidence.artifact.max_seq_len
     for name in ROLES:
-        facts: MethodFacts = evidence.artifact.methods[name]
-        expected = family.convention.signature(name, family.sizes(longest))
+        facts, expected = evidence.program.methods[name], evidence.expected_signatures[name]
         static = static_image and name == ENCODER
         pairs = [
             *zip(facts.inputs, expected.inputs, strict=False),
@@ -57,9 +49,9 @@ def signatures(evidence: Evidence, _case: str) -> Finding:
 def limits(evidence: Evidence, _case: str) -> Finding:
     """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree. Where the cache is longer than
     `max_position_embeddings` of config.json, the message says so."""
-    limit = evidence.artifact.max_seq_len
+    limit = evidence.program.max_seq_len
     trained, held = evidence.geometry.text.max_positions, evidence.recipe.max_context_len
-    declared = evidence.artifact.methods[DECODER].inputs[0]
+    declared = evidence.program.methods[DECODER].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
     fields: Fields = {
         "measured": {"get_max_seq_len": limit, "text_decoder bound": bound, "max_position_embeddings": trained},
@@ -83,10 +75,9 @@ def limits(evidence: Evidence, _case: str) -> Finding:
 @check("structure.quantization", step="lowering", needs=whole, cases=one_case)
 def quantization(evidence: Evidence, _case: str) -> Finding:
     """Every int8 tensor that goes from one delegate to another is read with the scale and zero point that it was written with (ET#21773)."""
-    try:
-        found = handovers(evidence.artifact)
-    except ArtifactError as error:
-        return failed(f"a delegate cannot be read: {error.one_line}")
+    found = evidence.program.handovers
+    if isinstance(found, Missing):
+        return failed(f"a delegate cannot be read: {found.reason}")
     if not found.compared:
         return unverified("no int8 tensor goes from one delegate to another: nothing was compared")
     if not found.misread:
@@ -106,23 +97,22 @@ def scalars(evidence: Evidence, _case: str) -> Finding:
 
     The number itself is compared: int8 noise hides a scale that is slightly wrong from every calibrated band.
     """
-    geometry, plan = evidence.geometry.vision, evidence.artifact.plans[ENCODER]
+    geometry, found = evidence.geometry.vision, evidence.program.vision_factors
     expected = (geometry.width / geometry.heads) ** -0.25
-    found = [
-        (step.index, plan.values[step.args[1]])
-        for step in plan.instructions
-        if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
+    wrong = [
+        factor
+        for factor in found
+        if not (isinstance(factor.value, float) and SCALAR.admits(abs(factor.value / expected - 1)))
     ]
-    wrong = [(at, x) for at, x in found if not (isinstance(x, float) and SCALAR.admits(abs(x / expected - 1)))]
     if not found:
         return unverified("the vision tower multiplies by no scalar: nothing was compared")
     if wrong:
-        at, value = wrong[0]
+        first = wrong[0]
         message = (
-            f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {at}: {value}, expected "
+            f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {first.instruction}: {first.value}, expected "
             f"head_dim^-1/4 = {expected:.9g}. The attention scale was changed on the way: export again."
         )
-        return failed(message, where=Where(method=ENCODER, instruction=at))
+        return failed(message, where=Where(method=ENCODER, instruction=first.instruction))
     return passed(f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")
 
 
@@ -142,7 +132,7 @@ def runtime_itself(evidence: Evidence) -> OperatorsOf | Missing:
         return ran
     if not ran.operators:
         return Missing("the runtime did not say which operators it has; see the runtime's own failure", "verifier")
-    return OperatorsOf(frozenset(ran.operators), evidence.artifact.methods)
+    return OperatorsOf(frozenset(ran.operators), evidence.program.methods)
 
 
 @check("structure.operators", step="lowering", needs=runtime_itself, cases=one_case)
@@ -162,8 +152,8 @@ def operators(ran: OperatorsOf, _case: str) -> Finding:
 @check("structure.delegation", step="lowering", needs=whole, cases=one_case)
 def delegation(evidence: Evidence, _case: str) -> Finding:
     """All matrix products and convolutions run in XNNPACK."""
-    for name, facts in evidence.artifact.methods.items():
-        heavy = {op: n for op, n in facts.operators.items() if is_heavy(op)}
+    for name, facts in evidence.program.methods.items():
+        heavy = {op: n for op, n in facts.operators.items() if op in evidence.program.heavy}
         if heavy:
             return failed(
                 f"{name} runs {sum(heavy.values())} matrix products outside XNNPACK ({', '.join(heavy)}). The partitioner did not take them: check the "
@@ -171,7 +161,7 @@ def delegation(evidence: Evidence, _case: str) -> Finding:
                 measured=heavy,
                 where=Where(method=name),
             )
-    delegates = sum(sum(facts.delegates.values()) for facts in evidence.artifact.methods.values())
+    delegates = sum(sum(facts.delegates.values()) for facts in evidence.program.methods.values())
     if not delegates:
         return unverified("the program calls no delegate: nothing was looked at")
     return passed(f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
@@ -182,10 +172,9 @@ def census(evidence: Evidence, _case: str) -> Finding:
     """The numbers of instructions, of nodes inside delegates and of their clamps, by kind, equal those of the calibrated export."""
     if isinstance(evidence.tolerances, Missing):
         return unverified(f"no census to compare with: {evidence.tolerances.reason}")
-    try:
-        found = census_of(evidence.artifact)
-    except ArtifactError as error:
-        return failed(f"a delegate cannot be read: {error.one_line}")
+    found = evidence.program.census
+    if isinstance(found, Missing):
+        return failed(f"a delegate cannot be read: {found.reason}")
     return _compare_census(found, evidence.tolerances.census)
 
 
@@ -213,7 +202,7 @@ def memory(evidence: Evidence, _case: str) -> Finding:
     text = evidence.geometry.text
     length = evidence.recipe.max_context_len
     cache_bytes = text.cache_bytes(length)
-    planned = evidence.artifact.methods[DECODER].planned_bytes
+    planned = evidence.program.methods[DECODER].planned_bytes
     fields: Fields = {
         "measured": {"planned_bytes": planned},
         "allowed": {"planned_bytes": cache_bytes},
@@ -233,7 +222,7 @@ def manifest(evidence: Evidence, _case: str) -> Finding:
     made = evidence.manifest
     if made is None:
         return skipped("no manifest beside the file: its recipe is inferred, its origin unknown")
-    actual = evidence.artifact.sha256
+    actual = evidence.program.sha256
     fields: Fields = {"measured": {"sha256": actual}, "allowed": {"sha256": made.pte_sha256}}
     if actual != made.pte_sha256:
         return failed(
@@ -254,17 +243,15 @@ def lifetimes(evidence: Evidence, _case: str) -> Finding:
     """
     planned = 0
     for method in ROLES:
-        found = evidence.artifact.plans[method]
-        planned += len(tensor_lifetimes(found))
-        outside = outside_arena(found)
-        if outside:
-            first = outside[0]
+        found = evidence.program.memory[method]
+        planned += found.tensors
+        if found.outside is not None:
+            first = found.outside
             where = Where(method=method, instruction=max(first.first, 0), index=(first.value,))
             message = f"{method}: EValue {first.value} ends at byte {first.end:,} of arena {first.arena}, which has {found.arenas_bytes}. Export again."
             return failed(message, where=where)
-        overlaps = find_overlaps(found)
-        if overlaps:
-            one, other = overlaps[0].first, overlaps[0].second
+        if found.overlap is not None:
+            one, other = found.overlap.first, found.overlap.second
             where = Where(method=method, instruction=max(one.first, other.first), index=(one.value, other.value))
             kind = "a cache" if one.permanent or other.permanent else "a tensor"
             message = (
@@ -272,7 +259,7 @@ def lifetimes(evidence: Evidence, _case: str) -> Finding:
                 f"{min(one.end, other.end):,} of arena {one.arena} while both live (instructions {one.first}..{one.last} and "
                 f"{other.first}..{other.last}): {kind} will be overwritten. Check the memory planning pass."
             )
-            return failed(message, measured={"overlaps": len(overlaps)}, allowed={"overlaps": 0}, where=where)
+            return failed(message, measured={"overlaps": found.overlaps}, allowed={"overlaps": 0}, where=where)
     if not planned:
         return unverified("the program plans no memory: nothing was compared")
     return passed(

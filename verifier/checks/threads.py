@@ -11,7 +11,7 @@ from verifier.checks.bands import TIES, Allowed, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, passed
 from verifier.core.compare import EQUAL_DB, Mismatch, compare
 from verifier.evidence import Evidence, Part
-from verifier.probes.threads import CALLS, CONFIGURATIONS, ThreadEvidence
+from verifier.probes.records import CALLS, CONFIGURATIONS, ThreadEvidence
 from verifier.types import Missing, Where
 
 FIRST, OTHERS = CONFIGURATIONS[0], CONFIGURATIONS[1:3]

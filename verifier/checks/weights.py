@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verifier.audit.compare import Audited
-from verifier.audit.run import Audit
+from verifier.audit.records import Audited, AuditRecords
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, per_parameter, unverified
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part
@@ -23,7 +22,7 @@ class Audits:
     parameter that was not found may be among them."""
 
     evidence: Evidence
-    audit: Audit
+    audit: AuditRecords
     by_name: dict[str, list[Audited]]
     strange: tuple[Audited, ...]
 
@@ -105,31 +104,17 @@ def derived(audits: Audits, _case: str) -> Finding:
         return unverified("the program has no derived constants: nothing was compared")
     if wrong and evidence.manifest is None and not any(record.explained for record in wrong):
         first = wrong[0]
-        where = Where(method=first.method, instruction=first.instruction, module=_owner(audit, first))
+        where = Where(method=first.method, instruction=first.instruction, module=first.owner)
         said = f"{len(wrong)} constants are not understood, first {first.role} at instruction {first.instruction} of {first.method}: {first.reason}"
         return unverified(said, measured=measured, where=where)
     if wrong:
         first = next((record for record in wrong if record.explained), wrong[0])
-        module = _owner(audit, first)
-        where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index)
-        message = f"{module}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
+        where = Where(method=first.method, instruction=first.instruction, module=first.owner, index=first.index)
+        message = f"{first.owner}, {first.role} at instruction {first.instruction}: {first.reason}. Check config.json and the recipe."
         return failed(message, measured=measured, allowed={"wrong": 0}, where=where)
     dead = f"; {audit.dead_bytes:,} bytes of constants are read by no instruction" if audit.dead_bytes else ""
     message = f"{len(records)} constants follow from the configuration{dead}"
     return passed(message, measured=measured, allowed={"wrong": 0})
-
-
-def _owner(audit: Audit, record: Audited) -> str:
-    """The module whose instruction uses a derived constant; else the block of the latest weight before it, or the method, and the
-    constant's role."""
-    block = record.method
-    for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
-        if parameter is None or constant.method != record.method or constant.instruction > record.instruction:
-            continue
-        if constant.instruction == record.instruction:
-            return parameter.module
-        block = audit.source.family.part_of(parameter.name)
-    return f"{block}.{record.role.replace(' ', '_')}"
 
 
 @check("weights.placement", step="lowering", needs=audited, cases=one_case)
@@ -144,10 +129,9 @@ def placement(audits: Audits, _case: str) -> Finding:
             "Two tensors were swapped: check the key map of the export."
         )
         return failed(message, where=where)
-    held = sum(parameter is not None for parameter in audit.parameters)
-    if not held:
+    if not audit.held:
         return unverified("the program holds no tensor of the checkpoint: nothing was compared")
-    message = f"{held} tensors in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
+    message = f"{audit.held} tensors in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
     return passed(message)
 
 

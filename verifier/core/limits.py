@@ -24,6 +24,8 @@ Unit = Literal[
 ]
 At = Literal["least", "most", "equal"]
 Kind = Literal["derived", "physical", "measured", "policy"]
+UNIT = 2.0**-24
+"""Unit roundoff of fp32: a result rounded to the nearest is off by this share of itself at most. No limit: the unit of some."""
 
 
 @dataclass(frozen=True)

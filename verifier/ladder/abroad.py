@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from verifier.artifact.program import Artifact
+from verifier.core.compare import Mismatch, compare
 from verifier.errors import VerifierError
-from verifier.families.conventions import DECODER, ENCODER
 from verifier.ladder.blocks import TracedCall
+from verifier.ladder.evidence import COMPARED, Counterpart
 from verifier.runner.protocol import Array, Bundle, Call, Runner
 
 TIMEOUT_S = 3600.0
-COMPARED = (ENCODER, DECODER)
-"""Methods whose outputs are computed; `token_embedding` looks up."""
 
 
-@dataclass(frozen=True)
-class Counterpart:
-    """The output of one call there and here, on the very same inputs."""
-
-    method: str
-    call: int
-    there: Array
-    here: Array
+def counterpart(method: str, call: int, *, there: Array | None, here: Array | None) -> Counterpart:
+    """The outputs of one call on two machines, compared."""
+    made = compare(actual=there, expected=here)
+    return Counterpart(method, call, made if isinstance(made, Mismatch) else made.sqnr_db)
 
 
 def run_here(artifact: Artifact, calls: tuple[TracedCall, ...], host: Runner) -> tuple[Counterpart, ...]:
@@ -35,7 +28,7 @@ def run_here(artifact: Artifact, calls: tuple[TracedCall, ...], host: Runner) ->
     if result.outcome != "ok":
         raise VerifierError("the program does not run on this machine", got=f"{result.outcome}: {result.message}")
     return tuple(
-        Counterpart(call.method, number, call.output.numpy(), result.outputs[number])
+        counterpart(call.method, number, there=call.output.numpy(), here=result.outputs[number])
         for number, call in enumerate(calls)
         if call.method in COMPARED
     )

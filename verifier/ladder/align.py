@@ -17,15 +17,8 @@ from verifier.families.conventions import EMBEDDING, ROLES
 from verifier.families.family import Family
 from verifier.families.llava.keymap import module_of
 from verifier.interpret.machine import Machine, MethodState
+from verifier.ladder.records import Aligned
 from verifier.operators.registry import OPERATORS
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """An instruction's module, such as `text_decoder.layers.3.attention.wq`, and the block that it is judged with."""
-
-    module: str
-    block: str
 
 
 def align_program(machine: Machine, audit: Audit) -> dict[tuple[str, int], Aligned]:

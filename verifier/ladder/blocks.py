@@ -19,12 +19,12 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
-from verifier.core.limits import Limit
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.llava.definition import Definition
-from verifier.ladder.limits import block_limit_db, least_db, tipped_limit_db
+from verifier.ladder.evidence import BlockError
+from verifier.ladder.limits import block_limit_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
-from verifier.ladder.replay import Replay
+from verifier.ladder.replay import Tapped
 from verifier.progress import Tell, unheard
 
 
@@ -40,45 +40,14 @@ class Taps:
         found = {(name.partition(".")[0], index) for name, index in self.reads.items()}
         return frozenset(found | set(self.results.items()))
 
-    def read_by(self, norm: str, replay: Replay, call: int) -> Tensor | None:
+    def read_by(self, norm: str, tapped: Tapped, call: int) -> Tensor | None:
         """The stream as the runtime had it when a norm read it; None if it was not tapped."""
         index = self.reads.get(norm)
-        return None if index is None else replay.taps.get((call, index))
+        return None if index is None else tapped.get((call, index))
 
-    def result(self, method: str, replay: Replay, call: int) -> Tensor | None:
+    def result(self, method: str, tapped: Tapped, call: int) -> Tensor | None:
         """The method's output as the runtime gave it; None if it was not tapped."""
-        return replay.taps.get((call, self.results[method]))
-
-
-@dataclass(frozen=True)
-class BlockError:
-    """One block in one call: SQNR in dB of what it adds to the stream. `part` is `attention`, `feed_forward`, `output`, ...;
-    `elements` counts the stream's numbers that enter it; `sample` names the image of the conversation. `limit_db` is what it must keep,
-    where that is derived; nothing is enough where it is not. `rows_db` is the same token by token, from position `start` on, where a profile was taken of the decoder.
-    `reason` is what made a comparison impossible: `sqnr_db` is NaN then, which no limit admits. `fed` is whether the stream that enters the block
-    was made of numbers."""
-
-    block: str
-    part: str
-    call: int
-    sqnr_db: float
-    elements: int
-    sample: str = ""
-    limit_db: float = math.inf
-    rows_db: tuple[float, ...] = ()
-    start: int = 0
-    reason: str = ""
-    fed: bool = True
-
-    @property
-    def limit(self) -> Limit:
-        """What it must keep."""
-        return least_db("layers.graph", self.limit_db)
-
-    @property
-    def holds(self) -> bool:
-        """Whether it keeps that."""
-        return self.limit.admits(self.sqnr_db)
+        return tapped.get((call, self.results[method]))
 
 
 @dataclass(frozen=True)
@@ -147,7 +116,7 @@ class DecoderBlocks:
     def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
         self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
-    def compare(self, calls: Sequence[TracedCall], replay: Replay, tell: Tell = unheard) -> list[BlockError]:
+    def compare(self, calls: Sequence[TracedCall], tapped: Tapped, tell: Tell = unheard) -> list[BlockError]:
         """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
 
         Layer by layer over all calls, so that a streamed layer is read once.
@@ -157,14 +126,14 @@ class DecoderBlocks:
         with torch.no_grad():
             for layer in range(self.layers):
                 tell("layers of the quantized model", layer, self.layers)
-                found += self._layer(layer, own, replay)
+                found += self._layer(layer, own, tapped)
             for number, _ in own:
-                found += self._output(number, replay)
+                found += self._output(number, tapped)
         return sorted(found, key=lambda error: error.call)
 
-    def _layer(self, index: int, calls: list[tuple[int, TracedCall]], replay: Replay) -> list[BlockError]:
+    def _layer(self, index: int, calls: list[tuple[int, TracedCall]], tapped: Tapped) -> list[BlockError]:
         """Both blocks of a layer in all calls. What rounding ties may cost is asked only if more is missing than they cost by themselves."""
-        ready = [self._streams(index, number, call, replay) for number, call in calls]
+        ready = [self._streams(index, number, call, tapped) for number, call in calls]
         streams = [each for each in ready if each is not None]
         made = [self._blocks(index, each) for each in streams]
         found = [error for each, own in zip(streams, made, strict=True) for error in each.errors(own)]
@@ -179,12 +148,12 @@ class DecoderBlocks:
             for error, cost in zip(found, costs, strict=True)
         ]
 
-    def _streams(self, index: int, number: int, call: TracedCall, replay: Replay) -> _Streams | None:
+    def _streams(self, index: int, number: int, call: TracedCall, tapped: Tapped) -> _Streams | None:
         name = f"{DECODER}.layers.{index}"
         before, middle = (
-            self.taps.read_by(f"{name}.{norm}", replay, number) for norm in ("attention_norm", "ffn_norm")
+            self.taps.read_by(f"{name}.{norm}", tapped, number) for norm in ("attention_norm", "ffn_norm")
         )
-        after = self._after(replay, number, index)
+        after = self._after(tapped, number, index)
         if before is None or middle is None or after is None:
             return None
         return _Streams(name, number, call.start, before, middle, after)
@@ -198,20 +167,20 @@ class DecoderBlocks:
         made = middle + layer.feed_forward(layer.ffn_norm(middle))
         return before + mixed, made[:, -streams.after.shape[1] :]
 
-    def _output(self, number: int, replay: Replay) -> list[BlockError]:
-        last = self.taps.read_by(f"{DECODER}.norm", replay, number)
-        logits = self.taps.result(DECODER, replay, number)
+    def _output(self, number: int, tapped: Tapped) -> list[BlockError]:
+        last = self.taps.read_by(f"{DECODER}.norm", tapped, number)
+        logits = self.taps.result(DECODER, tapped, number)
         if last is None or logits is None:
             return []
         expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
         error = _added(f"{DECODER}.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)
         return [replace(error, limit_db=block_limit_db(error.elements))]
 
-    def _after(self, replay: Replay, number: int, layer: int) -> Tensor | None:
+    def _after(self, tapped: Tapped, number: int, layer: int) -> Tensor | None:
         """The stream behind a layer: what the next norm reads; the final one may read the last token alone."""
         if layer + 1 < self.layers:
-            return self.taps.read_by(f"{DECODER}.layers.{layer + 1}.attention_norm", replay, number)
-        last = self.taps.read_by(f"{DECODER}.norm", replay, number)
+            return self.taps.read_by(f"{DECODER}.layers.{layer + 1}.attention_norm", tapped, number)
+        last = self.taps.read_by(f"{DECODER}.norm", tapped, number)
         return None if last is None else last.reshape(1, -1, last.shape[-1])
 
 
@@ -243,26 +212,26 @@ class _Streams:
         ]
 
 
-def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall], tapped: Tapped) -> list[BlockError]:
     """Layers of the vision tower on the program's own input to them, and the projector, against the fp32 definition."""
     return [
         replace(error, sample=call.sample)
         for number, call in enumerate(calls)
         if call.method == ENCODER
-        for error in _vision_layers(definition, taps, number, call, replay)
+        for error in _vision_layers(definition, taps, number, call, tapped)
     ]
 
 
 def _vision_layers(
-    definition: Definition, taps: Taps, number: int, call: TracedCall, replay: Replay
+    definition: Definition, taps: Taps, number: int, call: TracedCall, tapped: Tapped
 ) -> list[BlockError]:
     tower: Any = definition.vision.tower
     found: list[BlockError] = []
 
     def tap(name: str) -> Tensor | None:
-        return taps.read_by(f"{ENCODER}.tower.{name}", replay, number)
+        return taps.read_by(f"{ENCODER}.tower.{name}", tapped, number)
 
-    tokens = taps.result(ENCODER, replay, number)
+    tokens = taps.result(ENCODER, tapped, number)
     with torch.no_grad():
         embedded = tap("pre_norm")
         if embedded is not None:
@@ -285,29 +254,29 @@ def _vision_layers(
     return found
 
 
-def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay) -> list[BlockError]:
+def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], tapped: Tapped) -> list[BlockError]:
     """SQNR of the residual stream behind every block against fp32 run end to end: how the error grows with depth."""
     found: list[BlockError] = []
     vision: dict[str, Tensor] = {}
     for number, call in enumerate(calls):
         if call.method == ENCODER:
             vision[call.sample] = definition.image_tokens(call.inputs[0])
-            found += [replace(e, sample=call.sample) for e in _vision_profile(definition, taps, number, call, replay)]
-    return found + _text_profile(definition, taps, calls, replay, vision)
+            found += [replace(e, sample=call.sample) for e in _vision_profile(definition, taps, number, call, tapped)]
+    return found + _text_profile(definition, taps, calls, tapped, vision)
 
 
 def _vision_profile(
-    definition: Definition, taps: Taps, number: int, call: TracedCall, replay: Replay
+    definition: Definition, taps: Taps, number: int, call: TracedCall, tapped: Tapped
 ) -> list[BlockError]:
     tower, found = definition.vision.tower, []
     with torch.no_grad():
         x = tower.embed(definition.vision.normalize(call.inputs[0]))
         for index, layer in enumerate(tower.layers):
             x = layer(x)
-            expected, actual = x, taps.read_by(f"{ENCODER}.tower.layers.{index + 1}.norm1", replay, number)
+            expected, actual = x, taps.read_by(f"{ENCODER}.tower.layers.{index + 1}.norm1", tapped, number)
             if index + 1 == len(tower.layers):
                 expected = definition.vision.projector(x[:, 1:])
-                actual = taps.result(ENCODER, replay, number)
+                actual = taps.result(ENCODER, tapped, number)
             if actual is not None:
                 block = f"{ENCODER}.layers.{index}"
                 found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
@@ -315,7 +284,7 @@ def _vision_profile(
 
 
 def _text_profile(
-    definition: Definition, taps: Taps, calls: Sequence[TracedCall], replay: Replay, vision: dict[str, Tensor]
+    definition: Definition, taps: Taps, calls: Sequence[TracedCall], tapped: Tapped, vision: dict[str, Tensor]
 ) -> list[BlockError]:
     """The decoder's calls of all conversations; an image chunk is fed with the fp32 image tokens of its sample."""
     fed = list(_decoder_inputs(definition, calls, vision))
@@ -324,7 +293,7 @@ def _text_profile(
 
     def observe(place: int, index: int, expected: Tensor) -> None:
         number, name = fed[place][0], f"layers.{index + 1}.attention_norm" if index + 1 < layers else "norm"
-        actual = taps.read_by(f"{DECODER}.{name}", replay, number)
+        actual = taps.read_by(f"{DECODER}.{name}", tapped, number)
         if actual is not None:
             actual = actual.reshape(1, -1, actual.shape[-1])
             block = f"{DECODER}.layers.{index}.feed_forward"

@@ -23,7 +23,8 @@ from verifier.artifact.dtypes import program_name
 from verifier.core import upstream
 from verifier.errors import VerifierError
 from verifier.interpret.machine import MethodState
-from verifier.ladder.compared import Compared, compare_tensors
+from verifier.ladder.compared import compare_tensors
+from verifier.ladder.records import Compared
 from verifier.operators.rounding import any_order
 from verifier.runner.protocol import Bundle, Call, Runner
 

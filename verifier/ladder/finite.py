@@ -7,7 +7,6 @@ the program, added before a softmax, and in what is computed of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,25 +14,7 @@ from torch import Tensor
 
 from verifier.artifact.plan import Instruction, TensorValue
 from verifier.interpret.machine import MethodState
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """What a result holds that is no number: NaN if there is any, else infinity. `index` is the first of `count` such elements, which has
-    `value`. `inherited` is whether an operand that was computed, or given by the caller, holds such a value too; `masks` whether a mask among the
-    instruction's constants provides the infinity; `constant` whether one of its constants is not finite."""
-
-    value: float
-    index: tuple[int, ...]
-    count: int
-    inherited: bool = False
-    masks: bool = False
-    constant: bool = False
-
-    @property
-    def arises(self) -> bool:
-        """Whether this instruction is the one that made it, of numbers and for no good reason."""
-        return not (self.inherited or self.masks)
+from verifier.ladder.records import NonFinite
 
 
 def all_finite(x: Tensor) -> bool:

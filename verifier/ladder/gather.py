@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.interpret.machine import Machine, MethodState
-from verifier.ladder.abroad import Counterpart, run_here
-from verifier.ladder.align import Aligned, align_program
+from verifier.ladder.abroad import run_here
+from verifier.ladder.align import align_program
 from verifier.ladder.blocks import (
-    BlockError,
     DecoderBlocks,
     TracedCall,
     error_shares,
@@ -34,9 +33,11 @@ from verifier.ladder.blocks import (
     vision_layers,
 )
 from verifier.ladder.descend import descend
+from verifier.ladder.evidence import AT_HOME, BlockError, Counterpart, LayerEvidence
 from verifier.ladder.limits import over
 from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
-from verifier.ladder.replay import Replay, Replayer
+from verifier.ladder.records import Replay
+from verifier.ladder.replay import Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.memory import return_freed
@@ -57,25 +58,6 @@ SLACK_BYTES = 4 << 20
 TRIMMED_EVERY = 64
 """Instructions between which freed memory is given back."""
 TIMEOUT_S = 3600.0
-
-
-AT_HOME = Missing("the program ran on this machine", "unasked")
-
-
-@dataclass(frozen=True)
-class LayerEvidence:
-    """Everything known layer by layer. `descents` say of a delegate that the runtime computes
-    wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits. `tokens` are
-    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine."""
-
-    alignment: dict[tuple[str, int], Aligned]
-    replay: Replay
-    blocks: tuple[BlockError, ...] = ()
-    profile: tuple[BlockError, ...] = ()
-    descents: dict[tuple[str, int], str] = field(default_factory=dict)
-    error_shares: dict[str, float] = field(default_factory=dict)
-    tokens: dict[int, int] = field(default_factory=dict)
-    counterparts: tuple[Counterpart, ...] | Missing = AT_HOME
 
 
 def choose_samples(samples: list[Sample], *, large: bool = False) -> list[Sample]:
@@ -174,16 +156,16 @@ def compare_layers(  # noqa: PLR0917
         return Missing(error.one_line, "verifier")
     except ProgramFaultError as error:
         return Missing(str(error), "program")
-    replay = replayer.finish()
+    replay, tapped = replayer.finish(), replayer.tapped
     descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
     gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
     held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
     quantized = build_quantized_decoder(family, recipe, held, rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, family.checkpoint.geometry.text.layers)
-    blocks = decoder.compare(traced.calls, replay, tell)
-    blocks += vision_layers(definition, taps, traced.calls, replay)
-    found = profile(definition, taps, traced.calls, replay)
+    blocks = decoder.compare(traced.calls, tapped, tell)
+    blocks += vision_layers(definition, taps, traced.calls, tapped)
+    found = profile(definition, taps, traced.calls, tapped)
     prompt = _prompt(definition, traced)
     shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if family.large else prompt)
     tokens = {n: call.inputs[0].shape[1] for n, call in enumerate(traced.calls) if call.method == DECODER}
@@ -243,10 +225,10 @@ def against_fp32(
     taps = find_taps(artifact, audit)
     replayer = Replayer(artifact, watched=taps.watched())
     _replay(replayer, traced)
-    replay = replayer.finish()
+    tapped = replayer.tapped
     del replayer
     gc.collect()  # its contents, before fp32 layers take as much
-    return vision_layers(definition, taps, traced.calls, replay), profile(definition, taps, traced.calls, replay)
+    return vision_layers(definition, taps, traced.calls, tapped), profile(definition, taps, traced.calls, tapped)
 
 
 def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:

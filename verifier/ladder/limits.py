@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from verifier.core.limits import Limit, limit
-from verifier.ladder.compared import Compared, is_linear
+from verifier.ladder.records import Compared, is_linear
 
 SHARE, LINEAR = limit("layers.kernel"), limit("layers.kernel.linear")
 STEP, SHARE_OFF = limit("layers.kernel.step"), limit("layers.kernel.share_off")

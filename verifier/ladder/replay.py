@@ -9,7 +9,7 @@ share memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,55 +21,18 @@ from verifier.artifact.storage import Span, Storage
 from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate, reshaped
-from verifier.ladder.compared import Compared, compare_tensors
+from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import over
+from verifier.ladder.records import Compared, Handover, RangeUse, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.memory import untouched_zeros
 from verifier.operators.operator import ProgramFaultError
 from verifier.operators.registry import OPERATORS
 
-
-@dataclass(frozen=True)
-class Handover:
-    """An operand that is not what its producer made: `operand` is its place among the arguments."""
-
-    call: int
-    method: str
-    instruction: int
-    operand: int
-    differing: int
-    producer: int | None
-
-
-@dataclass(frozen=True)
-class RangeUse:
-    """What one call hands to a delegate that converts it to static int8: the share of elements that the range cuts off. `node` is
-    the converting node."""
-
-    call: int
-    method: str
-    instruction: int
-    node: int
-    clipped: float
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Everything compared in some calls. `constants` repeats the instructions that use a constant, with the recipe's constant
-    in its place. `taps` are the runtime's own contents of some EValues, by call and number of the EValue. `computing` are the
-    instructions that compute a tensor, by method, and `covered` those of them that were compared; a cache that was written is
-    compared where it is read. `covered_in` is the same by call. `ranges` are the conversions to static int8."""
-
-    compared: tuple[Compared, ...]
-    constants: tuple[Compared, ...]
-    handovers: tuple[Handover, ...]
-    taps: dict[tuple[int, int], Tensor]
-    computing: dict[str, frozenset[int]]
-    covered: dict[str, frozenset[int]]
-    covered_in: dict[int, frozenset[int]] = field(default_factory=dict)
-    ranges: tuple[RangeUse, ...] = ()
+Tapped = dict[tuple[int, int], Tensor]
+"""The runtime's own contents of some EValues, by call and number of the EValue."""
 
 
 def operator_name(state: MethodState, step: Instruction) -> str:
@@ -102,7 +65,7 @@ class Replayer:
         self.machine, self.shadow = Machine(artifact), Machine(artifact)
         self.recipe = None if recipe is None else Machine(replace(artifact, storage=recipe))
         self.watched, self.seen = watched, seen
-        self.taps: dict[tuple[int, int], Tensor] = {}
+        self.tapped: Tapped = {}
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
         self.handovers: list[Handover] = []
@@ -121,22 +84,20 @@ class Replayer:
     def finish(self) -> Replay:
         """What was found so far."""
         computing = {
-            method: frozenset(step.index for step in state.plan.instructions if _computes(step))
+            method: tuple(step.index for step in state.plan.instructions if _computes(step))
             for method, state in self.shadow.methods.items()
             if state.plan.instructions
         }
-        covered: dict[str, frozenset[int]] = {}
+        covered: dict[str, set[int]] = {}
         for (method, _), found in self.covered.items():
-            covered[method] = covered.get(method, frozenset()) | found
-        covered_in = {call: frozenset(found) for (_, call), found in self.covered.items()}
+            covered.setdefault(method, set()).update(found)
         return Replay(
             tuple(self.compared),
             tuple(self.constants),
             tuple(self.handovers),
-            dict(self.taps),
             computing,
-            covered,
-            covered_in,
+            {method: tuple(sorted(found)) for method, found in covered.items()},
+            {call: tuple(sorted(found)) for (_, call), found in self.covered.items()},
             tuple(self.ranges),
         )
 
@@ -202,7 +163,7 @@ class _Follower:
         for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
             content = self.known.get(index)
             if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):
-                self.replayer.taps[self.replayer.calls, index] = content
+                self.replayer.tapped[self.replayer.calls, index] = content
         self._forget(instruction)
 
     def _content(self, index: int, value: Any) -> Any:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from verifier.artifact.plan import Instruction
 from verifier.interpret.machine import MethodState, evaluate
-from verifier.ladder.compared import Compared, is_linear
 from verifier.ladder.limits import LINEAR, SHARE, excess
+from verifier.ladder.records import Compared, is_linear
 from verifier.operators.order import ORDERS
 from verifier.operators.rounding import any_order
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from verifier.core.limits import UNIT
 from verifier.operators.operator import Arguments, KernelBound, Results, UnknownOperationError
-from verifier.operators.rounding import UNIT, Sums, gamma, units
+from verifier.operators.rounding import Sums, gamma, units
 
 
 def each(results: Results, bound: Callable[[Tensor], Tensor]) -> list[Tensor | None]:

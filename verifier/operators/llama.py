@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from verifier.core.limits import UNIT
 from verifier.operators.bounds import each, exact
 from verifier.operators.operator import Arguments, Declared, Operator, ProgramFaultError, Results, RowWrite
 from verifier.operators.order import Order, dot, total
-from verifier.operators.rounding import UNIT, Sums, units
+from verifier.operators.rounding import Sums, units
 
 BLOCK = 32
 """Keys that a kernel takes at a time, at the least; behind each block what was summed is scaled again."""

@@ -11,10 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from verifier.core.limits import limit
-
-UNIT = 2.0**-24
-"""Unit roundoff of fp32: a result rounded to the nearest is off by this share of itself at most."""
+from verifier.core.limits import UNIT, limit
 
 
 def gamma(roundings: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -19,51 +19,37 @@ import numpy as np
 
 from verifier.artifact.program import Artifact
 from verifier.artifact.rewire import rewire
-from verifier.audit.caches import Cache, find_caches
+from verifier.audit.caches import find_caches
+from verifier.audit.records import Cache
 from verifier.driver import ids_array
 from verifier.errors import ArtifactError
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
-from verifier.probes.tape import PROMPT_TOKENS, Pair, Tape, one_result, random_tokens
+from verifier.probes.records import (
+    MASKED,
+    PERTURBED,
+    POISONS,
+    SPLITS,
+    Asked,
+    CacheEvidence,
+    CacheRows,
+    Pair,
+    beyond,
+    chunk_name,
+)
+from verifier.probes.tape import PROMPT_TOKENS, Tape, one_result, random_tokens
 from verifier.runner.protocol import Array, Bundle, Part, Result
 from verifier.types import Missing
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
-EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
-"""Lengths and positions at which caches and masks have broken (upstream issues of ExecuTorch and llama.cpp)."""
 STEPS = 4
-MASKED = (40, 24)
-"""Two chunks in which single tokens are perturbed, the second one at a position that is not 0."""
-PERTURBED = (0, 1, 31, 32, 39, 40, 41, 62, 63)
 HUGE = 1e30
-POISONS = ("NaN", "huge")
 POISONED = (1, 5)
 """Tokens in the chunks that are fed behind poison."""
 TAIL_OF_LARGE, ROWS_OF_LARGE, PERTURBED_OF_LARGE = 64, 128, (0, 31, 41, 63)
 """Of a large model: the last positions, which are cut into chunks behind a prefix that all cuts share; rows that are read; tokens that
 are perturbed. Two AVX2 cores prefill 7B at 4.5 tokens/s, 12 cuts of 768 tokens take half an hour there."""
-SPLITS = (
-    "whole",
-    "1, 2, 31, …",
-    "193, 192, …",
-    "35, 576, rest",
-    "575, 1, 1, rest",
-    "577, 1, rest",
-    "33 each",
-    "all but one, 1",
-    "1, all but one",
-    "random 0",
-    "random 1",
-    "random 2",
-)
-HISTORIES = (
-    "after a full cache",
-    "other methods in between",
-    "another instance",
-    "rewind behind the prompt",
-    "rewind into the prompt",
-)
 
 
 class Run(Protocol):
@@ -74,30 +60,9 @@ class Run(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A finished bundle, the calls that must agree, and calls to look at by name."""
-
-    result: Result
-    pairs: tuple[Pair, ...] = ()
-    marks: dict[str, int] = field(default_factory=dict)
-
-
+Measure = Callable[[Asked, tuple[Cache, ...]], CacheRows]
+"""From rows as they were returned to what checks look at."""
 UNREAD = Missing("the cache cannot be set: the program with readable caches did not run", "verifier")
-
-
-@dataclass(frozen=True)
-class CacheEvidence:
-    """All that was asked of the cache. `chunks`, `capacity` and `use` are of the shipped program, `rows` and `poison` of its copies that
-    return and take caches."""
-
-    limit: int
-    caches: tuple[Cache, ...] | Missing
-    chunks: Asked | Missing
-    capacity: Asked | Missing
-    use: Asked
-    rows: Asked | Missing
-    poison: Asked | Missing
 
 
 def splits(limit: int) -> dict[str, tuple[int, ...]]:
@@ -128,10 +93,17 @@ def splits(limit: int) -> dict[str, tuple[int, ...]]:
 
 
 def ask_cache(
-    artifact: Artifact, table: Array, image: Array, run: Run, *, in_chunks: bool = True, large: bool = False
+    artifact: Artifact,
+    table: Array,
+    image: Array,
+    run: Run,
+    *,
+    measure: Measure,
+    in_chunks: bool = True,
+    large: bool = False,
 ) -> CacheEvidence:
     """Ask everything, or all but the many calls in chunks. `table` [V, D] are token embeddings, `image` an input of
-    `vision_encoder`. A `large` model is asked the same with fewer tokens."""
+    `vision_encoder`. A `large` model is asked the same with fewer tokens. `measure` is given the rows of the caches, which are not kept."""
     limit = artifact.max_seq_len
     tokens = random_tokens(table, limit + 8, seed=0)
     others = random_tokens(table, limit + 8, seed=1)
@@ -139,6 +111,7 @@ def ask_cache(
     chunks = _ask(run, artifact.path, _chunks(tokens, limit, large=large)) if in_chunks else unasked
     capacity = _ask(run, artifact.path, _capacity(tokens, limit, large=large)) if in_chunks else unasked
     use = _ask(run, artifact.path, _use(tokens, others, image, limit))
+    made = partial(CacheEvidence, limit, chunks=chunks, capacity=capacity, use=use, poisons=poisons(artifact))
     try:
         caches = find_caches(artifact)
     except (ArtifactError, UnknownOperationError) as error:
@@ -147,7 +120,7 @@ def ask_cache(
         )
         # caches that are read and are not a LLaVA's are the program's fault; an instruction that nobody here can read is not
         caches_unread = replace(unread, culprit="program") if isinstance(error, ArtifactError) else unread
-        return CacheEvidence(limit, caches_unread, chunks, capacity, use, rows=unread, poison=unset)
+        return made(caches=caches_unread, rows=unread, poison=unset)
     with tempfile.TemporaryDirectory(prefix="verifier-rewired-") as folder:
         reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
         numbers = [cache.value for cache in caches]
@@ -156,11 +129,11 @@ def ask_cache(
         rewire(artifact, writing, DECODER, inputs=numbers)
         held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
         if any(part is None for part in held):
-            return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison=UNREAD)
+            return made(caches=caches, rows=measure(rows, caches), poison=UNREAD)
         prompt = [np.asarray(part) for part in held]
         asked = partial(_poison, tokens, caches, prompt)
         poison = _ask_poison(run, writing, asked, poisons(artifact), apart=large)
-    return CacheEvidence(limit, caches, chunks, capacity, use, rows, poison)
+    return made(caches=caches, rows=measure(rows, caches), poison=poison)
 
 
 def poisons(artifact: Artifact) -> dict[str, float]:
@@ -208,17 +181,6 @@ def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[Tape, dict[str, 
             position += size
             tape.same(name, call, alone[position], position - 1)
     return tape, {"last one": alone[limit]}
-
-
-def beyond(limit: int) -> list[tuple[int, int]]:
-    """(start, tokens) of chunks that end one past the limit, from the starts where bugs sat; S = 1 is the last."""
-    starts = [start for start in (*EDGES, limit - 2, limit - 1) if start < limit]
-    return [(start, limit + 1 - start) for start in dict.fromkeys(starts)] + [(limit, 1)]
-
-
-def chunk_name(start: int, size: int) -> str:
-    """The mark of a chunk that is asked beyond the limit."""
-    return f"{start} + {size}"
 
 
 def _capacity(tokens: Array, limit: int, *, large: bool) -> tuple[Tape, dict[str, int]]:

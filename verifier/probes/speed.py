@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import median
 
 from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
 from verifier.probes.kvcache import Run
+from verifier.probes.records import Speed
 from verifier.probes.tape import Tape, random_tokens
 from verifier.runner.constants import LOOP
-from verifier.runner.protocol import Array, Bundle, Result
+from verifier.runner.protocol import Array, Bundle
 
 ROUNDS, ROUNDS_OF_LARGE = 5, 2
 DECODED = 8
 TEXT = 24
 """Tokens of text around the image."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """`prefill_loops`: an image with text around it; `decode_loops`: one token; both in times of `LOOP`, the median of the rounds.
-    None, like the memory, if the calls did not return: `result` says why."""
-
-    result: Result
-    prefill_loops: float | None = None
-    decode_loops: float | None = None
-    peak_rss_bytes: int | None = None
 
 
 def ask_speed(artifact: Artifact, table: Array, image: Array, run: Run, *, patches: int, large: bool = False) -> Speed:

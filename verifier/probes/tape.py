@@ -9,20 +9,11 @@ import numpy as np
 
 from verifier.driver import Script, position_array
 from verifier.families.conventions import DECODER
+from verifier.probes.records import Pair
 from verifier.runner.protocol import Array, Part, Result
 
 PROMPT_TOKENS = 48
 """A prompt of three row tiles of 16; probes continue behind it."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two calls that must give the same logits; `position` is that of the last token."""
-
-    case: str
-    actual: int
-    expected: int
-    position: int
 
 
 @dataclass

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from verifier.artifact.program import Artifact
-from verifier.families.conventions import DECODER, ENCODER
+from verifier.families.conventions import ENCODER
 from verifier.probes.kvcache import Run
+from verifier.probes.records import CHUNKS, CONFIGURATIONS, Repeated, ThreadEvidence
 from verifier.probes.tape import Tape, random_tokens
-from verifier.runner.protocol import Array, Bundle, Result
+from verifier.runner.protocol import Array, Bundle
 
 REPEATS, REPEATS_OF_LARGE = 10, 2
-CHUNKS = (33, 15, 1)
-"""A prefill that is no multiple of a row tile, a second chunk, a single token."""
-CONFIGURATIONS = ("1 thread", "2 threads", "more threads than cores", "another process")
-CALLS = (ENCODER, *(f"{DECODER} of {size}" for size in CHUNKS))
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """One configuration: `calls[r][c]` is the number of call c of `CALLS` in repetition r."""
-
-    threads: int
-    result: Result
-    calls: tuple[tuple[int, ...], ...]
-
-    def output(self, repeat: int, call: int) -> Array | None:
-        """What a call returned, None if it did not."""
-        return self.result.outputs.get(self.calls[repeat][call])
-
-
-ThreadEvidence = dict[str, Repeated]
-"""By configuration; the last one is the second configuration again in a process of its own, cold."""
 
 
 def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run, *, large: bool = False) -> ThreadEvidence:

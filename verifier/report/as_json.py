@@ -67,17 +67,17 @@ def _blame(blame: CheckResult | None) -> JsonObject | None:
 def report(run: Run) -> Report:
     """The report of a run as plain data."""
     judgement, gathered = run.judgement, run.gathered
-    artifact, recipe = gathered.evidence.artifact, gathered.evidence.recipe
+    program, recipe = gathered.evidence.program, gathered.evidence.recipe
     data = {
         "schema": SCHEMA,
         "verdict": judgement.verdict,
         "reason": judgement.reason,
         "partial": run.partial,
         "artifact": {
-            "path": str(artifact.path),
-            "sha256": artifact.sha256,
-            "bytes": artifact.header.file_bytes,
-            "methods": sorted(artifact.methods),
+            "path": str(program.path),
+            "sha256": program.sha256,
+            "bytes": program.file_bytes,
+            "methods": sorted(program.methods),
             "recipe": {"name": recipe.name} | recipe.as_json(),
         },
         "checkpoint": {"id": gathered.checkpoint, "sha256": gathered.checkpoint_sha256},

@@ -21,9 +21,10 @@ from verifier.backends.xnnpack.context import (
     grouped_weights,
     offset_magnitudes,
 )
+from verifier.core.limits import UNIT
 from verifier.operators.bounds import softmax_share
 from verifier.operators.operator import UnknownOperationError
-from verifier.operators.rounding import UNIT, gamma, rounded, units
+from verifier.operators.rounding import gamma, rounded, units
 
 ROUNDED_UP = 1 + 2.0**-12
 """A bound that is itself summed in fp32 stays one: sums of a group are right to 2^-12 for any group of 4096 channels and less."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Bytes, Storage
-from verifier.backends.backend import Graph, GraphValue, PerChannel, PerGroup, PerTensor
+from verifier.backends.backend import Graph, GraphValue
+from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 from verifier.backends.xnnpack.arithmetic import QuantizedRows, dequantize
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.order import Order

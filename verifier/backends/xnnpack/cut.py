@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from verifier.artifact.storage import Span, Storage
-from verifier.backends.backend import Graph, PerChannel, PerTensor, Quantization
+from verifier.backends.backend import Graph
+from verifier.backends.quantization import PerChannel, PerTensor, Quantization
 from verifier.backends.xnnpack.graph import INVALID_ID
 from verifier.core import upstream
 

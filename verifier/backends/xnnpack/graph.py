@@ -14,7 +14,8 @@ from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import xnnpack_schema
 from verifier.artifact.storage import Span, Storage
-from verifier.backends.backend import Graph, GraphValue, Node, PerChannel, PerGroup, PerTensor, PerToken, Quantization
+from verifier.backends.backend import Graph, GraphValue, Node
+from verifier.backends.quantization import PerChannel, PerGroup, PerTensor, PerToken, Quantization
 from verifier.errors import ArtifactError
 
 INVALID_ID = 0xFFFFFFFF

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.backends.backend import GraphValue, Node, PerTensor, PerToken
+from verifier.backends.backend import GraphValue, Node
+from verifier.backends.quantization import PerTensor, PerToken
 from verifier.backends.xnnpack import bounds as node_bounds
 from verifier.backends.xnnpack.arithmetic import (
     QuantizedRows,

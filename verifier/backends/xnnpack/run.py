@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.storage import Storage
-from verifier.backends.backend import Conversion, Graph, Node, PerTensor, Use
+from verifier.backends.backend import Conversion, Graph, Node, Use
+from verifier.backends.quantization import PerTensor
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN, QuantizedRows
 from verifier.backends.xnnpack.context import Context, Operand, channel_scales, constant_weights
 from verifier.backends.xnnpack.cut import cut_payload

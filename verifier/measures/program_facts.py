@@ -1,0 +1,72 @@
+"""From a program to what checks look at: `ProgramFacts`, and the signatures that its methods should have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from verifier.artifact.plan import Plan
+from verifier.artifact.program import Artifact
+from verifier.audit.handover import handovers
+from verifier.audit.lifetimes import find_overlaps, lifetimes, outside_arena
+from verifier.backends.calls import census_of
+from verifier.errors import ArtifactError
+from verifier.families.conventions import ENCODER, ROLES, Signature
+from verifier.families.family import Family
+from verifier.measures.program import PlannedMemory, ProgramFacts, ScalarFactor
+from verifier.operators.registry import is_heavy
+from verifier.types import Missing
+
+T = TypeVar("T")
+
+
+def program_facts(artifact: Artifact) -> ProgramFacts:
+    """What checks look at of a program."""
+    operators = {name: None for facts in artifact.methods.values() for name in facts.operators}
+    return ProgramFacts(
+        artifact.path,
+        artifact.sha256,
+        artifact.methods,
+        file_bytes=artifact.header.file_bytes,
+        heavy=tuple(filter(is_heavy, operators)),
+        census=_readable(census_of, artifact),
+        handovers=_readable(handovers, artifact),
+        vision_factors=_factors(artifact.plans[ENCODER]),
+        memory={method: _planned(artifact.plans[method]) for method in ROLES},
+    )
+
+
+def expected_signatures(artifact: Artifact, family: Family) -> dict[str, Signature]:
+    """The signature of every method that computes, for a program of this length. Raises `ArtifactError` if it does not state its length."""
+    sizes = family.sizes(artifact.max_seq_len)
+    return {method: family.convention.signature(method, sizes) for method in ROLES}
+
+
+def _readable(read: Callable[[Artifact], T], artifact: Artifact) -> T | Missing:
+    try:
+        return read(artifact)
+    except ArtifactError as error:
+        return Missing(error.one_line, "program")
+
+
+def _factors(plan: Plan) -> tuple[ScalarFactor, ...]:
+    found = [
+        (step.index, plan.values[step.args[1]])
+        for step in plan.instructions
+        if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
+    ]
+    return tuple(
+        ScalarFactor(index, value if value is None or isinstance(value, (int, float, str)) else str(value))
+        for index, value in found
+    )
+
+
+def _planned(plan: Plan) -> PlannedMemory:
+    outside, overlaps = outside_arena(plan), find_overlaps(plan)
+    return PlannedMemory(
+        plan.arenas_bytes,
+        tensors=len(lifetimes(plan)),
+        outside=outside[0] if outside else None,
+        overlaps=len(overlaps),
+        overlap=overlaps[0] if overlaps else None,
+    )
