@@ -56,11 +56,11 @@ def once(shared_folder: Path) -> Callable[[str, Callable[[Path], None]], Path]:
 
 @pytest.fixture(scope="session")
 def report_folder(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """The report of one whole verification of the embedded program, on an image of the user's too, and its exit status."""
+    """The report of one whole verification of the embedded program, on an image of the user's too, its exit status, and the evidence."""
 
     def build(folder: Path) -> None:
         image = EMBEDDED_PTE.parent / "images" / "photo_coffee.jpg"
-        status = verify(EMBEDDED_PTE, str(image), "--report", str(folder))
+        status = verify(EMBEDDED_PTE, str(image), "--report", str(folder), "--keep-evidence", str(folder / "evidence"))
         (folder / "status").write_text(str(status))
 
     return once("report", build)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support import EMBEDDED_PTE
 from verifier.evidence import Evidence
+from verifier.judging import kept
 
 
 @pytest.fixture
@@ -18,16 +19,6 @@ def victim(micro_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gathered() -> Evidence:
+def gathered(report_folder: Path) -> Evidence:
     """The evidence of the embedded program, to be broken in memory."""
-    from verifier.gather import gather
-    from verifier.opening import Request, open_request
-    from verifier.progress import Progress, hushed
-
-    families = ("preprocess", "splice", "vision", "embedding", "logits", "greedy")
-    with hushed():
-        checks = tuple(
-            f"{family}.*"
-            for family in (*families, "structure", "mapping", "kvcache", "threads", "weights", "layers", "tokenizer")
-        )
-        return gather(open_request(Request(EMBEDDED_PTE, checks=checks)), Progress(quiet=True))[0]
+    return replace(kept(report_folder / "evidence").evidence, user_case=None)

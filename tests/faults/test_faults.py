@@ -30,12 +30,14 @@ from verifier.measures.mapping import layer_errors
 from verifier.measures.program_facts import program_facts
 from verifier.measures.tokens import measure_metadata
 from verifier.measures.vocabulary import in_steps, measure_vocabulary
-from verifier.opening import Request
+from verifier.opening import Request, open_request
 from verifier.pipeline import verify as run_gate
 from verifier.reference import LayerPair
+from verifier.second_look import QuantizedRung
 from verifier.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
 
 pytestmark = pytest.mark.xdist_group("faults")
+UNASKED = Missing("no check asked for it", "unasked")
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Eviden
     order = logits[0].argsort()
     logits[0, order[-1]], logits[0, order[-2]] = logits[0, order[-2]], logits[0, order[-1]]
     cases = list(gathered.cases)
-    cases[at] = replace(case, logits=logits)
+    cases[at] = replace(case, logits=logits, quantized={0: case.sample.golden.ids[0]})
     broken = replace(gathered, cases=tuple(cases))
     failed = [result for result in results_of("greedy.golden", broken) if result.verdict == "fail"]
     assert [result.case for result in failed] == [case.sample.golden.name]
@@ -205,6 +207,19 @@ def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Eviden
     assert f"at token 0 (position {position})" in failed[0].message
     assert "The eager model with the recipe's quantization says" in failed[0].message
     assert "step lowering or kernel" in failed[0].message
+
+
+def test_the_quantized_rung_is_asked_about_wrong_tokens(gathered: evidence.Evidence) -> None:
+    """It favours the golden tokens of a sound program; the first place where it favours another than the program ends the questions."""
+    case, ids = gathered.cases[0], gathered.cases[0].sample.golden.ids
+    assert case.logits is not None
+    opened = open_request(Request(EMBEDDED_PTE, checks=("greedy.golden",)))
+    length = case.sample.prompt.length(gathered.patches) + len(ids)
+    rung = QuantizedRung(opened, UNASKED, opened.family.definition(max_len=length), case.sample)
+    assert rung.tokens(case, (0, 2)) == {0: ids[0], 2: ids[2]}
+    wrong = replace(case, logits=np.roll(case.logits, 1, axis=-1))
+    assert rung.tokens(wrong, (0, 2)) == {0: ids[0]}
+    assert rung.tokens(replace(case, vision=None), (0, 2)) == {}
 
 
 def test_tie_of_the_reference_is_nobodys_fault(gathered: evidence.Evidence) -> None:

@@ -56,7 +56,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
 
 
 def _made(clean: Evidence, samples: list[Sample]) -> ConversationBundle:
-    vocabulary = clean.checkpoint.geometry.text.vocabulary
+    vocabulary = clean.geometry.text.vocabulary
     return conversation_bundle(clean.program, samples, patches=clean.patches, vocabulary=vocabulary)
 
 
@@ -166,7 +166,7 @@ def _with(clean: Evidence, tokenizer: Tokenizer) -> Evidence:
         tokenizer,
         [case.sample.golden.question for case in clean.cases],
         patches=clean.patches,
-        limit=clean.artifact.max_seq_len,
+        limit=clean.program.max_seq_len,
         side_px=clean.geometry.vision.image_px,
     )
     tokens = measure_tokens(tokenizer, vocabulary=clean.geometry.text.vocabulary, answers=(), logits=())

@@ -54,6 +54,7 @@ class Outer:
     words: frozenset[str]
     pair: tuple[int, str]
     kind: Literal["a", "b"]
+    by_name: dict[str, Other] | Other
     free: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,6 +69,7 @@ def _outer(**fields: Any) -> Outer:
         "words": frozenset(("x", "y")),
         "pair": (1, "one"),
         "kind": "a",
+        "by_name": {"a": Other("text")},
         "free": {"nested": [1, None, {"deep": -math.inf}]},
     }
     return Outer(**(given | fields))
@@ -86,6 +88,13 @@ def test_every_kind_of_field_comes_back(tmp_path: Path, scalar: Any) -> None:
     same = ("either", "colour", "path", "words", "pair", "kind")
     assert [getattr(back, name) for name in same] == [getattr(_outer(), name) for name in same]
     assert back.by_place[0, 0] == Inner(None)
+
+
+@pytest.mark.parametrize("either", [{}, {"a": Other("text")}, Other("text")])
+def test_a_record_is_told_from_a_dictionary(tmp_path: Path, either: Any) -> None:
+    """Both are objects in JSON."""
+    save_archive(_outer(by_name=either), tmp_path / "kept", schema=SCHEMA)
+    assert load_archive(tmp_path / "kept", Outer, schema=SCHEMA).by_name == either
 
 
 @pytest.mark.parametrize("array", [np.zeros(()), np.zeros((0, 4), np.int8), np.array([np.nan, np.inf], np.float16)])

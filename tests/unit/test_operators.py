@@ -18,6 +18,7 @@ from verifier.audit.inventory import take_inventory
 from verifier.backends.calls import BACKENDS, census_of, graph_of, operands_of, written_by
 from verifier.backends.xnnpack.nodes import NODES
 from verifier.interpret.machine import Machine
+from verifier.measures.program_facts import program_facts
 from verifier.operators.bounds import exact
 from verifier.operators.operator import Operator, Registry, UnknownOperationError, dtype_of
 from verifier.operators.registry import OPERATORS, is_heavy
@@ -94,7 +95,7 @@ def test_unknown_delegate_is_no_fault_of_the_file() -> None:
     clean = open_artifact(EMBEDDED_PTE)
     nodes = [sum(n for kind, n in census_of(x)["text_decoder"].items() if "XNN" in kind) for x in (artifact, clean)]
     assert 0 < nodes[0] < nodes[1]
-    (result,) = results_of("structure.quantization", SimpleNamespace(artifact=artifact, subjects=None))
+    (result,) = results_of("structure.quantization", SimpleNamespace(program=program_facts(artifact), subjects=None))
     assert result.verdict != "fail"
 
 

@@ -236,8 +236,8 @@ def _of(kind: type[T], data: Json, where: str) -> T:
 
 
 def _member(hint: object, data: Json, where: str) -> object:
-    """The member of a union that JSON was written by."""
-    for each in get_args(hint):
+    """The member of a union that JSON was written by; a record is told from a dictionary by its class."""
+    for each in sorted(get_args(hint), key=lambda member: not is_dataclass(member)):
         kind = get_origin(each) or each
         if isinstance(each, type) and is_dataclass(each):
             fits = isinstance(data, dict) and data.get(_CLASS) == each.__name__
