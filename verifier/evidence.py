@@ -17,7 +17,8 @@ from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import Prompt
-from verifier.golden import Budget, Expectation, GoldenSet, Tolerances
+from verifier.golden.bands import Tolerances
+from verifier.golden.records import Budget, Expectation, GoldenSet
 from verifier.ladder.gather import LayerEvidence
 from verifier.measures.prompts import PromptEvidence, TemplatePrompt
 from verifier.measures.shipped import ShippedTokenizers

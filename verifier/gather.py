@@ -34,7 +34,7 @@ from verifier.evidence import (
 )
 from verifier.families.llava.definition import Definition
 from verifier.families.tokens.agreement import compare_with_transformers
-from verifier.golden import Tolerances, load_tolerances
+from verifier.golden.bands import Tolerances, load_tolerances
 from verifier.ladder.gather import LayerEvidence, Traced, choose_samples, compare_layers, run_traced
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped

@@ -17,7 +17,7 @@ import torch
 
 from verifier.backends.backend import Graph, PerTensor
 from verifier.evidence import Case, Evidence
-from verifier.golden import Budget, Expectation
+from verifier.golden.records import Budget, Expectation
 from verifier.ladder.abroad import Counterpart
 from verifier.ladder.finite import NonFinite
 from verifier.measures.prompts import TemplatePrompt

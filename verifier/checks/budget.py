@@ -15,7 +15,7 @@ from verifier.checks.check import Check, Fields, Finding, Need, check, failed, n
 from verifier.core.limits import stated
 from verifier.evidence import Evidence, Part
 from verifier.families.conventions import ROLES
-from verifier.golden import Budget
+from verifier.golden.records import Budget
 from verifier.probes.speed import Speed
 from verifier.types import Missing
 

@@ -25,6 +25,7 @@ from typing import Any
 from verifier import gather as gathering
 from verifier import pipeline
 from verifier.checks.registry import CHECKS
+from verifier.commands.verify import main as gate
 from verifier.core.records import JsonObject
 from verifier.errors import VerifierError
 from verifier.evidence import MAPPING_SAMPLES, Evidence
@@ -34,7 +35,6 @@ from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
 from verifier.reference import Answered, LayerPair, Sample
 from verifier.second_look import QuantizedRung
-from verifier.test_pte import main as gate
 
 LIMIT_S = 900.0
 ONE = "wide_0*"
