@@ -42,6 +42,7 @@ COMMANDS = (
     "verifier.export_llava --model none",
     "verifier.faults --only none",
     "verifier.report no.json",
+    "verifier.judge no-evidence",
     "verifier.synth_checkpoint --geometry none --out made",
     "verifier.runner no-bundle",
     "verifier.runner.llava_main --image_path no.npy",
