@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from verifier.errors import UsageError
-from verifier.runner.arm_python import make_arm_python_runner
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.protocol import Runner
 from verifier.runner.qemu import make_qemu_runner
+from verifier.runner.qemu_python import make_arm_python_runner
 from verifier.runner.remote import Told
 
 TARGETS = "local, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"

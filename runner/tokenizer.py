@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.errors import RunnerError
-from verifier.runner.tokenizer_files import Vocabulary, read_vocabulary
+from verifier.runner.tokenizer_files import read_vocabulary
+from verifier.runner.vocabulary import Vocabulary
 
 Rank = Callable[[bytes, bytes], float | None]
 """From two neighbours to the rank of their merge, the lowest first; None if they stay apart."""

@@ -8,68 +8,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.errors import RunnerError
 from verifier.runner.constants import FILE_LIMIT_BYTES, FIRST_BYTE, PIECE_LIMIT_BYTES, VOCABULARY_LIMIT
 from verifier.runner.file_kinds import describe
+from verifier.runner.tokenizer_json import parse_json
+from verifier.runner.vocabulary import BLANK, NotThisError, Spelling, Vocabulary, said
 
-BLANK = "\u2581".encode()
 _EXPECTED = "tokenizer.bin, tokenizer.model (SentencePiece, BPE) or tokenizer.json (BPE)"
 _FIX = "python -m verifier.export_llava --with-artifacts writes tokenizer.bin"
-
-
-class NotThisError(Exception):
-    """Why a file cannot be used, in words for a reader."""
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """What happens to a text before it is merged: `steps` one after the other, (old, new) replaced, (b"", new) put in front; then, if there
-    is a `scheme`, blanks become `blank`, with one in front "always", "first" at the start of a sequence only, or "never", unless the text
-    begins with one; a `split` text is cut before every blank."""
-
-    blank: bytes
-    steps: tuple[tuple[bytes, bytes], ...] = ()
-    scheme: str | None = None
-    split: bool = False
-
-    def words(self, data: bytes, *, first: bool) -> list[bytes]:
-        """The stretches of a text that are merged each for itself."""
-        if not data:
-            return []
-        for old, new in self.steps:
-            data = data.replace(old, new) if old else new + data
-        if self.scheme is not None:
-            data = data.replace(b" ", self.blank)
-            wanted = self.scheme == "always" or (self.scheme == "first" and first)
-            if wanted and not data.startswith(self.blank):
-                data = self.blank + data
-        if not self.split:
-            return [data]
-        head, *tail = data.split(self.blank)
-        return [word for word in (head, *(self.blank + one for one in tail)) if word]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a file says. `ids` of the pieces that text can become, `spoken` the bytes that an id stands for; `rank` of the merge of two
-    neighbours, the lowest first, None if they stay apart; `bytes_ids` for characters without a piece, else `unknown`."""
-
-    ids: dict[bytes, int]
-    spoken: dict[int, bytes]
-    rank: Callable[[bytes, bytes], float | None]
-    spelling: Spelling
-    bos: int
-    eos: tuple[int, ...]
-    bytes_ids: dict[int, int]
-    unknown: int | None = None
-    fuse_unknown: bool = True
-    whole_words: bool = False
-    user_defined: tuple[bytes, ...] = ()
-    added: tuple[tuple[bytes, int], ...] = ()
-    """Tokens that text is cut at before anything else happens to it, the longest first."""
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -91,8 +39,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 def parse_vocabulary(data: bytes) -> Vocabulary:
     """The same of a file's bytes. Raises `NotThisError`."""
-    from verifier.runner.tokenizer_json import parse_json
-
     if len(data) > FILE_LIMIT_BYTES:
         raise NotThisError(f"{describe(data)} of more than {FILE_LIMIT_BYTES >> 20} MiB")
     if data.lstrip(b" \t\r\n")[:1] == b"{":
@@ -150,20 +96,6 @@ def _by_score(ids: dict[bytes, int], scores: list[float]) -> Callable[[bytes, by
         return None if number is None else -scores[number]
 
     return rank
-
-
-def said(piece: bytes, blank: bytes) -> bytes:
-    """The bytes that a piece stands for: `<0x0A>` is one byte, a `blank` is a blank."""
-    byte = byte_of(piece)
-    return piece.replace(blank, b" ") if byte is None else bytes([byte])
-
-
-def byte_of(piece: bytes) -> int | None:
-    """The byte of a piece such as `<0x0A>`, None for another piece."""
-    if len(piece) != 6 or not piece.startswith(b"<0x") or piece[5:] != b">":
-        return None
-    digits = piece[3:5]
-    return int(digits, 16) if all(digit in b"0123456789ABCDEF" for digit in digits) else None
 
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)

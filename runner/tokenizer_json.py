@@ -10,14 +10,7 @@ import json
 from typing import Any
 
 from verifier.runner.constants import ID_LIMIT, PIECE_LIMIT_BYTES, VOCABULARY_LIMIT
-from verifier.runner.tokenizer_files import (
-    BLANK,
-    NotThisError,
-    Spelling,
-    Vocabulary,
-    byte_of,
-    said,
-)
+from verifier.runner.vocabulary import BLANK, NotThisError, Spelling, Vocabulary, byte_of, said
 
 _BOS = ("<s>", "<bos>", "<|begin_of_text|>")
 _EOS = ("</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>")

@@ -19,7 +19,7 @@ from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.faults.subjects import make_micro_checkpoint, make_micro_model
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.runner.native import NativeRunner
-from verifier.runner.native.build import build
+from verifier.runner.native.cmake import build
 from verifier.runner.qemu import EMULATORS, QemuRunner
 
 

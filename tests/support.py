@@ -29,7 +29,7 @@ def row_sqnr_db(*, actual: Array, expected: Array) -> Array:
 
 def export(model: Path | None, pte: Path, *arguments: str) -> int:
     """Run the exporter's command line in this process."""
-    from verifier.export_llava import main
+    from verifier.commands.export import main
 
     chosen = [] if model is None else ["--model", str(model)]
     return main(["--pte-name", str(pte), "--quiet", *chosen, *arguments])
@@ -37,6 +37,6 @@ def export(model: Path | None, pte: Path, *arguments: str) -> int:
 
 def verify(pte: Path | str, *arguments: str) -> int:
     """Run the verifier's command line in this process."""
-    from verifier.test_pte import main
+    from verifier.commands.verify import main
 
     return main([str(pte), "--quiet", *arguments])

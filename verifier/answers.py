@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.runner.protocol import Array
 from verifier.types import Prompt
 

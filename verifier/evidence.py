@@ -13,7 +13,8 @@ from verifier.checkpoint import Checkpoint
 from verifier.export.manifest import Manifest
 from verifier.families.conventions import Signature
 from verifier.families.llava.geometry import Geometry
-from verifier.golden import Budget, Expectation, Tolerances
+from verifier.golden.bands import Tolerances
+from verifier.golden.records import Budget, Expectation
 from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError

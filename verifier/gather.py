@@ -39,7 +39,7 @@ from verifier.families.llava.definition import Definition
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.agreement import compare_with_transformers
-from verifier.golden import Tolerances, load_tolerances
+from verifier.golden.bands import Tolerances, load_tolerances
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced, choose_samples, compare_layers, run_traced
 from verifier.measures.against_fp32 import LayerError, VocabularyError

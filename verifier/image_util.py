@@ -1,78 +1,8 @@
-"""`python -m verifier.image_util --image-path X --output-path Y`: an image as runners read it.
+"""`python -m verifier.image_util --image-path X --output-path Y`: an image as runners read it."""
 
-`.pt` is TorchScript (a module whose one parameter "0" is the tensor, as ExecuTorch's own script writes it); `.npy` needs
-no PyTorch to read. Both hold the resized image, uint8 [3, h, w].
-"""
-
-from __future__ import annotations
-
-import argparse
-import io
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from verifier.core.command import command
-from verifier.errors import UsageError
-from verifier.families.llava.preprocess import prepare_image
-from verifier.families.pixels.image_file import READABLE, read_image
-from verifier.files import replacing
-from verifier.runner.constants import IMAGE_ENTRY
-
-SUFFIXES = (".pt", ".npy")
-
-
-class _Holder(nn.Module):
-    def __init__(self, image: Tensor) -> None:
-        super().__init__()
-        self.register_parameter("0", nn.Parameter(image, requires_grad=False))
-
-    def forward(self) -> None:
-        return None
-
-
-def check_suffix(path: Path) -> None:
-    """Raise `UsageError` for an output that is neither `.pt` nor `.npy`."""
-    if path.suffix not in SUFFIXES:
-        raise UsageError(
-            "unknown image format",
-            got=path.name,
-            expected="a name that ends in .pt or .npy",
-            fix="change --output-path",
-        )
-
-
-def save_image_tensor(image: Tensor, path: Path) -> None:
-    """Write uint8 [3, h, w] to `.pt` or `.npy`, whole or not at all."""
-    check_suffix(path)
-    with replacing(path) as temporary:
-        if path.suffix == ".pt":
-            plain = io.BytesIO()
-            np.save(plain, image.numpy(), allow_pickle=False)
-            # the same array once more, stored as it is: llava_main in C++ reads that one
-            torch.jit.script(_Holder(image)).save(str(temporary), _extra_files={IMAGE_ENTRY: plain.getvalue()})  # type: ignore[no-untyped-call]
-        else:
-            with temporary.open("wb") as file:
-                np.save(file, image.numpy(), allow_pickle=False)
-
-
-@command()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m verifier.image_util", description=__doc__.splitlines()[0])
-    parser.add_argument("--image-path", type=Path, required=True, help=f"{READABLE}; the orientation tag is applied")
-    parser.add_argument("--output-path", type=Path, required=True, help="*.pt (TorchScript) or *.npy")
-    options = parser.parse_args(arguments)
-    check_suffix(options.output_path)
-    image = prepare_image(read_image(options.image_path))
-    save_image_tensor(image, options.output_path)
-    print(f"{options.output_path}: uint8 {list(image.shape)}")
-    return 0
-
+from verifier.commands.image import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_family
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import (
+from verifier.golden.records import (
     Budget,
     Expectation,
     GoldenSet,

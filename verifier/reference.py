@@ -22,7 +22,7 @@ from verifier.families.llava.preprocess import prepare_image
 from verifier.families.llava.prompt import caption_prompt
 from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.metrics import top2_margin
 
 

@@ -13,7 +13,7 @@ from verifier.families.llava.definition import Definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.tokens.records import described
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.opening import Opened
 from verifier.published import published_samples
 from verifier.reference import greedy_answer, load_sample, with_margins

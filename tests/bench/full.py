@@ -81,8 +81,8 @@ SEED_DECODE = {"one partitioner": 8.75, "two partitioners: the release": 8.93}
 
 def export_missing(model: Path, work: Path) -> None:
     """Export what is not there, in one process: a method that is the same in the next file is lowered once."""
+    from verifier.commands.export import main
     from verifier.export import lower, run
-    from verifier.export_llava import main
 
     kept: dict[str, Any] = {}
     right, partitioners = run.lowered, lower._partitioners

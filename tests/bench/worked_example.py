@@ -16,7 +16,7 @@ from verifier.driver import Script, converse
 from verifier.families.llava.definition import build_definition
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
-from verifier.golden import load_golden
+from verifier.golden.records import load_golden
 from verifier.opening import Request
 from verifier.pipeline import verify
 from verifier.progress import hushed

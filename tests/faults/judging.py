@@ -15,7 +15,7 @@ from verifier.export.manifest import read_manifest
 from verifier.families.llava.definition import build_definition
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import load_golden
+from verifier.golden.records import load_golden
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced, compare_layers, run_traced
 from verifier.reference import load_sample

@@ -22,7 +22,7 @@ from verifier.backends.calls import census_of
 from verifier.backends.quantization import PerTensor
 from verifier.evidence import Case, Evidence
 from verifier.families.pixels.processor import find_processor
-from verifier.golden import Budget, Expectation
+from verifier.golden.records import Budget, Expectation
 from verifier.ladder.abroad import counterpart
 from verifier.ladder.records import NonFinite
 from verifier.measures.pictures import DifferingPixels, FramedPixels

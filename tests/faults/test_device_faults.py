@@ -11,7 +11,7 @@ import pytest
 from tests.faults.judging import results_of
 from verifier.core.compare import EQUAL_DB
 from verifier.evidence import Evidence
-from verifier.golden import Tolerances
+from verifier.golden.bands import Tolerances
 from verifier.ladder.abroad import counterpart
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import device_limit_db

@@ -23,7 +23,7 @@ from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
-from verifier.golden import Expectation
+from verifier.golden.records import Expectation
 from verifier.measures import prompts as measured
 from verifier.measures.prompts import measure_prompts
 from verifier.measures.tokens import measure_tokens

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.support import verify
-from verifier.budgets import MARGINS, main
+from verifier.commands.budgets import MARGINS, main
 from verifier.faults.surgery import program_of, write_scalar
 from verifier.probes.tape import Tape
 

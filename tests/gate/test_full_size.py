@@ -11,12 +11,12 @@ import pytest
 
 from tests.support import export, verify
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.commands.synthesize import main as synthesize
 from verifier.families import streaming
 from verifier.faults.subjects import answer_images
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.synth import folder as synth_folder
 from verifier.synth.geometries import NAMED
-from verifier.synth_checkpoint import main as synthesize
 
 pytestmark = pytest.mark.xdist_group("full size")
 CHECKS = (

@@ -15,9 +15,9 @@ from tests.support import EMBEDDED_PTE, verify
 from verifier import opening
 from verifier.artifact.program import Artifact, TensorFacts
 from verifier.checkpoint import EMBEDDED
+from verifier.commands.export import main as export_main
+from verifier.commands.verify import main
 from verifier.export.manifest import manifest_path
-from verifier.export_llava import main as export_main
-from verifier.test_pte import main
 
 
 def _refused(capsys: pytest.CaptureFixture[str], status: int, *said: str) -> None:

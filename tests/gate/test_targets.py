@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE, verify
-from verifier.runner.__main__ import main as carry_out
 from verifier.runner.native import NativeRunner
 from verifier.runner.qemu import QemuRunner
+from verifier.runner.saved import main as carry_out
 
 pytestmark = pytest.mark.xdist_group("targets")
 

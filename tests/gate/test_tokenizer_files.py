@@ -23,7 +23,7 @@ from verifier.errors import UsageError
 from verifier.evidence import unasked
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
-from verifier.golden import load_golden
+from verifier.golden.records import load_golden
 from verifier.measures.shipped import compare_shipped, measure_shipped
 from verifier.opening import Request, open_request
 from verifier.probes.tokenizer import ask_tokenizers, find_tokenizers

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import export
-from verifier.compare import main
+from verifier.commands.compare import main
 from verifier.comparison.compare import Comparison, compare_reports
 from verifier.comparison.rows import Row, number_row
 from verifier.errors import UsageError

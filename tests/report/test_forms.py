@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from verifier.errors import UsageError
-from verifier.report.__main__ import main
 from verifier.report.as_html import html
 from verifier.report.as_json import LIMIT_BYTES, read_report
 from verifier.report.as_junit import junit
 from verifier.report.as_markdown import ANNOTATIONS, github_annotations, markdown
+from verifier.report.render import main
 from verifier.report.terminal import PANEL_LINES, panel_lines, print_report
 from verifier.report.words import next_command, summary_lines
 

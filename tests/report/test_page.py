@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from verifier.report.__main__ import main as render
+from verifier.report.render import main as render
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(

@@ -9,14 +9,14 @@ import pytest
 
 from tests.support import EMBEDDED_PTE, verify
 from verifier.errors import RunnerError
-from verifier.runner import arm_python
+from verifier.runner import qemu_python
 from verifier.runner.targets import make_runner
 
 
 @pytest.mark.slow
 def test_wheels_own_kernels_are_right_on_arm(tmp_path: Path) -> None:
     """Every instruction of two conversations; the operators are the wheel's, attention among them."""
-    arm_python.build()
+    qemu_python.build()
     assert (
         verify(EMBEDDED_PTE, "--target", "qemu-python", "--checks", "layers.*,device.*", "--report", str(tmp_path)) == 0
     )
@@ -31,9 +31,9 @@ def test_wheels_own_kernels_are_right_on_arm(tmp_path: Path) -> None:
 
 def test_python_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By one command; a build that lacks a tool names it."""
-    monkeypatch.setattr(arm_python, "FOLDER", tmp_path / "none")
-    monkeypatch.setattr(arm_python, "find_emulator", lambda: Path("/bin/true"))
+    monkeypatch.setattr(qemu_python, "FOLDER", tmp_path / "none")
+    monkeypatch.setattr(qemu_python, "find_emulator", lambda: Path("/bin/true"))
     with pytest.raises(RunnerError, match=r"python -m verifier\.runner\.arm_python"):
         make_runner("qemu-python")
-    monkeypatch.setattr("verifier.runner.arm_python.shutil.which", lambda name: None)
-    assert arm_python.main(["--out", str(tmp_path / "out")]) == 2
+    monkeypatch.setattr("verifier.runner.qemu_python.shutil.which", lambda name: None)
+    assert qemu_python.main(["--out", str(tmp_path / "out")]) == 2

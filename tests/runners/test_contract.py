@@ -17,7 +17,6 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.errors import RunnerError
 from verifier.ladder.trace import read_trace
-from verifier.runner.__main__ import main as carry_out
 from verifier.runner.bundle import save_bundle
 from verifier.runner.constants import LOOP
 from verifier.runner.local import LocalRunner
@@ -25,6 +24,7 @@ from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
 from verifier.runner.remote import RemoteRunner
 from verifier.runner.result import expected_path, load_result, save_array
+from verifier.runner.saved import main as carry_out
 
 pytestmark = pytest.mark.xdist_group("runner")
 

@@ -16,7 +16,7 @@ import sentencepiece
 from tests.support import EMBEDDED_PTE
 from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.faults.tokenizer_forms import write_bin
-from verifier.golden import load_golden
+from verifier.golden.records import load_golden
 from verifier.runner.native import NativeRunner
 from verifier.runner.qemu import QemuRunner
 from verifier.runner.tokenizer import open_tokenizer
@@ -30,9 +30,9 @@ def artifacts(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """`tokenizer.bin`, and golden images as runners read them."""
 
     def build(folder: Path) -> None:
+        from verifier.export.image_tensor import save_image_tensor
         from verifier.families.llava.preprocess import prepare_image
         from verifier.families.pixels.image_file import read_image
-        from verifier.image_util import save_image_tensor
 
         write_bin(EMBEDDED / "tokenizer.model", folder / "tokenizer.bin")
         for name in ("odd_333x335", "pair_base"):

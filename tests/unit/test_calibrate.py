@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verifier.calibrate import Measured, bands, main, spread_interval
-from verifier.golden import Band
+from verifier.commands.calibrate import Measured, bands, main, spread_interval
+from verifier.golden.bands import Band
 
 
 def test_interval_covers_the_true_spread() -> None:

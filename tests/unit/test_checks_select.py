@@ -11,7 +11,7 @@ from tests.support import EMBEDDED_PTE
 from verifier.checks.check import ALL_IMAGES, DEVICE
 from verifier.checks.registry import CHECKS, select
 from verifier.errors import UsageError
-from verifier.golden import GoldenImage, GoldenSet
+from verifier.golden.records import GoldenImage, GoldenSet
 from verifier.opening import Request, _chosen, open_request, planned_cases
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 import textwrap
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,10 +42,26 @@ COMMANDS = (
     "verifier.export_llava --model none",
     "verifier.faults --only none",
     "verifier.report no.json",
+    "verifier.judge no-evidence",
     "verifier.synth_checkpoint --geometry none --out made",
     "verifier.runner no-bundle",
     "verifier.runner.llava_main --image_path no.npy",
 )
+
+
+def test_a_face_only_starts_a_command() -> None:
+    """Every command has a face, which nobody may import, and which holds nothing of its own."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (faces,) = (each["protected_modules"] for each in contracts if each["type"] == "protected")
+    for line in COMMANDS:
+        module = line.split()[0]
+        assert module in faces or f"{module}.__main__" in faces
+    for face in faces:
+        spec = find_spec(face)
+        assert spec is not None
+        source = Path(str(spec.origin)).read_text()
+        assert len(source.splitlines()) <= 10, face
+        assert not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.parse(source).body), face
 
 
 def _run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

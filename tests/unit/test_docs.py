@@ -179,6 +179,7 @@ def test_native_commands() -> None:
 COMMANDS = (
     *(
         "verifier.test_pte",
+        "verifier.judge",
         "verifier.export_llava",
         "verifier.compare",
         "verifier.calibrate",

@@ -11,7 +11,8 @@ from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.errors import GoldenError
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.files import sha256_of_file
-from verifier.golden import Band, load_golden, load_tolerances
+from verifier.golden.bands import Band, load_tolerances
+from verifier.golden.records import load_golden
 
 
 def test_band_allows_a_margin_on_the_bad_side() -> None:

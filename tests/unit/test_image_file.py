@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from verifier import image_util
+from verifier.commands import image as image_util
 from verifier.errors import ImageError, UsageError
 from verifier.export.run import calibration_images
 from verifier.families.llava.preprocess import prepare_image
@@ -178,7 +178,7 @@ def test_image_util_writes_a_turned_photo_upright(tmp_path: Path, suffix: str) -
     for name in ("turned", "upright"):
         words = ["--image-path", str(tmp_path / f"{name}.png"), "--output-path", str(tmp_path / f"{name}{suffix}")]
         assert image_util.main(words) == 0
-    from verifier.runner.llava_main import read_image as read_tensor
+    from verifier.runner.conversation import read_image as read_tensor
 
     turned, upright = (read_tensor(tmp_path / f"{name}{suffix}") for name in ("turned", "upright"))
     assert bool((turned == upright).all())

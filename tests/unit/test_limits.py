@@ -21,10 +21,10 @@ JUDGING = (
     "ladder",
     "comparison",
     "audit",
-    "calibrate.py",
+    "commands/calibrate.py",
     "verdict.py",
-    "budgets.py",
-    "golden.py",
+    "commands/budgets.py",
+    "golden",
     "figures.py",
 )
 MEASURE = re.compile(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tests.support import row_sqnr_db
 from verifier.checkpoint import open_checkpoint
+from verifier.commands.synthesize import main as synthesize
 from verifier.families.registry import open_family
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
-from verifier.synth_checkpoint import main as synthesize
 from verifier.types import Recipe
 
 WIDTH, LAYERS, TOKENS = 1024, 12, 48

@@ -24,7 +24,7 @@ from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels import image_file
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.resampling import FILTERS, resample
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.measures import pixels as measuring
 from verifier.measures.drawing import FILES, drawn, save_turned
 from verifier.measures.pictures import DRAWN, DRAWN_CASES, FILE_CASES, frame_sizes

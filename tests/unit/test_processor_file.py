@@ -269,7 +269,7 @@ def test_pictures_of_the_published_processor(tmp_path: Path) -> None:
     """A few that are not square, spread over the set, one of a large model; none of a processor that fails anyway."""
     from verifier.families.llava.preprocess import prepare_image
     from verifier.families.pixels.image_file import read_image
-    from verifier.golden import load_golden
+    from verifier.golden.records import load_golden
 
     checkpoint = open_checkpoint(EMBEDDED)
     golden = load_golden(EMBEDDED, checkpoint.sha256).images

@@ -17,7 +17,7 @@ from verifier.families.llava.definition import Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.ladder.quantized import build_quantized_decoder
 from verifier.reference import (
     _HuggingFaceLayers,

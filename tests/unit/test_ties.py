@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.checkpoint import open_checkpoint
+from verifier.commands.synthesize import main as synthesize
 from verifier.export.run import default_group_size
 from verifier.families.registry import open_family
 from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
@@ -19,7 +20,6 @@ from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
-from verifier.synth_checkpoint import main as synthesize
 from verifier.types import Recipe
 
 ULP = 2.0**-23

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from verifier.checks.check import Check, Finding, failed, need, passed, unverified
 from verifier.core.limits import Limit
 from verifier.evidence import Case, Evidence, Part
-from verifier.golden import Band
+from verifier.golden.bands import Band
 from verifier.ladder.limits import chunk_limit_db, least_db, reordered_limit_db
 from verifier.types import Missing, Where
 

@@ -13,7 +13,7 @@ from typing import Literal
 from verifier.checks.check import Check, Fields, Finding, Need, check, failed, need, one_case, passed
 from verifier.core.limits import stated
 from verifier.evidence import Evidence, Part
-from verifier.golden import Budget
+from verifier.golden.records import Budget
 from verifier.measures.program import ProgramFacts
 from verifier.probes.records import Speed
 from verifier.types import Missing

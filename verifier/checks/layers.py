@@ -24,7 +24,7 @@ from verifier.checks.check import (
 from verifier.core.limits import limit
 from verifier.evidence import Evidence, Part, Subjects
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.golden import Band
+from verifier.golden.bands import Band
 from verifier.ladder.evidence import BlockError, LayerEvidence
 from verifier.ladder.limits import SHARE, excess, over
 from verifier.ladder.records import Aligned, Compared, NonFinite, is_linear

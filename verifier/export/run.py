@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.core import upstream
 from verifier.errors import ExportError, UsageError
+from verifier.export.image_tensor import save_image_tensor
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
@@ -23,7 +24,6 @@ from verifier.families.tokens.ending import end_ids
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.families.tokens.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
 from verifier.files import replacing, sha256_of_file
-from verifier.image_util import save_image_tensor
 from verifier.progress import Progress, hushed
 from verifier.types import Recipe
 

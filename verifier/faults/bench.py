@@ -26,6 +26,7 @@ from verifier import gather as gathering
 from verifier import pipeline
 from verifier.answers import Answered, Sample
 from verifier.checks.registry import CHECKS
+from verifier.commands.verify import main as gate
 from verifier.core.records import JsonObject
 from verifier.errors import VerifierError
 from verifier.evidence import Evidence
@@ -36,7 +37,6 @@ from verifier.faults.fault import FAILED, Fault, Work, patch
 from verifier.measures.against_fp32 import LayerError
 from verifier.measures.mapping import MAPPING_SAMPLES
 from verifier.second_look import QuantizedRung
-from verifier.test_pte import main as gate
 
 LIMIT_S = 900.0
 ONE = "wide_0*"

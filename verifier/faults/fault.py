@@ -76,7 +76,7 @@ class Work:
 
         Raises `VerifierError` if that fails: a fault that cannot be exported is none.
         """
-        from verifier.export_llava import main
+        from verifier.commands.export import main
 
         child = os.fork()
         if child == 0:

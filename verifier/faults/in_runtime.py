@@ -24,7 +24,7 @@ from verifier.errors import VerifierError
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.ladder.trace import CallTrace
-from verifier.runner.native.build import SOURCE, build
+from verifier.runner.native.cmake import SOURCE, build
 from verifier.runner.protocol import Array
 from verifier.types import Recipe
 

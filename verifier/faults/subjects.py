@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from verifier.checkpoint import EMBEDDED, open_checkpoint
+from verifier.commands.golden import answer, write_entries
 from verifier.errors import ExportError
 from verifier.export.run import CALIBRATION, calibration_images
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.faults.lowered import keep, reuse
-from verifier.golden_cli import answer, write_entries
 from verifier.progress import hushed
 
 MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")
@@ -159,7 +159,7 @@ def _variant(model: Path, pte: Path) -> None:
 
 def _calibrate(pte: Path, variants: Sequence[Path]) -> None:
     """Write the bands of a micro model beside it. Raises `ExportError`."""
-    from verifier.calibrate import main as calibrate
+    from verifier.commands.calibrate import main as calibrate
 
     words = [word for variant in variants for word in ("--variant", str(variant))]
     with redirect_stdout(io.StringIO()):
@@ -169,7 +169,7 @@ def _calibrate(pte: Path, variants: Sequence[Path]) -> None:
 
 
 def _export(model: Path, pte: Path, *arguments: str) -> None:
-    from verifier.export_llava import main as export
+    from verifier.commands.export import main as export
 
     status = export(["--quiet", "--model", str(model), "--pte-name", str(pte), *arguments])
     if status != 0:

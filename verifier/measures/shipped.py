@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from verifier.families.tokens.tokenizer import Tokenizer
-    from verifier.golden import GoldenImage
+    from verifier.golden.records import GoldenImage
 
 _READERS = ("Llama2cTokenizer", "SPTokenizer", "HFTokenizer")
 _SHOWN = 60

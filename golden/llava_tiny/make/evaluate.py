@@ -22,7 +22,7 @@ from verifier.families.llava.definition import build_definition
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import GoldenImage
+from verifier.golden.records import GoldenImage
 from verifier.metrics import agreement_interval
 from verifier.progress import hushed
 from verifier.reference import answer_samples

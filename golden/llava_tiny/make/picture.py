@@ -12,7 +12,7 @@ from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.driver import Script, converse
 from verifier.families.llava.preprocess import frame_size
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden import load_golden
+from verifier.golden.records import load_golden
 from verifier.progress import hushed
 from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verifier.export_llava import main as export
+from verifier.commands.export import main as export
 from verifier.faults.subjects import calibration_draw, calibration_halves, link_images
 
 SEEDS = (0, 1)

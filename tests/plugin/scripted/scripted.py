@@ -1,4 +1,4 @@
-"""Stands in for `verifier.pytest_child`, so that a test of the plugin takes a second: `pytest -p scripted`.
+"""Stands in for `verifier.plugin.child`, so that a test of the plugin takes a second: `pytest -p scripted`.
 
 `SCRIPTED` says what the process does when it is asked to verify, `SCRIPTED_LOG` where it notes that it was asked.
 """
@@ -47,6 +47,6 @@ if __name__ == "__main__":
     for line in iter(sys.stdin.readline, ""):
         print(json.dumps(answer(json.loads(line))), flush=True)
 else:
-    from verifier import pytest_judge
+    from verifier.plugin import judge
 
-    pytest_judge.child_command = lambda module: [sys.executable, "-P", __file__]
+    judge.child_command = lambda module: [sys.executable, "-P", __file__]

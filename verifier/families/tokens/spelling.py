@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from verifier.errors import CheckpointError, RunnerError
 from verifier.runner.constants import FILE_LIMIT_BYTES
-from verifier.runner.tokenizer_files import NotThisError, Spelling, parse_vocabulary
+from verifier.runner.tokenizer_files import parse_vocabulary
+from verifier.runner.vocabulary import NotThisError, Spelling
 
 BLANK = "\u2581"
 Format = Literal["bin", "model", "json"]

@@ -33,7 +33,7 @@ from verifier.families.pixels.image_file import read_image
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.records import described
 from verifier.files import replacing, sha256_of_file
-from verifier.golden import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
+from verifier.golden.records import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
 from verifier.progress import hushed
 from verifier.reference import greedy_answer, load_sample
 from verifier.runner.local import LocalRunner

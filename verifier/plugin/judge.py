@@ -1,4 +1,4 @@
-"""What `pytest --pte` asks of `verifier.pytest_child`, and what became of it: each question once per session, whichever process asks first."""
+"""What `pytest --pte` asks of `verifier.plugin.child`, and what became of it: each question once per session, whichever process asks first."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Child:
 
     def _start(self) -> subprocess.Popen[str]:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "ascii"}
-        words = child_command("verifier.pytest_child")
+        words = child_command("verifier.plugin.child")
         with self._log.open("w") as log:
             return subprocess.Popen(words, env=os.environ | child_environment(), stderr=log, **pipes)
 

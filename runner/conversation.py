@@ -1,0 +1,164 @@
+"""`python -m verifier.runner.llava_main`: the flags and the output of ExecuTorch's `llava_main`, on the Python runtime.
+
+The program runs in this very process: a `.pte` that aborts the runtime takes it along. `runner/native` is the same in C++.
+Exit status: 0 done, 1 the program failed, 2 bad usage or an input that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verifier.core.command import command
+from verifier.errors import RunnerError
+from verifier.runner.child import load_program
+from verifier.runner.constants import BEFORE_IMAGE
+from verifier.runner.tokenizer import open_tokenizer
+
+
+class ProgramError(Exception):
+    """A call of the program that failed."""
+
+
+def read_image(path: Path) -> Any:
+    """uint8 [3, h, w] from `.npy`, or from `.pt` as ExecuTorch's script writes it. Raises `RunnerError`."""
+    import torch
+
+    fix = "python -m verifier.image_util --image-path PICTURE --output-path image.npy"
+    if not path.is_file():
+        raise RunnerError("no such image", got=path, fix=fix)
+    try:
+        if path.suffix == ".pt":
+            image = next(torch.jit.load(str(path), map_location="cpu").parameters())  # type: ignore[no-untyped-call]
+        else:
+            image = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (RuntimeError, ValueError, OSError, StopIteration) as error:
+        raise RunnerError("the image cannot be read", got=error, where=path, fix=fix) from error
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise RunnerError("not an image", got=f"{image.dtype} {list(image.shape)}", expected="uint8 [3, h, w]", fix=fix)
+    return image.detach()
+
+
+class Conversation:
+    """One program, one conversation: positions go on from call to call."""
+
+    def __init__(self, program: Any, seq_len: int) -> None:
+        self.program = program
+        try:
+            self.limit = min(seq_len, int(self.call("get_max_seq_len")))
+        except ProgramError as error:  # a file is opened lazily: what is none shows here
+            raise RunnerError("not a program of this runtime, or no LLaVA", got=error) from error
+        self.position = 0
+
+    def call(self, method: str, *inputs: Any) -> Any:
+        """The first output of a method. Raises `ProgramError`."""
+        try:
+            return self.program.run_method(method, inputs)[0]
+        except (RuntimeError, ValueError) as error:
+            raise ProgramError(str(error)) from error
+
+    def ends(self) -> tuple[int, ...]:
+        """Ids that end an answer, as the program says; none if it does not."""
+        if "get_eos_ids" not in self.program.method_names():
+            return ()
+        return tuple(int(token) for token in self.program.run_method("get_eos_ids", ()))
+
+    def embed(self, ids: list[int]) -> Any:
+        """[1, S, D]."""
+        import torch
+
+        return self.call("token_embedding", torch.tensor([ids]))
+
+    def feed(self, embeddings: Any) -> Any:
+        """Logits [V] of the last token. Raises `RunnerError` if it does not fit."""
+        import torch
+
+        tokens = int(embeddings.shape[1])
+        if self.position + tokens > self.limit:
+            needed = self.position + tokens
+            raise RunnerError("the prompt is too long", got=f"{needed} positions", expected=f"at most {self.limit}")
+        logits = self.call("text_decoder", embeddings, torch.tensor([self.position]))
+        self.position += tokens
+        return logits.reshape(-1, logits.shape[-1])[-1]
+
+
+def answer(options: argparse.Namespace) -> None:
+    """Print prompt and answer as they come, and a stopwatch line to stderr."""
+    import torch
+
+    image, tokenizer = read_image(options.image_path), open_tokenizer(options.tokenizer_path)
+    if not options.model_path.is_file():
+        raise RunnerError("no such program", got=options.model_path)
+    try:
+        program = load_program(options.model_path, options.cpu_threads or None)
+    except RuntimeError as error:
+        raise RunnerError("not a program of this runtime", got=error, where=options.model_path) from error
+    talk = Conversation(program, options.seq_len)
+    ends = talk.ends() or tokenizer.eos
+    _say(options.prompt.encode())
+    begun = time.perf_counter()
+    seen = talk.call("vision_encoder", image)
+    talk.feed(talk.embed([tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)]))
+    talk.feed(seen)
+    logits = talk.feed(talk.embed(tokenizer.encode_behind(options.prompt)))
+    prefill_s, prefilled, spoken = time.perf_counter() - begun, talk.position, 0
+    random = torch.Generator().manual_seed(options.seed)
+    begun = time.perf_counter()
+    while (token := _choose(logits, options.temperature, random)) not in ends:
+        _say(tokenizer.piece(token))
+        spoken += 1
+        if talk.position == talk.limit:
+            break
+        logits = talk.feed(talk.embed([token]))
+    decode_s = time.perf_counter() - begun
+    _say(b"\n")
+    said = f"prefill {prefill_s:.2f} s ({prefilled} tokens), decode {spoken / decode_s:.1f} tokens/s ({spoken} tokens)"
+    print(said, file=sys.stderr)
+
+
+def _choose(logits: Any, temperature: float, random: Any) -> int:
+    import torch
+
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(torch.softmax(logits.double() / temperature, 0), 1, generator=random))
+
+
+def _say(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
+
+
+@command("llava_main")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 answered, 1 the program failed, 2 it could not be asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m verifier.runner.llava_main", description="Ask LLaVA about an image."
+    )
+    parser.add_argument("--model_path", type=Path, default=Path("llava.pte"))
+    parser.add_argument(
+        "--tokenizer_path", type=Path, default=Path("tokenizer.bin"), help="tokenizer.bin, .model or .json"
+    )
+    parser.add_argument("--image_path", type=Path, required=True, help="*.npy or *.pt, from verifier.image_util")
+    parser.add_argument("--prompt", default="ASSISTANT:", help="the text behind the image")
+    parser.add_argument("--seq_len", type=int, default=768, help="positions to use at most")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpu_threads", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        if options.seq_len < 1 or not 0 <= options.temperature <= 100 or not 0 <= options.cpu_threads <= 1024:
+            raise RunnerError(
+                "a flag is out of range", expected="seq_len >= 1, temperature 0 to 100, cpu_threads 0 to 1024"
+            )
+        answer(options)
+    except ProgramError as error:
+        print(f"\nllava_main: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Golden answers, bands and budgets of a checkpoint; `python -m verifier.golden` changes the answers."""

@@ -1,0 +1,1 @@
+"""`pytest --pte`: the gate as tests. `verifier.pytest_plugin` is what pytest loads."""
