@@ -17,7 +17,7 @@ from typing import BinaryIO
 import adbutils  # type: ignore[import-untyped]
 from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[import-untyped]
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.remote import LostError, RemoteRunner, Said, Told
 
 HOME, REFUSED = "/data/local/tmp/llava-verifier", "FAIL"

@@ -11,7 +11,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 
 COMPILER, READELF = "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-readelf"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.constants import BUNDLE_FILE, BUNDLE_SCHEMA
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, OutputOf, Part, TraceRequest, program_hash
 

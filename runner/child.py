@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from verifier.core import upstream
+from verifier.core.errors import RunnerError
 from verifier.core.python import die_with_parent
-from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle
 from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, PLACE_FILE
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, Outcome, OutputOf

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from verifier.core.command import command
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.child import load_program
 from verifier.runner.constants import BEFORE_IMAGE
 from verifier.runner.tokenizer import open_tokenizer

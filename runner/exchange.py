@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.bundle import save_bundle
 from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, PLACE_FILE, RESULT_FILE
 from verifier.runner.protocol import Bundle, Outcome, Result

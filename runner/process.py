@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.protocol import Bundle, Result
 

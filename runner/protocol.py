@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 
 Array = NDArray[Any]
 Outcome = Literal["ok", "refused", "failed", "crashed", "timeout", "memory"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from verifier.errors import RunnerError, UsageError
+from verifier.core.errors import RunnerError, UsageError
 from verifier.runner.native import bundle_command, find_arm_binary
 from verifier.runner.process import physical_memory_bytes, run_child
 from verifier.runner.protocol import Bundle, Result

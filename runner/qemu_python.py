@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.core.command import command
+from verifier.core.errors import RunnerError
 from verifier.core.python import ROOT, child_environment
-from verifier.errors import RunnerError
 from verifier.runner.arm_stubs import make_stubs
 from verifier.runner.native import BINARY
 from verifier.runner.process import run_child

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.process import LONGEST_S
 from verifier.runner.protocol import Bundle, Result, program_hash

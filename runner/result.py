@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
+from verifier.core.errors import RunnerError
 from verifier.core.records import read_record
-from verifier.errors import RunnerError
 from verifier.runner.constants import RESULT_FILE
 from verifier.runner.protocol import Array, Call, Outcome, Result
 

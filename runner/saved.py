@@ -15,8 +15,8 @@ import numpy as np
 
 from verifier.core.command import command
 from verifier.core.compare import Mismatch, compare
+from verifier.core.errors import RunnerError
 from verifier.core.limits import limit
-from verifier.errors import RunnerError
 from verifier.runner.bundle import load_bundle, recorded_hash
 from verifier.runner.protocol import Result, program_hash
 from verifier.runner.result import expected_path, save_result

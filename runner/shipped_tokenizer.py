@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core import upstream
-from verifier.errors import UpstreamError
+from verifier.core.errors import UpstreamError
 
 READERS = ("HFTokenizer", "Tiktoken", "SPTokenizer", "Llama2cTokenizer")
 """In the order of `load_tokenizer` in ExecuTorch's extension/llm/runner; before them Tekken, for a file of the name tekken.json alone."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from verifier.errors import RunnerError, UsageError
+from verifier.core.errors import RunnerError, UsageError
 from verifier.runner.native import find_arm_binary, find_binary
 from verifier.runner.remote import LostError, RemoteRunner, Said, Told
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.protocol import Runner

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.tokenizer_files import read_vocabulary
 from verifier.runner.vocabulary import Vocabulary
 

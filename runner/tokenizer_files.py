@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.constants import FILE_LIMIT_BYTES, FIRST_BYTE, PIECE_LIMIT_BYTES, VOCABULARY_LIMIT
 from verifier.runner.file_kinds import describe
 from verifier.runner.tokenizer_json import parse_json

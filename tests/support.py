@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verifier.checkpoint import EMBEDDED
 from verifier.core.compare import Array, Difference, compare
+from verifier.families.checkpoint import EMBEDDED
 
 EMBEDDED_PTE = EMBEDDED / "llava_tiny.pte"
 

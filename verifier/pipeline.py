@@ -13,13 +13,13 @@ from verifier.checks.bands import ties_leave_a_difference
 from verifier.checks.greedy import beyond_noise
 from verifier.checks.registry import CHECKS
 from verifier.core.archive import refuse_other_folder
-from verifier.evidence import Case, Evidence
+from verifier.core.progress import Progress, hushed
 from verifier.export.manifest import cpu_kind, package_versions
-from verifier.gather import gather
-from verifier.judging import Asked, Cost, Gathered, Machines, Run, judge, keep
-from verifier.opening import Opened, Request, open_request
-from verifier.progress import Progress, hushed
-from verifier.second_look import QuantizedRung
+from verifier.gather.opening import Opened, Request, open_request
+from verifier.gather.schedule import gather
+from verifier.gather.second_look import QuantizedRung
+from verifier.measures.evidence import Case, Evidence
+from verifier.record.judging import Asked, Cost, Gathered, Machines, Run, judge, keep
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:

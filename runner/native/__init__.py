@@ -7,8 +7,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.core.errors import RunnerError
 from verifier.core.python import cache_folder
-from verifier.errors import RunnerError
 from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 

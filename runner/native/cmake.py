@@ -15,7 +15,7 @@ from pathlib import Path
 
 from verifier.core import upstream
 from verifier.core.command import command
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.native import ARM_BINARY, BINARY
 
 SOURCE = Path(__file__).resolve().parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from verifier.artifact.program import open_artifact
 from verifier.backends.calls import census_of
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 
 
 def _seconds(command: list[str]) -> float:
@@ -22,10 +22,10 @@ def _seconds(command: list[str]) -> float:
 
 def _ours() -> None:
     """The same span as upstream's: from an open checkpoint to an emitted program."""
-    from verifier.checkpoint import open_checkpoint
+    from verifier.core.progress import Progress
+    from verifier.core.types import Recipe
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
-    from verifier.progress import Progress
-    from verifier.types import Recipe
+    from verifier.families.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(sys.argv[2])
     recipe = Recipe(group_size=default_group_size(checkpoint.geometry.text.width))

@@ -21,8 +21,8 @@ from typing import Any
 
 from tests.bench.memory import await_peak
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import open_checkpoint
-from verifier.files import replacing
+from verifier.core.files import replacing
+from verifier.families.checkpoint import open_checkpoint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROUNDS = 3

@@ -19,7 +19,7 @@ from tests.support import EMBEDDED_PTE
 from verifier.artifact.header import read_header
 from verifier.artifact.program import read_program
 from verifier.backends.xnnpack.graph import read_graph
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 LIMIT_BYTES = 2 << 30
 LIMIT_S = 20

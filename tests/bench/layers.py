@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.core import upstream
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 
 
 def _theirs() -> None:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 from verifier.synth.geometries import NAMED
 
 LIMITS_GIB = {"export_llava": 16.0, "test_pte": 10.0}

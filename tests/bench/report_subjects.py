@@ -64,8 +64,8 @@ def _random(root: Path, name: str) -> None:
 
 def _fault(root: Path, name: str) -> None:
     """The faulty artifact, and the checks of the first two stages of the bench: those that need one conversation at most."""
-    from verifier.checkpoint import EMBEDDED
     from verifier.checks.registry import CHECKS
+    from verifier.families.checkpoint import EMBEDDED
     from verifier.faults.catalogue import FAULTS as CATALOGUE
     from verifier.faults.fault import Work
 

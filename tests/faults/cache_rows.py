@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from verifier.audit.records import Cache
-from verifier.evidence import Evidence
+from verifier.core.types import Missing
 from verifier.measures.cache_rows import MOVED, REPEATED, SPLIT, UNPERTURBED, WHOLE, measure_rows
-from verifier.probes.records import MASKED, PERTURBED, Asked
+from verifier.measures.evidence import Evidence
+from verifier.measures.probes import MASKED, PERTURBED, Asked
 from verifier.runner.protocol import Array, Result
-from verifier.types import Missing
 
 TOKENS, HEADS, WIDTH, LAYERS = 768, 2, 8, 4
 CACHES = tuple(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from verifier.evidence import Evidence
-from verifier.judging import kept
+from verifier.measures.evidence import Evidence
+from verifier.record.judging import kept
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from typing import Any
 from tests.support import verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.run import audit_weights
-from verifier.checkpoint import Checkpoint
 from verifier.checks.registry import CHECKS
+from verifier.core.types import CheckResult, Missing, Recipe
 from verifier.export.manifest import read_manifest
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.definition import build_definition
+from verifier.families.llava.reference import load_sample
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_golden
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced, compare_layers, run_traced
-from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
-from verifier.types import CheckResult, Missing, Recipe
 
 UNBANDED = "weights.*,layers.coverage,layers.finite,layers.kernel,layers.constants,layers.graph"
 

@@ -20,17 +20,17 @@ from verifier.artifact.storage import Span
 from verifier.backends.backend import Graph
 from verifier.backends.calls import census_of
 from verifier.backends.quantization import PerTensor
-from verifier.evidence import Case, Evidence
+from verifier.core.types import Missing
 from verifier.families.pixels.processor import find_processor
 from verifier.golden.records import Budget, Expectation
 from verifier.ladder.abroad import counterpart
 from verifier.ladder.records import NonFinite
+from verifier.measures.evidence import Case, Evidence
 from verifier.measures.pictures import DifferingPixels, FramedPixels
+from verifier.measures.probes import Asked, Speed
 from verifier.measures.program_facts import program_facts
 from verifier.measures.prompts import TemplatePrompt
-from verifier.probes.records import Asked, Speed
 from verifier.runner.protocol import Result
-from verifier.types import Missing
 
 Array = Any
 Poison = Callable[[Evidence], Evidence] | str

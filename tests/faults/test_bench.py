@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verifier.checkpoint import EMBEDDED
-from verifier.evidence import Evidence
+from verifier.families.checkpoint import EMBEDDED
 from verifier.faults import cli, today
 from verifier.faults.bench import Outcome, Subject, run_faults
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
@@ -20,6 +19,7 @@ from verifier.faults.cli import main
 from verifier.faults.document import figures, page, save
 from verifier.faults.fault import Fault, Work
 from verifier.faults.rows import ROWS
+from verifier.measures.evidence import Evidence
 
 TINY = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED)}
 

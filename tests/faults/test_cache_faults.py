@@ -15,10 +15,10 @@ from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.audit.caches import find_caches
 from verifier.checks.registry import CHECKS
-from verifier.evidence import Evidence, unasked
+from verifier.core.types import Missing
 from verifier.faults.surgery import program_of, write_scalar
-from verifier.probes.records import CONFIGURATIONS, HISTORIES, PERTURBED, POISONS, SPLITS, Asked, CacheRows, PromptRows
-from verifier.types import Missing
+from verifier.measures.evidence import Evidence, unasked
+from verifier.measures.probes import CONFIGURATIONS, HISTORIES, PERTURBED, POISONS, SPLITS, Asked, CacheRows, PromptRows
 
 pytestmark = pytest.mark.xdist_group("faults")
 ROWS = "kvcache.rows,kvcache.mask"

@@ -10,13 +10,13 @@ import pytest
 
 from tests.faults.judging import results_of
 from verifier.core.compare import EQUAL_DB
-from verifier.evidence import Evidence
+from verifier.core.types import Missing
 from verifier.golden.bands import Tolerances
 from verifier.ladder.abroad import counterpart
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import device_limit_db
 from verifier.ladder.records import Replay
-from verifier.types import Missing
+from verifier.measures.evidence import Evidence
 
 pytestmark = pytest.mark.xdist_group("faults")
 DECODER = "text_decoder"

@@ -13,28 +13,28 @@ import torch
 
 from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
-from verifier import evidence
 from verifier.artifact.program import open_artifact
 from verifier.audit.recipe import quantized_embedding
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
+from verifier.core.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.llava.definition import embedding_table
+from verifier.families.llava.hugging_face import LayerPair
 from verifier.families.llava.keymap import map_keys
 from verifier.families.pixels.processor import find_processor
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
+from verifier.gather.opening import Request, open_request
+from verifier.gather.second_look import QuantizedRung
 from verifier.ladder.evidence import BlockError, LayerEvidence
 from verifier.ladder.records import Replay
+from verifier.measures import evidence
 from verifier.measures.mapping import layer_errors
 from verifier.measures.program_facts import program_facts
 from verifier.measures.tokens import measure_metadata
 from verifier.measures.vocabulary import in_steps, measure_vocabulary
-from verifier.opening import Request, open_request
 from verifier.pipeline import verify as run_gate
-from verifier.reference import LayerPair
-from verifier.second_look import QuantizedRung
-from verifier.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
 
 pytestmark = pytest.mark.xdist_group("faults")
 UNASKED = Missing("no check asked for it", "unasked")

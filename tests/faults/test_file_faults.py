@@ -15,12 +15,12 @@ from verifier.artifact.program import open_artifact
 from verifier.artifact.storage import Span
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
-from verifier.checkpoint import Checkpoint
+from verifier.core.types import Recipe
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants, program_of, write_scalar
 from verifier.ladder.limits import excess
 from verifier.ladder.records import Compared
-from verifier.types import Recipe
 
 
 def test_clean_program_passes_every_step(micro_model: Path) -> None:

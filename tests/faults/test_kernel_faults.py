@@ -16,8 +16,8 @@ from verifier.artifact.header import read_header
 from verifier.artifact.program import open_artifact, read_program
 from verifier.audit.recipe import quantized_linear
 from verifier.backends.xnnpack.graph import read_graph
-from verifier.checkpoint import Checkpoint
-from verifier.evidence import Subjects
+from verifier.core.types import CheckResult
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
 from verifier.ladder.descend import descend
@@ -26,9 +26,9 @@ from verifier.ladder.gather import Traced
 from verifier.ladder.limits import excess
 from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace
+from verifier.measures.evidence import Subjects
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Result
-from verifier.types import CheckResult
 
 
 @dataclass(frozen=True)

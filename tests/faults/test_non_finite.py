@@ -17,7 +17,7 @@ from tests.support import EMBEDDED_PTE, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.inventory import take_inventory
 from verifier.audit.run import audit_weights
-from verifier.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import find_taps

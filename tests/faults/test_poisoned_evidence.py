@@ -7,9 +7,9 @@ import pytest
 from tests.faults.poisons import KINDS, POISONS
 from verifier.checks.check import Check
 from verifier.checks.registry import CHECKS
+from verifier.core.errors import VerifierError
 from verifier.core.limits import Limit
-from verifier.errors import VerifierError
-from verifier.evidence import Evidence
+from verifier.measures.evidence import Evidence
 
 pytestmark = pytest.mark.xdist_group("faults")
 

@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
-from verifier import driver
-from verifier.answers import Sample
-from verifier.checkpoint import EMBEDDED
-from verifier.conversations import ConversationBundle, collect_cases, conversation_bundle, logits_of, run_bundle
-from verifier.evidence import Case, Evidence
+from verifier.core.types import CheckResult, Prompt, Segment
+from verifier.families import driver
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava import prompt
+from verifier.families.samples import Sample
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.second_encoder import SecondEncoder
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.in_use import encoded_in_stretches
 from verifier.faults.tokenizer_forms import as_transformers_4
+from verifier.gather.conversations import ConversationBundle, collect_cases, conversation_bundle, logits_of, run_bundle
 from verifier.golden.records import Expectation
 from verifier.measures import prompts as measured
+from verifier.measures.evidence import Case, Evidence
 from verifier.measures.prompts import measure_prompts
 from verifier.measures.tokens import measure_tokens
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import OutputOf
-from verifier.types import CheckResult, Prompt, Segment
 
 pytestmark = pytest.mark.xdist_group("faults")
 COUNT = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 
 FILES = (
     "config.json",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.support import verify
 from verifier.commands.budgets import MARGINS, main
 from verifier.faults.surgery import program_of, write_scalar
-from verifier.probes.tape import Tape
+from verifier.measures.tape import Tape
 
 pytestmark = pytest.mark.xdist_group("budgets")
 FIGURES = ("budget.file", "budget.memory", "budget.peak", "budget.prefill", "budget.decode")

@@ -12,9 +12,9 @@ import pytest
 from tests.program_difference import compare_programs
 from tests.support import EMBEDDED_PTE, export, verify
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import open_checkpoint
+from verifier.core.files import sha256_of_file
 from verifier.export.manifest import cpu_kind, read_manifest
-from verifier.files import sha256_of_file
+from verifier.families.checkpoint import open_checkpoint
 
 CPU_ROUNDING = 1e-5
 """Relative. Two AVX-512 machines of different models measured 2.8e-7 between their activation scales, and no integer
@@ -65,9 +65,9 @@ def _export_embedded(folder: Path) -> None:
 @pytest.mark.slow  # two minutes; that the bytes stay what they were, the committed program shows every time
 def test_lean_lowering_leaves_the_bytes_as_they_are(micro_export: Path, micro_checkpoint: Path, tmp_path: Path) -> None:
     """The same model lowered as upstream does: the same bytes."""
+    from verifier.core.progress import Progress
+    from verifier.core.types import Recipe
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
-    from verifier.progress import Progress
-    from verifier.types import Recipe
 
     checkpoint = open_checkpoint(micro_checkpoint)
     recipe = Recipe(max_seq_len=128, max_context_len=128, group_size=default_group_size(64))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.support import export, verify
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.commands.synthesize import main as synthesize
 from verifier.families import streaming
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.faults.subjects import answer_images
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.synth import folder as synth_folder

@@ -16,7 +16,7 @@ import pytest
 from tests.support import EMBEDDED_PTE, verify
 from verifier.core.archive import RECORD
 from verifier.core.python import child_environment
-from verifier.judging import keep, kept
+from verifier.record.judging import keep, kept
 
 pytestmark = pytest.mark.xdist_group("embedded")
 HEAVY = ("torch", "executorch", "torchao", "transformers", "tokenizers", "sentencepiece", "PIL")

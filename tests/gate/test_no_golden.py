@@ -10,8 +10,8 @@ import pytest
 
 from tests.gate.cases import without_golden_data
 from tests.support import EMBEDDED_PTE, verify
-from verifier.checkpoint import open_checkpoint
 from verifier.checks.registry import CHECKS
+from verifier.families.checkpoint import open_checkpoint
 from verifier.faults.surgery import change_bytes, find_constants
 
 

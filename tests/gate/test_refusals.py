@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.support import EMBEDDED_PTE, verify
-from verifier import opening
 from verifier.artifact.program import Artifact, TensorFacts
-from verifier.checkpoint import EMBEDDED
 from verifier.commands.export import main as export_main
 from verifier.commands.verify import main
 from verifier.export.manifest import manifest_path
+from verifier.families.checkpoint import EMBEDDED
+from verifier.gather import opening
 
 
 def _refused(capsys: pytest.CaptureFixture[str], status: int, *said: str) -> None:

@@ -16,18 +16,18 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE, verify
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
-from verifier.errors import UsageError
-from verifier.evidence import unasked
+from verifier.core.errors import UsageError
+from verifier.core.types import CheckResult
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
+from verifier.gather.opening import Request, open_request
 from verifier.golden.records import load_golden
+from verifier.measures.evidence import unasked
 from verifier.measures.shipped import compare_shipped, measure_shipped
-from verifier.opening import Request, open_request
-from verifier.probes.tokenizer import ask_tokenizers, find_tokenizers
-from verifier.types import CheckResult
+from verifier.measures.tokenizer import ask_tokenizers, find_tokenizers
 
 FAMILY = [check.id for check in CHECKS]
 Results = dict[str, CheckResult]

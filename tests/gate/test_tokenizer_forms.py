@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE, verify
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 from verifier.faults.tokenizer_forms import as_transformers_4, rewrite
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.opening import Request, open_request, planned_cases
+from verifier.gather.opening import Request, open_request, planned_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("plugin")

@@ -96,7 +96,7 @@ def test_unpacked_wheel_finds_what_belongs_to_it(wheel: Path, tmp_path: Path) ->
     project.mkdir()
     for name in ("runner", "golden", "tests", "numpy"):
         (project / f"{name}.py").write_text("1 / 0")
-    told = "import verifier.checkpoint as c, verifier.runner.native as n; print(c.EMBEDDED, n.BINARY, sep=chr(10))"
+    told = "import verifier.families.checkpoint as c, verifier.runner.native as n; print(c.EMBEDDED, n.BINARY, sep=chr(10))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": "/cache"}
     words = [sys.executable, "-P", "-c", told]
     done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from tests.support import export
 from verifier.commands.compare import main
 from verifier.comparison.compare import Comparison, compare_reports
 from verifier.comparison.rows import Row, number_row
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 from verifier.report.as_json import read_report
 
 Edit = Callable[[dict[str, Any]], object]

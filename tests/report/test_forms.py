@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 from verifier.report.as_html import html
 from verifier.report.as_json import LIMIT_BYTES, read_report
 from verifier.report.as_junit import junit

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runners.servers.adb import Phones
 from tests.support import EMBEDDED_PTE, verify
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.adb import make_adb_runner
 from verifier.runner.protocol import Bundle, Call
 from verifier.runner.targets import make_runner, silent

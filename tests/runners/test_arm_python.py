@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE, verify
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner import qemu_python
 from verifier.runner.targets import make_runner
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.ladder.trace import read_trace
 from verifier.runner.bundle import save_bundle
 from verifier.runner.constants import LOOP

@@ -20,11 +20,11 @@ from verifier.backends.xnnpack.arithmetic import (
     quantize_rows,
 )
 from verifier.core import upstream
+from verifier.core.types import Recipe
 from verifier.export.quantize import quantize_linear
 from verifier.ladder.limits import LINEAR
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call
-from verifier.types import Recipe
 
 pytestmark = pytest.mark.xdist_group("runner")
 CHANNELS, OUTPUTS, GROUP, TOKENS = 4096, 64, 128, 17

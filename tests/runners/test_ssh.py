@@ -17,7 +17,7 @@ import pytest
 
 from tests.runners.servers.sshd import HOST, Sshd
 from tests.support import EMBEDDED_PTE, verify
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner import ssh
 from verifier.runner.protocol import Bundle, Call, program_hash
 from verifier.runner.qemu import QemuRunner

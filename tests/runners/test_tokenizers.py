@@ -17,8 +17,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE
-from verifier.checkpoint import EMBEDDED
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image, caption_prompt
 from verifier.families.tokens.texts import texts
 from verifier.families.tokens.tokenizer import Tokenizer as OwnTokenizer

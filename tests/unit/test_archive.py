@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from verifier.core.archive import ARRAYS, RECORD, load_archive, save_archive
-from verifier.errors import ArchiveError, UsageError
+from verifier.core.errors import ArchiveError, UsageError
 from verifier.runner.protocol import Array
 
 SCHEMA = "test/1"

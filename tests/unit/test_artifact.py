@@ -27,7 +27,7 @@ from verifier.backends import calls
 from verifier.backends.quantization import PerGroup
 from verifier.backends.xnnpack.graph import read_graph
 from verifier.core import upstream
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 from verifier.faults.surgery import change_bytes, graph_of, write_scalar
 
 
@@ -190,7 +190,7 @@ def test_schema_of_the_wheel_is_read_whole() -> None:
 
 def test_schema_with_an_unknown_type_is_refused() -> None:
     """A schema that grew is said, not guessed."""
-    from verifier.errors import VerifierError
+    from verifier.core.errors import VerifierError
 
     with pytest.raises(VerifierError, match="unknown type"):
         parse_schema("table A { b: Mystery; }")

@@ -21,7 +21,7 @@ from verifier.audit.recipe import quantized_linear
 from verifier.audit.records import Audited
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerTensor
-from verifier.types import Recipe
+from verifier.core.types import Recipe
 
 SCALE = 0.01
 

@@ -10,8 +10,8 @@ import pytest
 
 from verifier.checks.bands import TIES, ties_leave_a_difference, up_to_ties, whole
 from verifier.checks.check import Fields, check, failed, one_case, passed
+from verifier.core.types import Missing
 from verifier.ladder.limits import chunk_limit_db, reordered_limit_db
-from verifier.types import Missing
 
 NOT_MEASURED = Missing("no check asked for it", "unasked")
 

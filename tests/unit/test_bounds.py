@@ -17,12 +17,12 @@ from verifier.backends.xnnpack.nodes import NODES, NodeOperator
 from verifier.backends.xnnpack.run import run_graph
 from verifier.checks.layers import UNEXPLAINED, kernel
 from verifier.core.limits import UNIT
-from verifier.evidence import Subjects
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import excess
 from verifier.ladder.records import Aligned, Compared, Replay
 from verifier.ladder.stages import Again, settle
+from verifier.measures.evidence import Subjects
 from verifier.operators.operator import Operator, UnknownOperationError
 from verifier.operators.registry import OPERATORS
 from verifier.operators.rounding import any_order, likely

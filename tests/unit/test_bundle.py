@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner import constants
 from verifier.runner.bundle import load_bundle, recorded_hash, save_bundle
 from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Result, TraceRequest

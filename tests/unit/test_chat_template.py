@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED
 from verifier.checks import splice
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.types import CheckResult
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.prompt import caption_parts
 from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.tokenizer_forms import rewrite
 from verifier.measures.prompts import measure_template
-from verifier.types import CheckResult
 
 PUBLISHED = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"

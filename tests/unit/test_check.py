@@ -11,8 +11,8 @@ from verifier.checks.check import Check, Finding, check, failed, fixed_cases, ne
 from verifier.checks.registry import CHECKS
 from verifier.core.limits import LIMITS
 from verifier.core.scales import SCALES
-from verifier.evidence import Part, with_foundations
-from verifier.types import Culprit, Missing, Where
+from verifier.core.types import Culprit, Missing, Where
+from verifier.measures.evidence import Part, with_foundations
 
 EVIDENCE: Any = SimpleNamespace(subjects=None)
 ONE_TWO = fixed_cases("one", "two")

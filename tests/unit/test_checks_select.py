@@ -10,9 +10,9 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.checks.check import ALL_IMAGES, DEVICE
 from verifier.checks.registry import CHECKS, select
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.gather.opening import Request, _chosen, open_request, planned_cases
 from verifier.golden.records import GoldenImage, GoldenSet
-from verifier.opening import Request, _chosen, open_request, planned_cases
 
 
 def test_device_checks_are_for_other_machines() -> None:

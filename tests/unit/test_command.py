@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from verifier.core.command import command
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHADOWED = (

@@ -10,7 +10,7 @@ import pytest
 from verifier.artifact.plan import Instruction
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.backends.calls import given_and_made, graph_of, results_of
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 
 def _linear(pte: Path) -> tuple[Artifact, Instruction]:

@@ -12,13 +12,13 @@ import torch
 from tests.gate.cases import copy_of_llava_tiny
 from verifier.artifact.header import read_header
 from verifier.artifact.program import _facts, read_program
-from verifier.checkpoint import open_checkpoint
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.types import Recipe
 from verifier.export.lower import metadata, to_edge, to_program
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import begin_statements, end_ids
 from verifier.faults.tokenizer_forms import rewrite
-from verifier.types import Recipe
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from verifier.errors import ArtifactError, VerifierError
-from verifier.types import Recipe
+from verifier.core.errors import ArtifactError, VerifierError
+from verifier.core.types import Recipe
 
 
 def test_error_text_has_every_part() -> None:

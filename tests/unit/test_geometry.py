@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.keymap import expected_keys, map_keys
 from verifier.faults.subjects import micro_config

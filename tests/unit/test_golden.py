@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.errors import GoldenError
+from verifier.core.errors import GoldenError
+from verifier.core.files import sha256_of_file
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.files import sha256_of_file
 from verifier.golden.bands import Band, load_tolerances
 from verifier.golden.records import load_golden
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.commands.golden import main
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.llava.definition import build_definition
+from verifier.families.llava.reference import greedy_answer, load_sample
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_expectation, load_golden
-from verifier.reference import greedy_answer, load_sample
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image, features
 
 from verifier.commands import image as image_util
-from verifier.errors import ImageError, UsageError
+from verifier.core.errors import ImageError, UsageError
 from verifier.export.run import calibration_images
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.pixels.image_file import FORMATS, list_images, read_image
+from verifier.families.pixels.published import hugging_face_image
 from verifier.measures.drawing import FILES, TURNS, drawn, save_turned
 from verifier.measures.pictures import FILE_CASES
-from verifier.published import hugging_face_image
 
 LOSSLESS = {".png": {}, ".webp": {"lossless": True}, ".tiff": {}}
 DEEP = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)

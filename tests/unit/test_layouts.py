@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from verifier.checkpoint import Checkpoint, open_checkpoint
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.llava.hugging_face import load_hugging_face
 from verifier.families.llava.keymap import expected_keys, map_keys
-from verifier.reference import load_hugging_face
 
 Rename = Callable[[str], str]
 

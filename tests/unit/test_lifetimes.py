@@ -13,11 +13,11 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.lifetimes import find_overlaps
 from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
-from verifier.checkpoint import open_checkpoint
 from verifier.checks.structure import lifetimes
+from verifier.core.types import CheckResult
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.conventions import ROLES
 from verifier.measures.program_facts import program_facts
-from verifier.types import CheckResult
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ LIGHT = (
     "verifier.ladder.records",
     "verifier.measures.cache_rows",
     "verifier.measures.program",
-    "verifier.probes.records",
+    "verifier.measures.probes",
 )
 """Modules that hold what checks judge."""
 

@@ -22,10 +22,10 @@ JUDGING = (
     "comparison",
     "audit",
     "commands/calibrate.py",
-    "verdict.py",
+    "record/verdict.py",
     "commands/budgets.py",
     "golden",
-    "figures.py",
+    "record/figures.py",
 )
 MEASURE = re.compile(
     r"(^|_)(db|limits?|allowed|bound|noise|budget|tolerance|clipped|steps|share|margin|excess|worst|off|gain|band|loosest|value)$"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED
-from verifier.errors import ManifestError
+from verifier.core.errors import ManifestError
 from verifier.export.manifest import read_manifest, write_manifest
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.tokenizer_forms import rewrite
 

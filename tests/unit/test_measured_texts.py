@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.core.archive import load_archive, save_archive
+from verifier.core.types import Missing, Recipe
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.measures.prompts import PROMPTS, PromptEvidence, TemplatePrompt, measure_prompts, measure_template
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts, measure_metadata, measure_tokens
-from verifier.types import Missing, Recipe
 
 VOCABULARY = 1024
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verifier.answers import Answered
+from verifier.core.types import Missing, Recipe
+from verifier.families.llava.hugging_face import LayerPair
+from verifier.families.samples import Answered
 from verifier.measures.channels import measure_channels
 from verifier.measures.mapping import layer_errors
 from verifier.measures.vocabulary import measure_vocabulary
-from verifier.reference import LayerPair
-from verifier.types import Missing, Recipe
 
 Array = Any
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from verifier.memory import untouched_zeros
+from verifier.core.memory import untouched_zeros
 
 MEASURE = """
 import torch
-from verifier.memory import return_freed, untouched_zeros
+from verifier.core.memory import return_freed, untouched_zeros
 def resident_mib():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
 blocks = [torch.ones(1 << 20) for _ in range(64)]

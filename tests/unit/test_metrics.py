@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verifier import metrics
+from verifier.core import compare as metrics
 from verifier.measures import channels
 
 

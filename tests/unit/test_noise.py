@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from tests.support import row_sqnr_db
-from verifier.checkpoint import open_checkpoint
 from verifier.commands.synthesize import main as synthesize
+from verifier.core.types import Recipe
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.registry import open_family
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
-from verifier.types import Recipe
 
 WIDTH, LAYERS, TOKENS = 1024, 12, 48
 ULP = 2.0**-23

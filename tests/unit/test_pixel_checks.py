@@ -15,21 +15,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.answers import Sample
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.checks.registry import CHECKS
-from verifier.evidence import Subjects
+from verifier.core.types import CheckResult, Prompt
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.llava.preprocess import frame_size, prepare_image, to_tensor
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels import image_file
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.resampling import FILTERS, resample
+from verifier.families.samples import Sample
 from verifier.golden.records import GoldenImage
 from verifier.measures import pixels as measuring
 from verifier.measures.drawing import FILES, drawn, save_turned
+from verifier.measures.evidence import Subjects
 from verifier.measures.pictures import DRAWN, DRAWN_CASES, FILE_CASES, frame_sizes
 from verifier.measures.pixels import measure_pictures
-from verifier.types import CheckResult, Prompt
 
 NOT_RESIZED = DRAWN_CASES[0]
 Way = Callable[[Image.Image], Tensor]

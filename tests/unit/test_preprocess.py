@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from verifier.commands import image as image_util
-from verifier.errors import ImageError
+from verifier.core.errors import ImageError
 from verifier.families.llava.preprocess import frame_size, prepare_image
 from verifier.families.pixels.image_file import read_image
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from verifier.answers import PublishedAnswer, Sample
-from verifier.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
 from verifier.core import upstream
+from verifier.core.types import CheckResult
+from verifier.families.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, find_processor
-from verifier.published import published_samples
-from verifier.types import CheckResult
+from verifier.families.pixels.published import published_samples
+from verifier.families.samples import PublishedAnswer, Sample
 
 Fields = dict[str, Any]
 SOUND: Fields = json.loads((EMBEDDED / "processor_config.json").read_text())

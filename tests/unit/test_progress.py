@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from verifier import progress as module
-from verifier.progress import Progress, clock
+from verifier.core import progress as module
+from verifier.core.progress import Progress, clock
 
 
 class Heard:

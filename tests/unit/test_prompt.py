@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.prompt import Turn, caption_parts, caption_prompt, dialogue_parts, dialogue_segments
 from verifier.families.tokens.tokenizer import Tokenizer
 

@@ -68,7 +68,7 @@ def test_commands_of_a_clone_run_the_package(command: str) -> None:
 def test_other_programs_keep_their_path(tmp_path: Path, options: list[str]) -> None:
     """Importing the package changes nothing for whoever imports it, the folder of their own modules included."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "__init__.py").write_text("import sys\nbefore = list(sys.path)\nimport verifier.errors\n")
+    (tmp_path / "mine" / "__init__.py").write_text("import sys\nbefore = list(sys.path)\nimport verifier.core.errors\n")
     (tmp_path / "mine" / "__main__.py").write_text(
         "import sys, mine, other\nprint(sys.path == mine.before, *sys.argv[1:])\n"
     )

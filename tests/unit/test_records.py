@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from verifier.core.errors import GoldenError
 from verifier.core.records import read_record
-from verifier.errors import GoldenError
 
 SCHEMA = "verifier.test/1"
 Parse = Callable[[dict[str, Any]], object]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from verifier.checkpoint import open_checkpoint
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.core.files import replacing
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.vision import VisionEncoder
-from verifier.files import replacing
 from verifier.measures.pixels import thumbnail
 from verifier.report.as_json import finite
 

@@ -12,10 +12,10 @@ from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
 from verifier.audit.caches import find_caches
-from verifier.errors import ArtifactError
-from verifier.probes.kvcache import _capacity, _chunks, one_by_one, splits
-from verifier.probes.records import SPLITS, beyond
-from verifier.probes.tape import Tape
+from verifier.core.errors import ArtifactError
+from verifier.measures.kvcache import _capacity, _chunks, one_by_one, splits
+from verifier.measures.probes import SPLITS, beyond
+from verifier.measures.tape import Tape
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Part
 

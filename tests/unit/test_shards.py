@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from verifier.checkpoint import open_checkpoint
-from verifier.errors import CheckpointError
-from verifier.files import sha256_of_file
-from verifier.shards import read_contents, read_shard
+from verifier.core.errors import CheckpointError
+from verifier.core.files import sha256_of_file
+from verifier.families.checkpoint import open_checkpoint
+from verifier.families.shards import read_contents, read_shard
 
 NORM = "model.language_model.norm.weight"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"

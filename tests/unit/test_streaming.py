@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.types import Recipe
 from verifier.families import streaming
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.llava.definition import Definition, build_definition
-from verifier.families.llava.prompt import DEFAULT_QUESTION
-from verifier.families.registry import open_family
-from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.golden.records import GoldenImage
-from verifier.ladder.quantized import build_quantized_decoder
-from verifier.reference import (
+from verifier.families.llava.hugging_face import (
     _HuggingFaceLayers,
     compare_layer_by_layer,
     compare_with_hugging_face,
     load_hugging_face,
-    load_sample,
 )
-from verifier.types import Recipe
+from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.llava.reference import load_sample
+from verifier.families.registry import open_family
+from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.golden.records import GoldenImage
+from verifier.ladder.quantized import build_quantized_decoder
 
 
 def _both(monkeypatch: pytest.MonkeyPatch, build: Any) -> tuple[Any, Any]:

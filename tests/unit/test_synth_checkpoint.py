@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from verifier.checkpoint import open_checkpoint
 from verifier.commands.golden import answer
 from verifier.commands.synthesize import main
+from verifier.core.files import sha256_of_file
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.hugging_face import load_hugging_face
 from verifier.families.llava.keymap import map_keys
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.subjects import micro_config
-from verifier.files import sha256_of_file
-from verifier.reference import load_hugging_face
 from verifier.synth import folder as synth_folder
 from verifier.synth.folder import chain, published_name, shapes_of
 from verifier.synth.geometries import NAMED, find_config

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from verifier.audit.records import Cache
-from verifier.probes.kvcache import POISONED, _ask_poison, _poison
-from verifier.probes.records import POISONS, Asked
-from verifier.probes.tape import PROMPT_TOKENS, one_result
+from verifier.measures.kvcache import POISONED, _ask_poison, _poison
+from verifier.measures.probes import POISONS, Asked
+from verifier.measures.tape import PROMPT_TOKENS, one_result
 from verifier.runner.protocol import Bundle, Outcome, Result
 
 VALUES = dict(zip(POISONS, (7.0, 9.0), strict=True))

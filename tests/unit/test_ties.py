@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from verifier.backends.xnnpack.arithmetic import quantize_rows
-from verifier.checkpoint import open_checkpoint
 from verifier.commands.synthesize import main as synthesize
+from verifier.core.types import Recipe
 from verifier.export.run import default_group_size
+from verifier.families.checkpoint import open_checkpoint
 from verifier.families.registry import open_family
 from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
-from verifier.types import Recipe
 
 ULP = 2.0**-23
 TAPS = Taps(

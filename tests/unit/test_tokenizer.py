@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from verifier.checkpoint import EMBEDDED, Checkpoint, read_json
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import EMBEDDED, Checkpoint, read_json
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import caption_prompt
 from verifier.families.tokens.agreement import (

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from verifier.core import upstream
+from verifier.core.errors import UpstreamError
 from verifier.core.upstream import SEEN, File, Name, requirement
-from verifier.errors import UpstreamError
 
 ROOT = Path(__file__).parents[2]
 TABLE: dict[str, Name | File] = {n: found for n, found in vars(upstream).items() if isinstance(found, Name | File)}

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from verifier.types import CheckResult, Verdict
-from verifier.verdict import judge_run, share_of_tolerance
+from verifier.core.types import CheckResult, Verdict
+from verifier.record.verdict import judge_run, share_of_tolerance
 
 
 def _result(verdict: Verdict, check: str = "logits.channels") -> CheckResult:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier.artifact.schema import SCALARS, Field, Schema
+from verifier.core.errors import ArtifactError
 from verifier.core.records import JsonObject
-from verifier.errors import ArtifactError
 
 BUDGET_FACTOR = 8
 """Whole programs of the exporter need 0.96 times their bytes: shared vtables and strings are charged each time."""

@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.errors import ArtifactError
-from verifier.files import refuse_stand_in
+from verifier.core.errors import ArtifactError
+from verifier.core.files import refuse_stand_in
 
 PROGRAM_LIMIT_BYTES = 256 << 20
 _FIX = "export the program again, or copy it again: compare SHA-256 with the one in the manifest"

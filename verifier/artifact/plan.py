@@ -9,7 +9,7 @@ from typing import Any
 from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.flat import Record
 from verifier.artifact.storage import Span, Storage
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 RANK_LIMIT = 16  # kTensorDimensionLimit of the runtime
 

@@ -16,8 +16,8 @@ from verifier.artifact.header import Header, read_header
 from verifier.artifact.plan import ListValue, Plan, TensorValue, Value, read_plan
 from verifier.artifact.schema import program_schema
 from verifier.artifact.storage import Span, Storage, locate
-from verifier.errors import ArtifactError
-from verifier.files import sha256_of_file
+from verifier.core.errors import ArtifactError
+from verifier.core.files import sha256_of_file
 
 Scalar = int | float | bool | str
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact
 from verifier.artifact.schema import program_schema
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 _SIZES_AT = 16  # of program size and segment base, u64 each, in the extended header
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from verifier.core import upstream
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 
 SCALARS = {
     "bool": "?",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from verifier.artifact.flat import Record
 from verifier.artifact.header import Header
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 Bytes = NDArray[np.uint8]
 

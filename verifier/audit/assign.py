@@ -15,8 +15,8 @@ from torch import Tensor
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Span, Storage
 from verifier.audit.inventory import Constant
-from verifier.checkpoint import Checkpoint
 from verifier.core.limits import limit
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.family import Family, Parameter
 
 ROWS, COLUMNS = 48, 96

@@ -13,7 +13,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.lifetimes import lifetimes
 from verifier.audit.records import Cache
 from verifier.backends.calls import BACKENDS, given_and_made, graph_of, results_of
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 from verifier.families.conventions import DECODER
 from verifier.operators.operator import RowWrite
 from verifier.operators.registry import OPERATORS

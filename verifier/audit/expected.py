@@ -19,8 +19,8 @@ from verifier.audit.recipe import (
 )
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerGroup, PerTensor
+from verifier.core.types import Recipe
 from verifier.families.family import Family, Parameter
-from verifier.types import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from verifier.audit.recipe import quantized_linear
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerGroup
 from verifier.backends.xnnpack.context import constant_weights
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
+from verifier.core.types import Quantizer, Recipe
 from verifier.export.run import default_group_size
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.family import Family
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
-from verifier.types import Quantizer, Recipe
 
 HEAD = f"{DECODER}.output.weight"
 """The output head: of the decoder's linears the one that no two models share."""

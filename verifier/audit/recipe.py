@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from verifier.core import upstream
+from verifier.core.types import Recipe
 from verifier.export.quantize import quantize_linear, quantize_rows
-from verifier.types import Recipe
 
 ROWS_AT_ONCE = 256
 """Rows of a linear that are quantized at a time: a few MB, so that 7B's output of 32064 rows takes no GB."""

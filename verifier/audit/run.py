@@ -15,10 +15,10 @@ from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.records import Audited, Misplaced
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerGroup, PerTensor
+from verifier.core.progress import Tell, unheard
+from verifier.core.types import Recipe
 from verifier.families.conventions import ROLES
 from verifier.families.family import Family, Parameter
-from verifier.progress import Tell, unheard
-from verifier.types import Recipe
 
 KEPT_BYTES = 256 << 20
 """What is kept of the recipe's constants between reads; a 7B decoder has 3.4 GB of them."""

@@ -9,7 +9,7 @@ from verifier.artifact.plan import Instruction, ListValue, Plan, TensorValue
 from verifier.artifact.program import Artifact, MethodFacts
 from verifier.backends.backend import Backend, Graph, Opaque
 from verifier.backends.xnnpack.run import Xnnpack
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 from verifier.operators.operator import Registry, UnknownOperationError
 from verifier.operators.registry import OPERATORS
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from verifier.checks.check import Check, Finding, failed, need, passed, unverified
 from verifier.core.limits import Limit
-from verifier.evidence import Case, Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.golden.bands import Band
 from verifier.ladder.limits import chunk_limit_db, least_db, reordered_limit_db
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Case, Evidence, Part
 
 Allowed = Callable[[float], Limit]
 """From a measured SQNR to the limit that holds for it."""

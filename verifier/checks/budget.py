@@ -12,11 +12,11 @@ from typing import Literal
 
 from verifier.checks.check import Check, Fields, Finding, Need, check, failed, need, one_case, passed
 from verifier.core.limits import stated
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing
 from verifier.golden.records import Budget
+from verifier.measures.evidence import Evidence, Part
+from verifier.measures.probes import Speed
 from verifier.measures.program import ProgramFacts
-from verifier.probes.records import Speed
-from verifier.types import Missing
 
 _HINTS = {
     "file_bytes": "Was a table or a linear left in fp32, or a constant stored twice? weights.* and structure.census name it.",

@@ -12,10 +12,10 @@ from verifier.checks.bands import TIES, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, passed, unverified
 from verifier.core.compare import Mismatch
 from verifier.core.limits import UNIT, limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing
 from verifier.measures.cache_rows import UNRETURNED, row_of
-from verifier.probes.records import MASKED, CacheEvidence, CacheRows, PerturbedToken, PromptRows, WorstRow
-from verifier.types import Missing
+from verifier.measures.evidence import Evidence, Part
+from verifier.measures.probes import MASKED, CacheEvidence, CacheRows, PerturbedToken, PromptRows, WorstRow
 
 ROWS = ("other chunks", "own token", "rotation")
 CHUNKS = ("first chunk", "second chunk")

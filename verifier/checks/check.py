@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
-from verifier.evidence import Evidence, Part, Subjects
-from verifier.types import CheckResult, Missing, Step, Verdict, Where
+from verifier.core.types import CheckResult, Missing, Step, Verdict, Where
+from verifier.measures.evidence import Evidence, Part, Subjects
 
 T = TypeVar("T")
 Cases = Callable[[Subjects], tuple[str, ...]]

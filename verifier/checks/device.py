@@ -22,12 +22,12 @@ from verifier.checks.check import (
 from verifier.checks.vision import SQNR
 from verifier.core.compare import EQUAL_DB, Mismatch
 from verifier.core.limits import Limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, ENCODER
 from verifier.ladder.evidence import COMPARED, Counterpart, LayerEvidence
 from verifier.ladder.limits import device_limit_db, least_db
+from verifier.measures.evidence import Evidence, Part
 from verifier.runner.protocol import Result
-from verifier.types import Missing, Where
 
 LENGTHS = ("one token", "several tokens")
 

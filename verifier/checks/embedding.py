@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import EMBEDDING
 from verifier.measures.against_fp32 import VocabularyError
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
 
 STEPS = limit("embedding.tokens")
 

@@ -26,9 +26,9 @@ from verifier.checks.check import (
 from verifier.checks.vision import SQNR, channel_center, compare_about
 from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
 from verifier.core.limits import LIMITS, Limit
-from verifier.evidence import Case, Evidence, Part, Subjects, answered_freely
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, ENCODER
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Case, Evidence, Part, Subjects, answered_freely
 
 NOISE = "greedy.margin_noise"
 OWN = "image"

@@ -11,10 +11,10 @@ from verifier.checks.bands import TIES, Allowed, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.compare import EQUAL_DB, Mismatch, compare, refusal
 from verifier.core.limits import Limit, limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER
-from verifier.probes.records import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, Pair, beyond, chunk_name
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
+from verifier.measures.probes import HISTORIES, POISONS, SPLITS, Asked, CacheEvidence, Pair, beyond, chunk_name
 
 CAPACITY = LAST, ONE_BEYOND, CHUNKS_BEYOND, AFTER = (
     "last position",

@@ -22,13 +22,13 @@ from verifier.checks.check import (
     unverified,
 )
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part, Subjects
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.golden.bands import Band
 from verifier.ladder.evidence import BlockError, LayerEvidence
 from verifier.ladder.limits import SHARE, excess, over
 from verifier.ladder.records import Aligned, Compared, NonFinite, is_linear
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part, Subjects
 
 Record = TypeVar("Record", Compared, BlockError)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"

@@ -8,12 +8,11 @@ import numpy as np
 
 from verifier.checks.bands import Conversations, Measure, conversations, judge
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
-from verifier.core.compare import Difference, Mismatch, compare, compare_all
-from verifier.evidence import Evidence, Part
+from verifier.core.compare import Difference, Mismatch, agreement_interval, compare, compare_all
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER
 from verifier.measures.channels import ChannelError
-from verifier.metrics import agreement_interval
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
 
 CASE_METRICS = ("logits.sqnr_db", "logits.kl_mean")
 DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", "logits.top1_agreement")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from verifier.checks.check import Finding, check, failed, need, one_case, passed
 from verifier.core.compare import EQUAL_DB
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, ENCODER
 from verifier.measures.against_fp32 import LayerError
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
 
 LIMIT = limit("mapping.activations")
 

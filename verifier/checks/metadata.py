@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from verifier.artifact.program import Scalar
 from verifier.checks.check import Finding, check, failed, need, one_case, passed, unverified
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.tokens.records import Statement
+from verifier.measures.evidence import Evidence, Part
 from verifier.measures.tokens import ImpliedMetadata
-from verifier.types import Missing, Where
 
 # executorch 1.5.1, extension/llm/runner/llm_runner_helper.cpp (get_llm_metadata, get_eos_ids); 128 was its default before, and is that of
 # react-native-executorch (issues 194 and 201 there: prompts cut at the image).

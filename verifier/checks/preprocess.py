@@ -18,10 +18,10 @@ from verifier.checks.check import (
 )
 from verifier.checks.processor import constants, processor
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import ENCODER
+from verifier.measures.evidence import Evidence, Part
 from verifier.measures.pictures import DRAWN_CASES, FILE_CASES, FramedPixels, PictureRead
-from verifier.types import Missing, Where
 
 PIXEL_LIMITS = ("preprocess.pixels", "preprocess.margins", "preprocess.frame")
 

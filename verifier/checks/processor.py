@@ -10,14 +10,14 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from verifier.answers import PublishedAnswer
 from verifier.checks.check import Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing
 from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
 from verifier.families.pixels.resampling import FILTERS
-from verifier.types import Missing
+from verifier.families.samples import PublishedAnswer
+from verifier.measures.evidence import Evidence, Part
 
 BICUBIC = 3
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from verifier.checks.check import Check
 from verifier.checks.registry import CHECKS
-from verifier.files import replacing
-from verifier.types import STEP_MEANS
+from verifier.core.files import replacing
+from verifier.core.types import STEP_MEANS
 
 HEAD = """# Checks
 

@@ -23,7 +23,7 @@ from verifier.checks import (
     weights,
 )
 from verifier.checks.check import ALL_IMAGES, Check
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 
 CHECKS: tuple[Check, ...] = (
     *structure.CHECKS,

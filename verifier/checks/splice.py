@@ -20,9 +20,10 @@ from verifier.checks.check import (
     unverified,
 )
 from verifier.core.limits import stated
-from verifier.evidence import Case, Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.tokens.records import described
+from verifier.measures.evidence import Case, Evidence, Part
 from verifier.measures.prompts import (
     PROMPTS,
     Dialogue,
@@ -34,7 +35,6 @@ from verifier.measures.prompts import (
     tokens_of,
 )
 from verifier.runner.protocol import OutputOf
-from verifier.types import Missing, Where
 
 
 @dataclass(frozen=True)

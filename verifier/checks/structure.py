@@ -9,10 +9,10 @@ from verifier.checks.bands import whole
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, skipped, unverified
 from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, ENCODER, ROLES
 from verifier.families.tokens.records import described
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
 
 SCALAR = limit("structure.scalars")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from verifier.checks.bands import TIES, Allowed, up_to_ties
 from verifier.checks.check import Fields, Finding, check, failed, fixed_cases, need, passed
 from verifier.core.compare import EQUAL_DB, Mismatch, compare
-from verifier.evidence import Evidence, Part
-from verifier.probes.records import CALLS, CONFIGURATIONS, ThreadEvidence
-from verifier.types import Missing, Where
+from verifier.core.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
+from verifier.measures.probes import CALLS, CONFIGURATIONS, ThreadEvidence
 
 FIRST, OTHERS = CONFIGURATIONS[0], CONFIGURATIONS[1:3]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from verifier.checks.check import Fields, Finding, Need, check, failed, need, passed, skipped, unverified
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part, Subjects
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import EMBEDDING
+from verifier.measures.evidence import Evidence, Part, Subjects
 from verifier.measures.shipped import FileFinding, ShippedTokenizers
-from verifier.types import Missing, Where
 
 _TAKES = "tokenizer.bin (verifier.export_llava --with-artifacts writes it)"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from verifier.core.files import replacing
 from verifier.core.limits import LIMITS, Limit
-from verifier.files import replacing
 
 BEGIN = "<!-- Written by python -m verifier.checks.tolerances from verifier/core/limits.py. Do not edit the tables. -->"
 END = "<!-- End of the tables. -->"

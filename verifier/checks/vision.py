@@ -9,10 +9,10 @@ import numpy as np
 from verifier.checks.bands import Conversations, Measure, conversations, judge, take_conversations
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Array, Difference, Mismatch, compare, compare_all
-from verifier.evidence import Case, Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import ENCODER
 from verifier.measures.channels import worst_channel
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Case, Evidence, Part
 
 SQNR = "vision.sqnr_db"
 """The metric of whole image tokens, over all of them."""

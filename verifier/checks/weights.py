@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from verifier.audit.records import Audited, AuditRecords
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, per_parameter, unverified
 from verifier.core.limits import limit
-from verifier.evidence import Evidence, Part
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import ENCODER
 from verifier.families.llava.keymap import module_of
-from verifier.types import Missing, Where
+from verifier.measures.evidence import Evidence, Part
 
 STEPS = limit("weights.tensors.worst_steps")
 LIMITS_OF_TENSORS = (STEPS.id, "weights.tensors.scale", "weights.tensors.bias")

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core.command import command
+from verifier.core.errors import RunnerError, UsageError
+from verifier.core.files import replacing
 from verifier.core.limits import limit
-from verifier.errors import RunnerError, UsageError
-from verifier.evidence import golden_folder
+from verifier.core.progress import hushed
 from verifier.export.manifest import package_versions
-from verifier.files import replacing
-from verifier.gather import measure_speed
+from verifier.families.llava.reference import load_sample
+from verifier.gather.opening import Opened, Request, open_request
+from verifier.gather.schedule import measure_speed
 from verifier.golden.records import BUDGET_SCHEMA, stored
+from verifier.measures.evidence import golden_folder
 from verifier.measures.program_facts import program_facts
-from verifier.opening import Opened, Request, open_request
-from verifier.progress import hushed
-from verifier.reference import load_sample
 
 FIGURES = ("file_bytes", "planned_bytes", "peak_rss_bytes", "prefill_loops", "decode_loops")
 MARGINS = {name: limit(f"budget.{name}").value for name in FIGURES}

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from verifier.answers import Answered, Sample
 from verifier.audit.run import audit_weights
 from verifier.backends.calls import census_of
 from verifier.checks.greedy import NOISE, margin_noise
@@ -29,21 +28,22 @@ from verifier.checks.logits import all_logits, case_measures, distribution_measu
 from verifier.checks.vision import channel_center, compare_about, vision_measures
 from verifier.core.command import command
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
+from verifier.core.errors import GoldenError, UsageError
+from verifier.core.files import replacing
 from verifier.core.limits import limit
+from verifier.core.progress import Progress, hushed
 from verifier.core.scales import SCALES
-from verifier.errors import GoldenError, UsageError
-from verifier.evidence import Evidence, golden_folder
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.families.llava.definition import Definition
-from verifier.files import replacing
-from verifier.gather import AnswerSamples, gather
+from verifier.families.llava.reference import answer_samples
+from verifier.families.samples import Answered, Sample
+from verifier.gather.opening import Opened, Request, open_request
+from verifier.gather.schedule import AnswerSamples, gather
 from verifier.golden.records import TOLERANCE_SCHEMA, stored
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.measures.channels import ChannelError, worst_channel
-from verifier.opening import Opened, Request, open_request
-from verifier.progress import Progress, hushed
-from verifier.reference import answer_samples
+from verifier.measures.evidence import Evidence, golden_folder
 
 SPREADS, UPPER_SPREADS = limit("calibrate.spreads").value, limit("calibrate.upper_spreads").value
 BOOTSTRAP_LEAST, WORST = limit("calibrate.bootstrap_least"), limit("calibrate.worst").value

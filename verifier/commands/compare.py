@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifier.core.command import command
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 from verifier.runner.targets import TARGETS
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from verifier.comparison.compare import as_data, compare_reports
     from verifier.comparison.sources import read_both
     from verifier.comparison.terminal import comparison_markdown, print_comparison
-    from verifier.progress import Progress
+    from verifier.core.progress import Progress
     from verifier.report.as_json import write_text
     from verifier.report.as_markdown import append
 

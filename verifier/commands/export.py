@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifier.core.command import command
-from verifier.types import Recipe
+from verifier.core.types import Recipe
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 exported, 2 not."""
     options = _parser().parse_args(arguments)
-    from verifier.checkpoint import open_checkpoint
+    from verifier.core.progress import Progress
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
+    from verifier.families.checkpoint import open_checkpoint
     from verifier.families.pixels.image_file import read_image
-    from verifier.progress import Progress
 
     checkpoint = open_checkpoint(options.model)
     recipe = Recipe(

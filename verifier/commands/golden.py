@@ -18,24 +18,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from verifier.answers import Sample
 from verifier.artifact.program import open_artifact
-from verifier.checkpoint import Checkpoint, open_checkpoint
-from verifier.conversations import logits_of, run_bundle
 from verifier.core.command import command
-from verifier.driver import Script, converse_freely
-from verifier.errors import GoldenError, UsageError
-from verifier.evidence import golden_folder
+from verifier.core.errors import GoldenError, UsageError
+from verifier.core.files import replacing, sha256_of_file
+from verifier.core.progress import hushed
 from verifier.export.manifest import package_versions
+from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.driver import Script, converse_freely
 from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.llava.reference import greedy_answer, load_sample
 from verifier.families.pixels.image_file import read_image
+from verifier.families.samples import Sample
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.records import described
-from verifier.files import replacing, sha256_of_file
+from verifier.gather.conversations import logits_of, run_bundle
 from verifier.golden.records import GOLDEN_SCHEMA, GoldenImage, GoldenSet, load_golden, stored
-from verifier.progress import hushed
-from verifier.reference import greedy_answer, load_sample
+from verifier.measures.evidence import golden_folder
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    from verifier.judging import judge, kept
+    from verifier.record.judging import judge, kept
     from verifier.report.as_json import report
     from verifier.report.output import check_destinations, print_verdict, write_reports
 

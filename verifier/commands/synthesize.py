@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifier.core.command import command
-from verifier.errors import UsageError
-from verifier.progress import Progress, hushed
+from verifier.core.errors import UsageError
+from verifier.core.progress import Progress, hushed
 from verifier.synth.folder import write_checkpoint
 from verifier.synth.geometries import NAMED, find_config
 

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 def _baseline(options: argparse.Namespace) -> dict[str, Any]:
     """The report of the baseline, read or made; before the work, so that one that is not there is refused before it."""
     from verifier.comparison.sources import read_side
-    from verifier.progress import Progress
+    from verifier.core.progress import Progress
 
     progress = Progress(quiet=True) if options.quiet else Progress()
     return read_side(options.baseline, model=options.model, target=options.target, progress=progress)
@@ -102,9 +102,9 @@ def _show(comparison: Comparison, *, quiet: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
-    from verifier.opening import Request
+    from verifier.core.progress import Progress
+    from verifier.gather.opening import Request
     from verifier.pipeline import verify
-    from verifier.progress import Progress
     from verifier.report.as_json import report
     from verifier.report.output import check_destinations, print_verdict, write_reports
 

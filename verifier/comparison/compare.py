@@ -10,8 +10,8 @@ from typing import Any
 
 from verifier.comparison.numerics import captions, numerics, weights
 from verifier.comparison.rows import LISTED, Change, Row, number_row
+from verifier.core.errors import UsageError
 from verifier.core.limits import limit
-from verifier.errors import UsageError
 from verifier.report.as_json import Report
 from verifier.report.words import number, place, said
 

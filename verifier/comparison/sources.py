@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from verifier.errors import UsageError
-from verifier.gather import measure_speed
-from verifier.opening import Opened, Request, open_request
+from verifier.core.errors import UsageError
+from verifier.core.progress import Progress, hushed
+from verifier.families.llava.reference import load_sample
+from verifier.gather.opening import Opened, Request, open_request
+from verifier.gather.schedule import measure_speed
 from verifier.pipeline import verify
-from verifier.progress import Progress, hushed
-from verifier.reference import load_sample
 from verifier.report.as_json import Report, read_report, report
 
 TURNS = 3

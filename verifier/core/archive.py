@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from verifier.core.errors import ArchiveError, UsageError
 from verifier.core.records import read_record
-from verifier.errors import ArchiveError, UsageError
 
 RECORD, ARRAYS = "record.json", "arrays.safetensors"
 RECORD_LIMIT_BYTES = 512 << 20

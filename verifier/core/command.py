@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import BinaryIO, TextIO
 
+from verifier.core.errors import VerifierError
 from verifier.core.python import INTERRUPTED, NOT_VERIFIED
-from verifier.errors import VerifierError
 
 Main = Callable[[Sequence[str] | None], int]
 

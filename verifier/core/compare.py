@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from verifier.core.limits import limit
 
@@ -218,3 +218,18 @@ def first_index(places: NDArray[np.bool_]) -> tuple[int, ...]:
 def count(number: int) -> str:
     """How many values are not finite, in words."""
     return "1 non-finite value" if number == 1 else f"{number:,} non-finite values"
+
+
+def top2_margin(logits: Array) -> Array:
+    """Largest minus second largest logit of each row [N, V] -> [N]."""
+    top = np.partition(logits, -2, axis=-1)
+    out: Array = top[..., -1] - top[..., -2]
+    return out
+
+
+def agreement_interval(hits: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a share (Wilson 1927)."""
+    if total == 0:
+        return 0.0, 1.0
+    interval = stats.binomtest(hits, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 
 LIMIT_BYTES = 16 << 20
 JsonObject = dict[str, Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from verifier.errors import UpstreamError
+from verifier.core.errors import UpstreamError
 
 SEEN: dict[str, tuple[str, ...]] = {
     "executorch": ("1.5.1",),

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifier.errors import UsageError
-from verifier.files import replacing
+from verifier.core.errors import UsageError
+from verifier.core.files import replacing
 from verifier.runner.constants import IMAGE_ENTRY
 
 SUFFIXES = (".pt", ".npy")

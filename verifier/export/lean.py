@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from verifier.core import upstream
-from verifier.errors import UpstreamError
+from verifier.core.errors import UpstreamError
 from verifier.export.lean_partition import lean_partitioning, replaced
 
 # Pass -> fragments of the operator names without which it leaves a graph as it is.

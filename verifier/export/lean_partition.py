@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from verifier.core import upstream
-from verifier.errors import UpstreamError
+from verifier.core.errors import UpstreamError
 
 RELEASED_BYTES = 1 << 10
 """Low enough for the weights of the models that tests compare byte by byte."""

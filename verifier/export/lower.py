@@ -13,7 +13,7 @@ from verifier.families.conventions import DECODER, ENCODER
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager, ExecutorchProgramManager
 
-    from verifier.types import Recipe
+    from verifier.core.types import Recipe
 
 
 Metadata = int | tuple[int, ...]

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from verifier.core.errors import ManifestError, UsageError
+from verifier.core.files import replacing
 from verifier.core.records import read_record
-from verifier.errors import ManifestError, UsageError
-from verifier.files import replacing
-from verifier.types import Recipe
+from verifier.core.types import Recipe
 
 SCHEMA = "verifier.manifest/1"
 PACKAGES = ("torch", "executorch", "torchao", "transformers", "numpy")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifier.errors import ExportError
-from verifier.types import EMBEDDING_GROUP, Quantizer, Recipe
+from verifier.core.errors import ExportError
+from verifier.core.types import EMBEDDING_GROUP, Quantizer, Recipe
 
 _ALGORITHM = {"affine": "affine", "hqq": "hqq_scale_only"}
 

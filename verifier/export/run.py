@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verifier.checkpoint import EMBEDDED, Checkpoint
 from verifier.core import upstream
-from verifier.errors import ExportError, UsageError
+from verifier.core.errors import ExportError, UsageError
+from verifier.core.files import replacing, sha256_of_file
+from verifier.core.progress import Progress, hushed
+from verifier.core.types import Recipe
 from verifier.export.image_tensor import save_image_tensor
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, ROLES
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.pixels.image_file import READABLE, list_images, read_image
@@ -23,9 +26,6 @@ from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import end_ids
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.families.tokens.tokenizer_files import TOKENIZER_JSON, TOKENIZER_MODEL
-from verifier.files import replacing, sha256_of_file
-from verifier.progress import Progress, hushed
-from verifier.types import Recipe
 
 if TYPE_CHECKING:
     from executorch.exir import ExecutorchProgramManager

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
+from verifier.core.types import Recipe
 from verifier.export.quantize import quantize_embedding, quantize_linear
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.definition import build_decoder, build_vision_encoder, embedding_table
-from verifier.types import Recipe
 
 
 class _TextDecoder(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from verifier.artifact.program import Artifact, MethodFacts, TensorFacts
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 ENCODER, EMBEDDING, DECODER = "vision_encoder", "token_embedding", "text_decoder"
 ROLES = (ENCODER, EMBEDDING, DECODER)

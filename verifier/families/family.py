@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from verifier.checkpoint import Checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import Convention, Sizes
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.keymap import module_of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from verifier.checkpoint import Checkpoint
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import EXECUTORCH_LLAVA, Convention
 from verifier.families.family import Family
 from verifier.families.llava.family import Llava

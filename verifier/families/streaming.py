@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from verifier.checkpoint import Checkpoint
+from verifier.core.memory import return_freed
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.text import ParameterHook, load_parameters
-from verifier.memory import return_freed
 
 STREAMED_BYTES = 2 << 30
 """Weight files of at least this size are streamed."""

@@ -22,21 +22,21 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-from verifier import gather as gathering
 from verifier import pipeline
-from verifier.answers import Answered, Sample
 from verifier.checks.registry import CHECKS
 from verifier.commands.verify import main as gate
+from verifier.core.errors import VerifierError
 from verifier.core.records import JsonObject
-from verifier.errors import VerifierError
-from verifier.evidence import Evidence
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
+from verifier.families.samples import Answered, Sample
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch
+from verifier.gather import schedule as gathering
+from verifier.gather.second_look import QuantizedRung
 from verifier.measures.against_fp32 import LayerError
+from verifier.measures.evidence import Evidence
 from verifier.measures.mapping import MAPPING_SAMPLES
-from verifier.second_look import QuantizedRung
 
 LIMIT_S = 900.0
 ONE = "wide_0*"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 from verifier.faults.fault import Fault, Inject, Work
 from verifier.faults.in_use import in_stretches
 from verifier.faults.subjects import answer_images, calibration_draw, link_images, make_micro_model

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from verifier.checkpoint import EMBEDDED
 from verifier.core.command import command, split_globs
-from verifier.errors import UsageError, VerifierError
+from verifier.core.errors import UsageError, VerifierError
+from verifier.core.files import replacing
+from verifier.families.checkpoint import EMBEDDED
 from verifier.faults.bench import Outcome, Subject, prepare, run_faults, sound
 from verifier.faults.catalogue import FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.document import save
 from verifier.faults.fault import Fault
 from verifier.faults.subjects import make_calibrated_model
-from verifier.files import replacing
 
 NOT_FOUND, NOT_RUN = 1, 2
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from verifier.checks.registry import CHECKS
+from verifier.core.files import replacing
 from verifier.core.records import JsonObject
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.faults import today
@@ -19,7 +20,6 @@ from verifier.faults.bench import Outcome
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.fault import KINDS, Fault
 from verifier.faults.rows import ROWS
-from verifier.files import replacing
 
 UNFAIR = {"micro": ("caption", "top1")}
 """Today's checks that a sound subject does not pass itself, measured: a random model's answers do not survive 4 bits."""

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from verifier.artifact.plan import Plan
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.inventory import Constant
-from verifier.checkpoint import Checkpoint, open_checkpoint
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
+from verifier.core.types import Step
+from verifier.families.checkpoint import Checkpoint, open_checkpoint
 from verifier.faults.lowered import reuse
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.runner.protocol import Array
-from verifier.types import Step
 
 Kind = Literal["bytes", "recipe", "use", "clean"]
 KINDS: tuple[Kind, ...] = ("bytes", "recipe", "use")

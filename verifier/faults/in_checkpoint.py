@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 
 STATIC = "structure.*,weights.*"

@@ -12,12 +12,12 @@ from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Span
 from verifier.audit.inventory import take_inventory
 from verifier.audit.recipe import quantized_linear
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
+from verifier.core.types import Recipe
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import change_bytes
 from verifier.runner.protocol import Array
-from verifier.types import Recipe
 
 WEIGHTS = "weights.*"
 W1, W2, WO = "layers.2.feed_forward.w1", "layers.1.feed_forward.w2", "layers.{}.attention.wo"

@@ -8,7 +8,7 @@ from verifier.artifact.flat import Record
 from verifier.artifact.plan import Instruction, TensorValue
 from verifier.audit.caches import find_caches
 from verifier.audit.records import Cache
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import Flat, graph_of, program_of, write_scalar
 

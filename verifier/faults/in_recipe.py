@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
+from verifier.families.checkpoint import Checkpoint
 from verifier.faults.fault import Fault, Work, fault, patch
 
 MICRO = "micro"

@@ -20,13 +20,13 @@ from filelock import FileLock
 from torch import Tensor
 
 from verifier.audit.recipe import quantized_linear
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
+from verifier.core.types import Recipe
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.ladder.trace import CallTrace
 from verifier.runner.native.cmake import SOURCE, build
 from verifier.runner.protocol import Array
-from verifier.types import Recipe
 
 _BUILDS = Path(tempfile.gettempdir()) / f"llava-faulty-kernels-{os.getuid()}"
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verifier import driver
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.types import Prompt
+from verifier.families import driver
 from verifier.families.llava import preprocess, prompt
 from verifier.families.pixels import image_file
 from verifier.families.tokens.records import Mark, Part
@@ -24,7 +25,6 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.tokenizer_forms import as_transformers_4
 from verifier.runner.protocol import OutputOf
-from verifier.types import Prompt
 
 PIXELS, TOKENS = "preprocess.*", "splice.*"
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from verifier.checkpoint import EMBEDDED, open_checkpoint
 from verifier.commands.golden import answer, write_entries
-from verifier.errors import ExportError
+from verifier.core.errors import ExportError
+from verifier.core.progress import hushed
 from verifier.export.run import CALIBRATION, calibration_images
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.faults.lowered import keep, reuse
-from verifier.progress import hushed
 
 MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")
 _TOKENIZER = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")

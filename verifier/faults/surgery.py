@@ -16,8 +16,8 @@ from verifier.artifact.schema import SCALARS, Field, Schema, program_schema, xnn
 from verifier.artifact.storage import Bytes, Span
 from verifier.audit.assign import assign_constants
 from verifier.audit.inventory import Constant, take_inventory
-from verifier.checkpoint import Checkpoint
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 
 

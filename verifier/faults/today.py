@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from verifier.core.compare import Array
-from verifier.evidence import Evidence
+from verifier.measures.evidence import Evidence
 
 WORDS, TOKENS, LEAST_DB, LEAST_COSINE, LEAST_TOP1 = 9, 5, 10.0, 0.95, 0.95
 NAMES = {"caption": "nine words", "tokens": "five tokens", "logits": "SQNR and cosine", "top1": "top-1"}

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verifier.core.errors import GoldenError
 from verifier.core.limits import Limit
 from verifier.core.scales import SCALES, Scale
-from verifier.errors import GoldenError
 from verifier.golden.records import TOLERANCE_SCHEMA, read_stored
 
 

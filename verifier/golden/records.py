@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from verifier.core.errors import GoldenError
 from verifier.core.records import read_record
-from verifier.errors import GoldenError
 
 
 class MissingGoldenError(GoldenError):

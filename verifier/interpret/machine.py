@@ -18,7 +18,7 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.backends.backend import Backend, Graph, NodeObserver
 from verifier.backends.calls import BACKENDS, elided_views, graph_of, operands_of, results_of, written_by
-from verifier.memory import untouched_zeros
+from verifier.core.memory import untouched_zeros
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError, dtype_of
 from verifier.operators.order import Order
 from verifier.operators.registry import OPERATORS

@@ -6,7 +6,7 @@ import numpy as np
 
 from verifier.artifact.program import Artifact
 from verifier.core.compare import Mismatch, compare
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 from verifier.ladder.blocks import TracedCall
 from verifier.ladder.evidence import COMPARED, Counterpart
 from verifier.runner.protocol import Array, Bundle, Call, Runner

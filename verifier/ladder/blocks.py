@@ -19,13 +19,13 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
+from verifier.core.progress import Tell, unheard
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.llava.definition import Definition
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
 from verifier.ladder.replay import Tapped
-from verifier.progress import Tell, unheard
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from verifier.artifact.dtypes import program_name
 from verifier.core import upstream
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 from verifier.interpret.machine import MethodState
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.records import Compared

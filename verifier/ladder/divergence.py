@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from verifier.answers import Sample
 from verifier.core.compare import Array
 from verifier.families.llava.definition import Definition
-from verifier.reference import splice
+from verifier.families.llava.reference import splice
+from verifier.families.samples import Sample
 
 
 def quantized_token(decoder: Any, definition: Definition, sample: Sample, vision: Array, at: int) -> int:

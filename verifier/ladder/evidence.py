@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from verifier.core.compare import Mismatch
 from verifier.core.limits import Limit
+from verifier.core.types import Missing
 from verifier.families.conventions import DECODER, ENCODER
 from verifier.ladder.limits import least_db
 from verifier.ladder.records import Aligned, Replay
-from verifier.types import Missing
 
 COMPARED = (ENCODER, DECODER)
 """Methods whose outputs are computed; `token_embedding` looks up."""

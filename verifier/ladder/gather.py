@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.answers import Sample
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
-from verifier.driver import Script, converse, splice
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
+from verifier.core.memory import return_freed
+from verifier.core.progress import Tell, unheard
+from verifier.core.types import Missing, Recipe
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.driver import Script, converse, splice
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
+from verifier.families.samples import Sample
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.abroad import run_here
 from verifier.ladder.align import align_program
@@ -40,12 +43,9 @@ from verifier.ladder.records import Replay
 from verifier.ladder.replay import Replayer
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
-from verifier.memory import return_freed
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
-from verifier.progress import Tell, unheard
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, OutputOf, Runner, TraceRequest
-from verifier.types import Missing, Recipe
 
 SHARED_TOKENS = 16
 """Tokens of a large model's prompt on which its layers' shares in the error are measured: all layers' variants go through each."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from verifier.core.compare import Difference, compare
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 from verifier.ladder.quantized import Rounding
 
 NOISE_TOKENS = 16

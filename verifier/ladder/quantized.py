@@ -20,9 +20,9 @@ from verifier.audit.run import Audit, exact_linears
 from verifier.backends.xnnpack.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.limits import limit
+from verifier.core.types import Recipe
 from verifier.families.conventions import DECODER
 from verifier.families.family import Family
-from verifier.types import Recipe
 
 Held = Callable[[str], Quantized | None]
 

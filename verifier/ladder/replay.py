@@ -20,6 +20,7 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Span, Storage
 from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
+from verifier.core.memory import untouched_zeros
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate, reshaped
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
@@ -27,7 +28,6 @@ from verifier.ladder.limits import over
 from verifier.ladder.records import Compared, Handover, RangeUse, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
-from verifier.memory import untouched_zeros
 from verifier.operators.operator import ProgramFaultError
 from verifier.operators.registry import OPERATORS
 

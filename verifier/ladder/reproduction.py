@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 from verifier.runner.bundle import save_bundle
 from verifier.runner.protocol import Bundle, Call
 from verifier.runner.result import expected_path, save_array

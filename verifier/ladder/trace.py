@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.flat import Record, read_flatbuffer
 from verifier.artifact.schema import etdump_schema
-from verifier.errors import RunnerError
+from verifier.core.errors import RunnerError
 from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE
 
 ALIGNMENT_BYTES = 64

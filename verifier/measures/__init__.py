@@ -1,1 +1,1 @@
-"""What is computed from program, checkpoint, tokenizer and runs for the checks. Records that checks read lie in modules without a model."""
+"""What is computed in a run, as plain data, and the functions that compute it."""

@@ -12,7 +12,7 @@ from verifier.audit.records import Audited, AuditRecords, Digest
 from verifier.audit.run import Audit
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerChannel, PerGroup
-from verifier.types import Missing
+from verifier.core.types import Missing
 
 DIGEST_BYTES = 8
 """Enough to tell two contents apart that nobody made alike on purpose; what the bytes are worth is the audit's question."""

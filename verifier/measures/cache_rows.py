@@ -6,9 +6,9 @@ import numpy as np
 
 from verifier.audit.records import Cache
 from verifier.core.compare import Array, Mismatch, compare, refusal
+from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER
-from verifier.probes.records import PERTURBED, Asked, CacheRows, PerturbedToken, PromptRows, WorstRow
-from verifier.types import Missing, Where
+from verifier.measures.probes import PERTURBED, Asked, CacheRows, PerturbedToken, PromptRows, WorstRow
 
 WHOLE, SPLIT, MOVED, REPEATED, UNPERTURBED = "whole", "split", "moved", "repeated", "unperturbed"
 UNRETURNED = Where(method=DECODER, module="kv_cache")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from verifier.answers import Answered
 from verifier.core.compare import Array, ChannelFit, Difference, Mismatch, compare, compare_all
 from verifier.core.limits import limit
-from verifier.types import Missing
+from verifier.core.types import Missing
+from verifier.families.samples import Answered
 
 ROWS_AT_ONCE = 2048
 TINY = 1e-12

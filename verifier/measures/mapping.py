@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from verifier.answers import Sample
 from verifier.core.compare import Mismatch, compare
 from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
+from verifier.families.llava.hugging_face import (
+    LayerPair,
+    compare_layer_by_layer,
+    compare_with_hugging_face,
+    load_hugging_face,
+)
+from verifier.families.samples import Sample
 from verifier.measures.against_fp32 import LayerError
-from verifier.reference import LayerPair, compare_layer_by_layer, compare_with_hugging_face, load_hugging_face
 
 MAPPING_SAMPLES = 2
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from verifier.core.limits import limit
+from verifier.core.types import Missing
 from verifier.families.pixels.processor import Processor
-from verifier.types import Missing
 
 DRAWN = (
     (336, 336, "RGB"),

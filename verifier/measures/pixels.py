@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verifier.answers import Sample
+from verifier.core.errors import ImageError, VerifierError
 from verifier.core.limits import limit
-from verifier.errors import ImageError, VerifierError
+from verifier.core.types import Missing
 from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels.image_file import read_image
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
+from verifier.families.pixels.published import hugging_face_frame, hugging_face_image, normalization
 from verifier.families.pixels.resampling import FILTERS, Pixels, resample
+from verifier.families.samples import Sample
 from verifier.measures.drawing import FILES, drawn
 from verifier.measures.pictures import (
     DRAWN,
@@ -35,9 +37,7 @@ from verifier.measures.pictures import (
     Size,
     frame_sizes,
 )
-from verifier.published import hugging_face_frame, hugging_face_image, normalization
 from verifier.runner.protocol import Array
-from verifier.types import Missing
 
 THUMBNAIL_PX, JPEG_QUALITY = 224, 78
 Framed = Callable[[int, int], Iterable[Array]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from verifier.artifact.program import Declarations, Scalar
 from verifier.audit.records import Handovers, Lifetime, Overlap
-from verifier.types import Missing
+from verifier.core.types import Missing
 
 
 @dataclass(frozen=True)

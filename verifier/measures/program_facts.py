@@ -10,12 +10,12 @@ from verifier.artifact.program import Artifact
 from verifier.audit.handover import handovers
 from verifier.audit.lifetimes import find_overlaps, lifetimes, outside_arena
 from verifier.backends.calls import census_of
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
+from verifier.core.types import Missing
 from verifier.families.conventions import ENCODER, ROLES, Signature
 from verifier.families.family import Family
 from verifier.measures.program import PlannedMemory, ProgramFacts, ScalarFactor
 from verifier.operators.registry import is_heavy
-from verifier.types import Missing
 
 T = TypeVar("T")
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from verifier.driver import Script, splice
-from verifier.errors import CheckpointError, UsageError
+from verifier.core.errors import CheckpointError, UsageError
+from verifier.core.types import Missing, Segment
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.driver import Script, splice
 from verifier.families.llava.prompt import (
     BEFORE_IMAGE,
     DEFAULT_QUESTION,
@@ -24,7 +25,6 @@ from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.records import Mark
 from verifier.families.tokens.records import Part as TextPart
 from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf
-from verifier.types import Missing, Segment
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
 from verifier.families.tokens.spelling import BLANK, described, first_out_of_order, own_damage
-from verifier.probes.tokenizer import Shipped, TokenizerEvidence, ToShip, ask_tokenizers
+from verifier.measures.tokenizer import Shipped, TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.runner.file_kinds import describe
 
 if TYPE_CHECKING:

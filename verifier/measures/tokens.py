@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from verifier.core.types import Recipe
 from verifier.families.tokens.ending import begin_statements, end_ids, end_statements
 from verifier.families.tokens.records import PromptRule, Statement
 from verifier.families.tokens.spelling import BLANK
 from verifier.runner.protocol import Array
-from verifier.types import Recipe
 
 if TYPE_CHECKING:
-    from verifier.checkpoint import Checkpoint
+    from verifier.families.checkpoint import Checkpoint
     from verifier.families.tokens.tokenizer import Tokenizer
 
 

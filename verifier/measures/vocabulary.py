@@ -10,9 +10,9 @@ import torch
 from verifier.audit.recipe import quantized_embedding
 from verifier.core.compare import Array, Mismatch, compare
 from verifier.core.limits import limit
+from verifier.core.types import EMBEDDING_GROUP, Missing, Recipe, Where
 from verifier.families.conventions import EMBEDDING
 from verifier.measures.against_fp32 import VocabularyError
-from verifier.types import EMBEDDING_GROUP, Missing, Recipe, Where
 
 STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
 ROWS_AT_ONCE = 1024

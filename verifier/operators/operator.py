@@ -14,10 +14,10 @@ from torch import Tensor
 
 from verifier.artifact.dtypes import PROGRAM
 from verifier.artifact.plan import TensorValue
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
+from verifier.core.types import EmbeddingBits
 from verifier.operators.order import Order
 from verifier.operators.rounding import Sums
-from verifier.types import EmbeddingBits
 
 Arguments = Sequence[Any]
 """Arguments of an operator, unboxed: tensors, numbers, lists. The last argument of most operators, the return value, is not among them."""

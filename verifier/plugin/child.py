@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core.command import split_globs
+from verifier.core.errors import VerifierError
 from verifier.core.python import die_with_parent
-from verifier.errors import VerifierError
-from verifier.opening import Request, open_request, planned_cases
+from verifier.gather.opening import Request, open_request, planned_cases
 from verifier.pipeline import verify
 from verifier.report.as_json import report
 from verifier.report.folder import write_folder

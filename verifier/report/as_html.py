@@ -11,10 +11,10 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from verifier.core.records import JsonObject
+from verifier.core.types import STEP_MEANS
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
 from verifier.report.words import blamed, closest, meaning, next_command, number, place, said, title
-from verifier.types import STEP_MEANS
 
 OPEN_IMAGES = 4
 """Images that are shown at once, the worst first; the others open on request."""

@@ -13,14 +13,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verifier.core.errors import UsageError
+from verifier.core.files import replacing
 from verifier.core.records import JsonObject, read_record
-from verifier.errors import UsageError
-from verifier.files import replacing
-from verifier.types import CheckResult
-from verifier.verdict import share_of_tolerance
+from verifier.core.types import CheckResult
+from verifier.record.verdict import share_of_tolerance
 
 if TYPE_CHECKING:
-    from verifier.judging import Run
+    from verifier.record.judging import Run
 
 SCHEMA = "verifier.report/1"
 LIMIT_BYTES = 64 << 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.core.types import STEP_MEANS
 from verifier.report.as_json import Report
 from verifier.report.words import blamed, closest, meaning, next_command, said, title
-from verifier.types import STEP_MEANS
 
 SIGN = {"pass": "✅", "fail": "❌", "error": "⚠️", "skipped": "➖"}
 ANNOTATIONS = 10

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verifier.files import replacing
+from verifier.core.files import replacing
 
 if TYPE_CHECKING:
     from verifier.report.as_json import Report

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifier.core.command import command
-from verifier.verdict import EXIT_STATUS
+from verifier.record.verdict import EXIT_STATUS
 
 
 @command("NOT VERIFIED")

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifier.checkpoint import EMBEDDED
 from verifier.core import upstream
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.core.files import replacing
+from verifier.core.progress import Progress
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
 from verifier.families.tokens.tokenizer import Tokenizer
-from verifier.files import replacing
-from verifier.progress import Progress
 from verifier.synth.weights import Maker
 
 SHARD_BYTES = 400 << 20

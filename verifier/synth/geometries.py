@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from verifier.checkpoint import EMBEDDED, read_json
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.families.checkpoint import EMBEDDED, read_json
 from verifier.families.llava.geometry import Geometry
 
 _CONFIG_LIMIT_BYTES = 1 << 20

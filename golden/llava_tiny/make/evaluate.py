@@ -15,17 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from golden.llava_tiny.make.scenes import render, sample_split
-from verifier.answers import Sample
-from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.driver import Script, converse
+from verifier.core.compare import agreement_interval
+from verifier.core.progress import hushed
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.driver import Script, converse
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.preprocess import prepare_image
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
+from verifier.families.llava.reference import answer_samples
+from verifier.families.samples import Sample
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
-from verifier.metrics import agreement_interval
-from verifier.progress import hushed
-from verifier.reference import answer_samples
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 

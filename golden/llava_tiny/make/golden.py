@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from golden.llava_tiny.make.scenes import Scene, SceneObject, render, sample_split
-from verifier.checkpoint import EMBEDDED
+from verifier.families.checkpoint import EMBEDDED
 from verifier.faults.subjects import answer_images
 
 

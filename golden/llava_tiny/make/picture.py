@@ -8,13 +8,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
-from verifier.checkpoint import EMBEDDED, open_checkpoint
-from verifier.driver import Script, converse
+from verifier.core.progress import hushed
+from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.driver import Script, converse
 from verifier.families.llava.preprocess import frame_size
+from verifier.families.llava.reference import load_sample
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_golden
-from verifier.progress import hushed
-from verifier.reference import load_sample
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 

@@ -16,7 +16,7 @@ from verifier.artifact.schema import xnnpack_schema
 from verifier.artifact.storage import Span, Storage
 from verifier.backends.backend import Graph, GraphValue, Node
 from verifier.backends.quantization import PerChannel, PerGroup, PerTensor, PerToken, Quantization
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
 
 INVALID_ID = 0xFFFFFFFF
 INLINE_LIMIT_BYTES = 64 << 20

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from verifier.checkpoint import Checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.keymap import map_keys
 from verifier.families.llava.text import ParameterHook, clear_caches, construct_decoder, load_parameters

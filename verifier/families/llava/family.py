@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from verifier.checkpoint import Checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import EXECUTORCH_LLAVA, Convention, Sizes
 from verifier.families.family import Parameter
 from verifier.families.llava.definition import Definition, build_decoder, build_definition, embedding_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from verifier.core.errors import CheckpointError
 from verifier.core.records import JsonObject
-from verifier.errors import CheckpointError
 
 # What `transformers` leaves out of config.json because it equals its own defaults (CLIPVisionConfig, LlamaConfig).
 _VISION_DEFAULTS = {

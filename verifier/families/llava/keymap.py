@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
 from verifier.families.llava.geometry import CONVERT, Geometry
 
 _ORIGINAL = re.compile(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from verifier.core.types import Prompt, Segment
 from verifier.families.tokens.records import Mark, Part
 from verifier.runner import constants
-from verifier.types import Prompt, Segment
 
 if TYPE_CHECKING:
     from verifier.families.tokens.tokenizer import Tokenizer

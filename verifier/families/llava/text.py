@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.memory import untouched_zeros
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.geometry import TextGeometry
-from verifier.memory import untouched_zeros
 
 ParameterHook = Callable[[nn.Module, str], None]
 

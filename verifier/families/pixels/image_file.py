@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from verifier.errors import ImageError
-from verifier.files import refuse_stand_in
+from verifier.core.errors import ImageError
+from verifier.core.files import refuse_stand_in
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
 """The formats that are read, by Pillow's names: one list for every command. JPEG includes MPO. PNG, JPEG, WebP, AVIF and TIFF carry

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from verifier.checkpoint import read_json
+from verifier.core.errors import CheckpointError, VerifierError
 from verifier.core.records import JsonObject
-from verifier.errors import CheckpointError, VerifierError
-from verifier.types import Missing
+from verifier.core.types import Missing
+from verifier.families.checkpoint import read_json
 
 Framing = Literal["pad", "crop", "squash", "other"]
 NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"

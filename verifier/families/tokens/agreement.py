@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from verifier.checkpoint import Checkpoint
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.tokens.ending import end_ids
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.checkpoint import read_json
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import read_json
 
 if TYPE_CHECKING:
     from verifier.families.tokens.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from verifier.checkpoint import read_json
+from verifier.core.errors import CheckpointError
 from verifier.core.records import JsonObject
-from verifier.errors import CheckpointError
+from verifier.families.checkpoint import read_json
 from verifier.families.tokens.records import Statement
 
 _LIMIT_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core import upstream
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
 
 
 class ReferenceTokenizer:

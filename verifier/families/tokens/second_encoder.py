@@ -16,7 +16,7 @@ from typing import Any
 import regex
 import sentencepiece
 
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
 from verifier.families.tokens.tokenizer_files import AddedToken, TokenizerFiles
 
 BLANK = "\u2581"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from verifier.errors import CheckpointError, RunnerError
+from verifier.core.errors import CheckpointError, RunnerError
 from verifier.runner.constants import FILE_LIMIT_BYTES
 from verifier.runner.tokenizer_files import parse_vocabulary
 from verifier.runner.vocabulary import NotThisError, Spelling

@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
 from verifier.families.tokens.records import Mark, Part, PromptRule
 from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
 from verifier.families.tokens.second_encoder import SecondEncoder

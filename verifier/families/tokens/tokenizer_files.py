@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verifier.checkpoint import read_json
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.families.checkpoint import read_json
 
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 _JSON_LIMIT_BYTES = 64 << 20

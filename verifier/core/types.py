@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
 
 Step = Literal["mapping", "quantization", "lowering", "kernel", "device"]
 Verdict = Literal["pass", "fail", "error", "skipped"]

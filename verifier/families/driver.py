@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from verifier.errors import UsageError
+from verifier.core.errors import UsageError
+from verifier.core.types import Prompt, Segment
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.runner.protocol import ArgmaxOf, Array, Call, OutputOf, Part
-from verifier.types import Prompt, Segment
 
 
 @dataclass

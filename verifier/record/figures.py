@@ -8,11 +8,10 @@ import numpy as np
 
 from verifier.checks.bands import up_to_ties
 from verifier.checks.vision import channel_center, compare_about
-from verifier.core.compare import EQUAL_DB, Array, Difference, compare
-from verifier.evidence import Case, Evidence
+from verifier.core.compare import EQUAL_DB, Array, Difference, compare, top2_margin
+from verifier.core.types import Missing
 from verifier.families.conventions import DECODER
-from verifier.metrics import top2_margin
-from verifier.types import Missing
+from verifier.measures.evidence import Case, Evidence
 
 SHOWN_IMAGES = 40
 SHOWN_TOKENS = 256

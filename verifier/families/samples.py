@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from verifier.core.types import Prompt
 from verifier.golden.records import GoldenImage
 from verifier.runner.protocol import Array
-from verifier.types import Prompt
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verifier.core.errors import UsageError
 from verifier.core.python import child_command, child_environment
-from verifier.errors import UsageError
 from verifier.families.tokens.spelling import BLANK, Format, Part, Pieces, own_spelling, read_pieces
 from verifier.families.tokens.texts import texts
 from verifier.runner.constants import FILE_LIMIT_BYTES

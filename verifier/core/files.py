@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from verifier.errors import UsageError, VerifierError
+from verifier.core.errors import UsageError, VerifierError
 
 _HEAD_BYTES = 512
 _STAND_INS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (

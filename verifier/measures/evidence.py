@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
-from verifier.answers import Answered, PublishedAnswer, Sample
 from verifier.audit.records import AuditRecords
-from verifier.checkpoint import Checkpoint
+from verifier.core.types import Missing, Recipe
 from verifier.export.manifest import Manifest
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import Signature
 from verifier.families.llava.geometry import Geometry
+from verifier.families.samples import Answered, PublishedAnswer, Sample
 from verifier.golden.bands import Tolerances
 from verifier.golden.records import Budget, Expectation
 from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError
 from verifier.measures.pictures import PictureEvidence
+from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.measures.program import ProgramFacts
 from verifier.measures.prompts import PromptEvidence, TemplatePrompt
 from verifier.measures.shipped import ShippedTokenizers
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts
-from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
 from verifier.runner.protocol import Array, Call, Result
-from verifier.types import Missing, Recipe
 
 USER = "user"
 """Kind of the image that a user gives; all others are golden."""

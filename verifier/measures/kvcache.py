@@ -21,12 +21,11 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.rewire import rewire
 from verifier.audit.caches import find_caches
 from verifier.audit.records import Cache
-from verifier.driver import ids_array
-from verifier.errors import ArtifactError
+from verifier.core.errors import ArtifactError
+from verifier.core.types import Missing
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.operators.operator import UnknownOperationError
-from verifier.operators.registry import OPERATORS
-from verifier.probes.records import (
+from verifier.families.driver import ids_array
+from verifier.measures.probes import (
     MASKED,
     PERTURBED,
     POISONS,
@@ -38,9 +37,10 @@ from verifier.probes.records import (
     beyond,
     chunk_name,
 )
-from verifier.probes.tape import PROMPT_TOKENS, Tape, one_result, random_tokens
+from verifier.measures.tape import PROMPT_TOKENS, Tape, one_result, random_tokens
+from verifier.operators.operator import UnknownOperationError
+from verifier.operators.registry import OPERATORS
 from verifier.runner.protocol import Array, Bundle, Part, Result
-from verifier.types import Missing
 
 SIZES = (1, 2, 31, 32, 33, 191, 192, 193)
 STEPS = 4

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.errors import CheckpointError
-from verifier.files import refuse_stand_in
+from verifier.core.errors import CheckpointError
+from verifier.core.files import refuse_stand_in
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK_BYTES = 1 << 20

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from verifier.checks.layers import worst_by_block
-from verifier.evidence import Evidence
-from verifier.types import Missing
+from verifier.core.types import Missing
+from verifier.measures.evidence import Evidence
 
 
 def facts(evidence: Evidence) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from verifier.answers import Answered, Sample
 from verifier.artifact.program import Declarations
-from verifier.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
-from verifier.evidence import USER, Case, FullAnswer, RuntimeEvidence, answered_freely
+from verifier.core.types import Missing, Prompt
+from verifier.families.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
+from verifier.families.samples import Answered, Sample
+from verifier.measures.evidence import USER, Case, FullAnswer, RuntimeEvidence, answered_freely
 from verifier.measures.pixels import thumbnail
-from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
+from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.runner.protocol import Array, Bundle, Result, Runner
-from verifier.types import Missing, Prompt
 
 LOAD_TIMEOUT_S = 600.0
 LAST_TOKENS = 3

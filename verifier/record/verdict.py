@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from verifier.core.compare import EQUAL_DB
 from verifier.core.scales import scale_of
-from verifier.types import CheckResult, Step
+from verifier.core.types import CheckResult, Step
 
 STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}

@@ -6,9 +6,9 @@ import os
 
 from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
-from verifier.probes.kvcache import Run
-from verifier.probes.records import CHUNKS, CONFIGURATIONS, Repeated, ThreadEvidence
-from verifier.probes.tape import Tape, random_tokens
+from verifier.measures.kvcache import Run
+from verifier.measures.probes import CHUNKS, CONFIGURATIONS, Repeated, ThreadEvidence
+from verifier.measures.tape import Tape, random_tokens
 from verifier.runner.protocol import Array, Bundle
 
 REPEATS, REPEATS_OF_LARGE = 10, 2

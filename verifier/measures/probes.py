@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from verifier.audit.records import Cache
 from verifier.core.compare import Mismatch
+from verifier.core.types import Missing
 from verifier.families.conventions import DECODER, ENCODER
 from verifier.runner.protocol import Array, Result
-from verifier.types import Missing
 
 EDGES = (0, 1, 2, 31, 32, 33, 191, 192, 193, 575, 576, 577)
 """Lengths and positions at which caches and masks have broken (upstream issues of ExecuTorch and llama.cpp)."""

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from verifier.answers import Sample
 from verifier.audit.run import Audit
-from verifier.evidence import Case
+from verifier.core.types import Missing
 from verifier.families.llava.definition import Definition
+from verifier.families.samples import Sample
+from verifier.gather.opening import Opened
 from verifier.ladder.divergence import quantized_token
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Held, Rounding, build_quantized_decoder, held_in, nothing_held
-from verifier.opening import Opened
-from verifier.types import Missing
+from verifier.measures.evidence import Case
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,12 @@ from pathlib import Path
 
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.infer import infer_recipe
-from verifier.checkpoint import Checkpoint, open_checkpoint
 from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
-from verifier.errors import CheckpointError, GoldenError, ManifestError, UsageError
-from verifier.evidence import (
-    Subjects,
-    golden_folder,
-)
+from verifier.core.errors import CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
+from verifier.families.checkpoint import Checkpoint, open_checkpoint
 from verifier.families.conventions import recognize
 from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
@@ -33,11 +30,11 @@ from verifier.golden.records import (
     load_expectation,
     load_golden,
 )
-from verifier.probes.tokenizer import ToShip, find_tokenizers
+from verifier.measures.evidence import Subjects, golden_folder
+from verifier.measures.tokenizer import ToShip, find_tokenizers
 from verifier.runner.protocol import Runner
 from verifier.runner.remote import Told
 from verifier.runner.targets import make_runner, silent
-from verifier.types import Recipe
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from verifier.errors import VerifierError
+from verifier.core.errors import VerifierError
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verifier.errors import CheckpointError
+from verifier.core.errors import CheckpointError
+from verifier.core.files import refuse_stand_in, sha256_of_file
 from verifier.families.llava.geometry import Geometry
-from verifier.files import refuse_stand_in, sha256_of_file
-from verifier.shards import (
+from verifier.families.shards import (
     INDEX,
     SINGLE,
     Contents,
@@ -31,7 +31,7 @@ from verifier.shards import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED = Path(__file__).parent / "embedded" / "llava_tiny"
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "llava_tiny"
 _CONFIG_LIMIT_BYTES = 1 << 20
 _INDEX_LIMIT_BYTES = 16 << 20
 _QUANTIZED_BY = ("quantization_config", "compression_config")

@@ -15,9 +15,19 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from verifier.answers import Answered, Sample
 from verifier.audit.run import Audit, audit_weights
-from verifier.conversations import (
+from verifier.core.errors import ArtifactError, GoldenError, VerifierError
+from verifier.core.memory import return_freed
+from verifier.core.progress import Progress, Tell
+from verifier.core.types import Missing
+from verifier.families.llava.definition import Definition
+from verifier.families.llava.reference import answer_samples, load_sample
+from verifier.families.llava.vision import VisionEncoder
+from verifier.families.pixels.processor import find_processor
+from verifier.families.pixels.published import compare_published
+from verifier.families.samples import Answered, Sample
+from verifier.families.tokens.agreement import compare_with_transformers
+from verifier.gather.conversations import (
     ConversationBundle,
     collect_cases,
     collect_runtime,
@@ -25,20 +35,15 @@ from verifier.conversations import (
     run_bundle,
     vocabulary_of,
 )
-from verifier.errors import ArtifactError, GoldenError, VerifierError
-from verifier.evidence import (
-    Case,
-    Evidence,
-    Part,
-    RuntimeEvidence,
-    golden_folder,
-    unasked,
-    with_foundations,
+from verifier.gather.opening import Opened, subjects_of
+from verifier.gather.samples import (
+    USER_ANSWER_TOKENS,
+    golden_by_its_processor,
+    probe_sample,
+    to_this_prompt,
+    user_sample,
 )
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.vision import VisionEncoder
-from verifier.families.pixels.processor import find_processor
-from verifier.families.tokens.agreement import compare_with_transformers
+from verifier.gather.second_look import QuantizedRung
 from verifier.golden.bands import Tolerances, load_tolerances
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced, choose_samples, compare_layers, run_traced
@@ -46,27 +51,20 @@ from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.audit import audit_records
 from verifier.measures.cache_rows import measure_rows
 from verifier.measures.channels import ChannelError, measure_channels
+from verifier.measures.evidence import Case, Evidence, Part, RuntimeEvidence, golden_folder, unasked, with_foundations
+from verifier.measures.kvcache import ask_cache
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
+from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
+from verifier.measures.speed import ask_speed
+from verifier.measures.threads import ask_threads
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
 from verifier.measures.vocabulary import measure_vocabulary
-from verifier.memory import return_freed
-from verifier.opening import Opened, subjects_of
-from verifier.probes.kvcache import ask_cache
-from verifier.probes.records import CacheEvidence, Speed, ThreadEvidence
-from verifier.probes.speed import ask_speed
-from verifier.probes.threads import ask_threads
-from verifier.progress import Progress, Tell
-from verifier.published import compare_published
-from verifier.reference import answer_samples, load_sample
 from verifier.runner.protocol import Array, Bundle, Result
-from verifier.samples import USER_ANSWER_TOKENS, golden_by_its_processor, probe_sample, to_this_prompt, user_sample
-from verifier.second_look import QuantizedRung
-from verifier.types import Missing
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verifier.answers import Answered, Sample
-from verifier.checkpoint import EMBEDDED
-from verifier.errors import GoldenError
-from verifier.evidence import USER
+from verifier.core.errors import GoldenError
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.llava.reference import greedy_answer, load_sample, with_margins
+from verifier.families.pixels.published import published_samples
+from verifier.families.samples import Answered, Sample
 from verifier.families.tokens.records import described
 from verifier.families.tokens.tokenizer import Tokenizer
+from verifier.gather.opening import Opened
 from verifier.golden.records import GoldenImage
-from verifier.opening import Opened
-from verifier.published import published_samples
-from verifier.reference import greedy_answer, load_sample, with_margins
+from verifier.measures.evidence import USER
 
 USER_ANSWER_TOKENS = 64
 PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3

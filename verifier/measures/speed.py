@@ -6,9 +6,9 @@ from statistics import median
 
 from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
-from verifier.probes.kvcache import Run
-from verifier.probes.records import Speed
-from verifier.probes.tape import Tape, random_tokens
+from verifier.measures.kvcache import Run
+from verifier.measures.probes import Speed
+from verifier.measures.tape import Tape, random_tokens
 from verifier.runner.constants import LOOP
 from verifier.runner.protocol import Array, Bundle
 

@@ -10,11 +10,11 @@ from verifier.checks.check import run_checks
 from verifier.checks.device import unsound
 from verifier.checks.registry import select
 from verifier.core.archive import load_archive, save_archive
-from verifier.evidence import Evidence
-from verifier.facts import facts
-from verifier.figures import figures
-from verifier.types import CheckResult, Missing
-from verifier.verdict import Judgement, judge_run
+from verifier.core.types import CheckResult, Missing
+from verifier.measures.evidence import Evidence
+from verifier.record.facts import facts
+from verifier.record.figures import figures
+from verifier.record.verdict import Judgement, judge_run
 
 SCHEMA = "verifier.evidence/1"
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verifier.answers import Answered, PublishedAnswer, Sample
-from verifier.checkpoint import Checkpoint
 from verifier.core import upstream
 from verifier.core.compare import Difference, compare
-from verifier.errors import CheckpointError, VerifierError
+from verifier.core.errors import CheckpointError, VerifierError
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.pixels.processor import ImageFields, read_processor
 from verifier.families.pixels.resampling import Pixels
+from verifier.families.samples import Answered, PublishedAnswer, Sample
 from verifier.runner.protocol import Array
 
 MEASURED_IMAGES, OF_LARGE = 5, 1

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from verifier.driver import Script, position_array
 from verifier.families.conventions import DECODER
-from verifier.probes.records import Pair
+from verifier.families.driver import Script, position_array
+from verifier.measures.probes import Pair
 from verifier.runner.protocol import Array, Part, Result
 
 PROMPT_TOKENS = 48

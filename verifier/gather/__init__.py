@@ -1,0 +1,1 @@
+"""From a request to evidence: open it, run references and program, compute what the chosen checks need."""
