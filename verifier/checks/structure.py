@@ -244,7 +244,7 @@ def lifetimes(evidence: Evidence, _case: str) -> Finding:
     planned = 0
     for method in ROLES:
         found = evidence.program.memory[method]
-        planned += found.tensors
+        planned += len(found.tensors)
         if found.outside is not None:
             first = found.outside
             where = Where(method=method, instruction=max(first.first, 0), index=(first.value,))

@@ -19,8 +19,8 @@ from verifier.core.limits import limit
 from verifier.core.progress import hushed
 from verifier.export.manifest import package_versions
 from verifier.families.llava.reference import load_sample
+from verifier.gather.children import measure_speed
 from verifier.gather.opening import Opened, Request, open_request
-from verifier.gather.schedule import measure_speed
 from verifier.golden.records import BUDGET_SCHEMA, stored
 from verifier.measures.evidence import golden_folder
 from verifier.measures.program_facts import program_facts

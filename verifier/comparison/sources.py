@@ -10,8 +10,8 @@ from typing import Any
 from verifier.core.errors import UsageError
 from verifier.core.progress import Progress, hushed
 from verifier.families.llava.reference import load_sample
+from verifier.gather.children import measure_speed
 from verifier.gather.opening import Opened, Request, open_request
-from verifier.gather.schedule import measure_speed
 from verifier.pipeline import verify
 from verifier.report.as_json import Report, read_report, report
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
-
-import torch
-from torch import Tensor
+from typing import ParamSpec, TypeVar
 
 from verifier.audit.run import Audit, audit_weights
 from verifier.core.errors import ArtifactError, GoldenError, VerifierError
@@ -27,12 +23,20 @@ from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.published import compare_published
 from verifier.families.samples import Answered, Sample
 from verifier.families.tokens.agreement import compare_with_transformers
+from verifier.gather.children import (
+    Children,
+    converse,
+    measure_speed,
+    one_core_for_children,
+    probe_cache,
+    repeat,
+    trace,
+)
 from verifier.gather.conversations import (
     ConversationBundle,
     collect_cases,
     collect_runtime,
     conversation_bundle,
-    run_bundle,
     vocabulary_of,
 )
 from verifier.gather.opening import Opened, subjects_of
@@ -46,25 +50,21 @@ from verifier.gather.samples import (
 from verifier.gather.second_look import QuantizedRung
 from verifier.golden.bands import Tolerances, load_tolerances
 from verifier.ladder.evidence import LayerEvidence
-from verifier.ladder.gather import Traced, choose_samples, compare_layers, run_traced
+from verifier.ladder.gather import Traced, compare_layers
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.audit import audit_records
-from verifier.measures.cache_rows import measure_rows
 from verifier.measures.channels import ChannelError, measure_channels
 from verifier.measures.evidence import Case, Evidence, Part, RuntimeEvidence, golden_folder, unasked, with_foundations
-from verifier.measures.kvcache import ask_cache
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
-from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
+from verifier.measures.probes import Speed
 from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
-from verifier.measures.speed import ask_speed
-from verifier.measures.threads import ask_threads
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
 from verifier.measures.vocabulary import measure_vocabulary
-from verifier.runner.protocol import Array, Bundle, Result
+from verifier.runner.protocol import Result
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,40 +112,6 @@ def _tolerances(opened: Opened) -> Tolerances | Missing:
         return Missing(error.one_line, "verifier")
 
 
-def _probe_cache(opened: Opened, parts: frozenset[Part], image: Array) -> CacheEvidence:
-    return ask_cache(
-        opened.artifact,
-        opened.family.embedding_table().numpy(),
-        image,
-        partial(run_bundle, opened.runner),
-        measure=partial(measure_rows, rope_theta=opened.checkpoint.geometry.text.rope_theta),
-        in_chunks=Part.CHUNKS in parts,
-        large=opened.family.large,
-    )
-
-
-def _ask_threads(opened: Opened, table: Tensor, image: Array) -> ThreadEvidence:
-    return ask_threads(
-        opened.artifact,
-        table.numpy(),
-        image,
-        partial(run_bundle, opened.runner),
-        large=opened.family.large,
-    )
-
-
-def measure_speed(opened: Opened, table: Tensor, image: Array) -> Speed:
-    """Time and memory of a conversation; whoever asks is alone on the machine."""
-    return ask_speed(
-        opened.artifact,
-        table.numpy(),
-        image,
-        partial(run_bundle, opened.runner),
-        patches=opened.family.patches,
-        large=opened.family.large,
-    )
-
-
 def gather(
     opened: Opened, progress: Progress, *, answer: AnswerSamples | None = None
 ) -> tuple[Evidence, QuantizedRung]:
@@ -160,13 +126,13 @@ def gather(
         with progress.stage("tokenizer against Hugging Face"):
             compare_with_transformers(opened.tokenizer)
     with ExitStack() as stack:
-        stack.enter_context(_one_core_for_children())
+        stack.enter_context(one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
-        children = _Children(stack.enter_context(ThreadPoolExecutor(opened.runner.at_once)), parts)
+        children = Children(stack.enter_context(ThreadPoolExecutor(opened.runner.at_once)), parts)
         image = samples[0].image
         # first: this process waits for it first
-        tracing = children.submit(Part.LAYERS, "a trace", _trace, opened, list(samples), folder)
-        probed = children.submit(Part.CACHE, "the cache", _probe_cache, opened, parts, image)
+        tracing = children.submit(Part.LAYERS, "a trace", trace, opened, list(samples), folder)
+        probed = children.submit(Part.CACHE, "the cache", probe_cache, opened, parts, image)
         files = (opened.to_ship, opened.checkpoint.directory, opened.tokenizer, opened.golden.images)
         shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
         with progress.stage("fp32 reference"):
@@ -174,8 +140,8 @@ def gather(
             if opened.request.image is not None:
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
-            conversed = children.submit(Part.RUNTIME, "a conversation", _converse, opened, parts, made.bundle)
-            repeated = children.submit(Part.THREADS, "repetitions", _ask_threads, opened, definition.embedding, image)
+            conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
+            repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
             reference = _answers(opened, parts, definition, samples, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
@@ -366,46 +332,3 @@ def _samples(opened: Opened) -> list[Sample]:
     side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
     golden = [load_sample(i, opened.tokenizer, side_px=side_px, square=square) for i in opened.golden.images]
     return golden or [probe_sample(opened.tokenizer, side_px=side_px, square=square)]
-
-
-@dataclass(frozen=True)
-class _Children:
-    """Runs of the program beside this process, of the parts that are needed."""
-
-    pool: ThreadPoolExecutor
-    parts: frozenset[Part]
-
-    def submit(
-        self, part: Part, what: str, work: Callable[P, R], *given: P.args, **named: P.kwargs
-    ) -> Future[R | Missing]:
-        """Start some work, or say that no check asked for what it gives."""
-        if part in self.parts:
-            return cast("Future[R | Missing]", self.pool.submit(work, *given, **named))
-        absent: Future[R | Missing] = Future()
-        absent.set_result(unasked(what))
-        return absent
-
-
-@contextmanager
-def _one_core_for_children() -> Iterator[None]:
-    """Leave a core to the program under test: OpenMP's threads wait for each other, and lose more than they win (a tenth)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - 1))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _converse(opened: Opened, parts: frozenset[Part], bundle: Bundle) -> Result:
-    """The golden conversations, if a check needs them; else no call at all, for those who want to know what ran: operators, versions, CPU
-    features. A device tells which instructions its kernels are made of once some were chosen: the encoder, a lookup, and a first chunk of text."""
-    if Part.CONVERSATIONS not in parts:
-        bundle = replace(bundle, calls=bundle.calls[:3] if Part.INSTRUCTIONS in parts else ())
-    return run_bundle(opened.runner, bundle)
-
-
-def _trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
-    patches, large = opened.family.patches, opened.family.large
-    chosen = choose_samples(samples, large=large)
-    return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)

@@ -11,13 +11,13 @@ from verifier.core.types import Missing
 
 @dataclass(frozen=True)
 class PlannedMemory:
-    """The memory plan of one method: sizes of its arenas in bytes, the first of which is unused, and how many tensors lie in them.
+    """The memory plan of one method: sizes of its arenas in bytes, the first of which is unused, and the tensors that lie in them.
 
     `outside` is the first tensor that ends outside its arena; `overlap` the first of `overlaps` pairs that share memory while both live.
     """
 
     arenas_bytes: tuple[int, ...]
-    tensors: int
+    tensors: tuple[Lifetime, ...]
     outside: Lifetime | None
     overlaps: int
     overlap: Overlap | None

@@ -65,7 +65,7 @@ def _planned(plan: Plan) -> PlannedMemory:
     outside, overlaps = outside_arena(plan), find_overlaps(plan)
     return PlannedMemory(
         plan.arenas_bytes,
-        tensors=len(lifetimes(plan)),
+        tensors=tuple(lifetimes(plan)),
         outside=outside[0] if outside else None,
         overlaps=len(overlaps),
         overlap=overlaps[0] if overlaps else None,
