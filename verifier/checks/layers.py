@@ -144,7 +144,7 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
     if broken:
         found = layers.descents.get((shown.method, shown.instruction))
         inside = f"{found}. " if found else ""
-        message = f"{aligned.module}: instruction {shown.instruction} ({shown.operator}) in call {shown.call}: {_difference(shown)}. {inside}{hint}"
+        message = f"{aligned.module}: instruction {shown.instruction} in call {shown.call} [{shown.call_text}]: {_difference(shown)}. {inside}{hint}"
         return failed(message, fields)
     if unknown:
         message = f"{len(unknown)} of {len(records)} results cannot be judged, first instruction {shown.instruction} in call {shown.call}: {shown.reason}"
@@ -156,7 +156,7 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
         first = min(unexplained, key=lambda r: (r.call, r.instruction))
         module = layers.alignment[first.method, first.instruction].module
         where = Where(method=first.method, instruction=first.instruction, module=module, index=first.index or None)
-        message = f"{module}: instruction {first.instruction} ({first.operator}) in call {first.call}: {_difference(first)}. {UNEXPLAINED}"
+        message = f"{module}: instruction {first.instruction} in call {first.call} [{first.call_text}]: {_difference(first)}. {UNEXPLAINED}"
         return unverified(message, fields).but(where=where, since=(first.call, first.instruction))
     message = f"{len(records)} results of {len({r.instruction for r in records})} instructions agree, closest {share:.2g} of the limit in {aligned.module}"
     return passed(message, fields).but(since=IN_ORDER)
@@ -180,7 +180,7 @@ def finite(given: Blocks[Compared], case: str) -> Finding:
     where = Where(method=first.method, instruction=first.instruction, module=aligned.module, index=value.index)
     further = f" and {value.count - 1:,} more" if value.count > 1 else ""
     said = (
-        f"{aligned.module}: instruction {first.instruction} ({first.operator}) in call {first.call} gives {value.value:g} at "
+        f"{aligned.module}: instruction {first.instruction} in call {first.call} [{first.call_text}] gives {value.value:g} at "
         f"{_token(layers, first, value)}{list(value.index)}{further}"
     )
     if value.inherited:

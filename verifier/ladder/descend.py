@@ -23,6 +23,7 @@ from verifier.artifact.dtypes import program_name
 from verifier.core import upstream
 from verifier.core.errors import VerifierError
 from verifier.interpret.machine import MethodState
+from verifier.ladder.call_text import node_text
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.records import Compared
 from verifier.operators.rounding import any_order
@@ -136,7 +137,8 @@ def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: 
         node = graph.nodes[index]
         quantum = backend.step(graph, node.output)
         kind = "step" if quantum else "bound"
-        record = Compared(0, state.plan.name, instruction, node.kind, 0, kind, value.numel())
+        text = node_text(graph, node, value)
+        record = Compared(0, state.plan.name, instruction, node.kind, 0, kind, value.numel(), text)
         compared = compare_tensors(record, actual[index], value, quantum=quantum, bound=limits[index], propagated=value)
         cut = partial(cut_program, state, instruction, inputs, {index: value})
         found.append(NodeError(index, node.kind, compared, value, cut))

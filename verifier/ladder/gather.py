@@ -259,9 +259,9 @@ def _descend(
         return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
     if wrong is None:
         return {
-            place: "Cut out and run node by node it computes rightly: look at threads, memory and the order of calls"
+            place: "Run node by node outside of the program, the delegate computes rightly: check threads, memory and the order of calls"
         }
-    said = f"Its first wrong node is number {wrong.node}, {wrong.kind}"
+    said = f"The first wrong node inside it is number {wrong.node} [{wrong.compared.call_text}]"
     if reproduction is None:
         return {place: said}
     what = f"{first.method}, instruction {first.instruction}, on {runner.name}. {said}."

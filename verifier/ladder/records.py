@@ -38,7 +38,7 @@ class NonFinite:
 class Compared:
     """One result of one instruction in one call.
 
-    `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
+    `operator` is the kernel or the nodes of a delegate, `call_text` the call with dtypes and sizes. `kind` says how it is judged: `bound`, in shares of the interpreter's error bound; `step`, in quantization steps;
     `equal`. `worst` is the largest local error in that unit, at `index`, where the runtime has `actual` and the interpreter
     `expected`; `share_off` is the share of elements that differ at all. `sqnr_db` is local, `propagated_db` end to end
     (None against the recipe's constants, which are compared locally only, and where the two cannot be compared).
@@ -55,6 +55,7 @@ class Compared:
     result: int
     kind: str
     elements: int
+    call_text: str = ""
     worst: float = 0.0
     share_off: float = 0.0
     index: tuple[int, ...] = ()

@@ -22,6 +22,7 @@ from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
 from verifier.core.memory import untouched_zeros
 from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate, reshaped
+from verifier.ladder.call_text import instruction_text, operator_name
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import over
@@ -33,13 +34,6 @@ from verifier.operators.registry import OPERATORS
 
 Tapped = dict[tuple[int, int], Tensor]
 """The runtime's own contents of some EValues, by call and number of the EValue."""
-
-
-def operator_name(state: MethodState, step: Instruction) -> str:
-    """The kernel's name, or the nodes of a delegate."""
-    if step.kind != "delegate":
-        return step.name
-    return "+".join(node.short for node in state.graph(step).nodes)
 
 
 def clipped_share(x: Tensor, *, scale: float, zero_point: int) -> float:
@@ -298,6 +292,7 @@ class _Follower:
             method=self.state.plan.name,
             instruction=instruction.index,
             operator=operator_name(self.state, instruction),
+            call_text=instruction_text(self.state, instruction, again.operands.values(), actual),
             result=place,
             kind=kind,
             elements=expected.numel(),
