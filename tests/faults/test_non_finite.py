@@ -76,7 +76,7 @@ def test_overflow_in_one_token_of_one_layer_of_one_call_is_named(
     )
     check, module, index, message = _blame(judged(victim, micro_model, "layers.*"))
     assert (check, module, index[-2:]) == ("layers.finite", norm, [token, channel]), message
-    assert f"in call {calls[0]} gives" in message
+    assert f"in call {calls[0]} [" in message and "] gives inf at" in message
     assert f"at token {token} of {tokens}" in message
     assert "all that it was given are numbers: an overflow" in message
 
