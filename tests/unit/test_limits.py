@@ -44,6 +44,8 @@ NOT_A_JUDGEMENT = {
     "value.count > 1": "a plural",
     "tokens_of(dialogue_segments(tokenizer, (Turn(text),)), patches) <= limit": "a length in tokens",
     "needed > limit": "a length in tokens",
+    "sum(kept) + size < limit": "a length in tokens",
+    "start < limit": "a position",
     "len(value.sizes) > 1": "a rank",
     "norm > FLAT.value * max(1.0, float(np.abs(flat).max()))": "NaN is like nothing",
     "WORST * w > margin": "which cases get a margin of their own",
