@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from verifier.core.command import command
 from verifier.core.errors import RunnerError, UsageError
 from verifier.core.files import replacing
 from verifier.core.limits import limit
 from verifier.core.progress import hushed
+from verifier.core.records import JsonObject
 from verifier.export.manifest import package_versions
 from verifier.families.llava.reference import load_sample
 from verifier.gather.children import measure_speed
@@ -52,7 +52,7 @@ def write_budget(opened: Opened, runs: dict[str, float], reason: str) -> Path:
     """Add or replace what is recorded of this release and this kind of target."""
     path = golden_folder(opened.checkpoint) / "budgets.json"
     kind = opened.request.target.partition(":")[0]
-    empty: dict[str, Any] = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
+    empty: JsonObject = {"schema": BUDGET_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "releases": {}}
     text = stored(path, BUDGET_SCHEMA) or empty  # `open_request` has read it: it is this checkpoint's
     program = program_facts(opened.artifact)
     file = {"file_bytes": program.file_bytes, "planned_bytes": program.planned_bytes}

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -32,6 +31,7 @@ from verifier.core.errors import GoldenError, UsageError
 from verifier.core.files import replacing
 from verifier.core.limits import limit
 from verifier.core.progress import Progress, hushed
+from verifier.core.records import JsonObject
 from verifier.core.scales import SCALES
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.families.llava.definition import Definition
@@ -159,7 +159,7 @@ def spread_interval(deviations: Sequence[float]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def bands(first: Measured, variants: Sequence[Measured], repeats: Sequence[Measured] = ()) -> dict[str, Any]:
+def bands(first: Measured, variants: Sequence[Measured], repeats: Sequence[Measured] = ()) -> JsonObject:
     """The band of every metric as JSON: direction, measured, margin, and the spread that it comes from.
 
     `repeats` are runs of the first file itself: what they differ by is added to the margin, not averaged into it.
@@ -195,7 +195,7 @@ def write_tolerances(
 ) -> Path:
     """Add or replace the recipe's bands in `tolerances.json` beside the checkpoint."""
     path = golden_folder(opened.checkpoint) / "tolerances.json"
-    text: dict[str, Any] = {"schema": TOLERANCE_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "recipes": {}}
+    text: JsonObject = {"schema": TOLERANCE_SCHEMA, "checkpoint_sha256": opened.checkpoint.sha256, "recipes": {}}
     old = stored(path, TOLERANCE_SCHEMA)
     if old.get("checkpoint_sha256") == opened.checkpoint.sha256:
         text = old

@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +22,7 @@ from verifier.core.command import command
 from verifier.core.errors import GoldenError, UsageError
 from verifier.core.files import replacing, sha256_of_file
 from verifier.core.progress import hushed
+from verifier.core.records import JsonObject
 from verifier.export.manifest import package_versions
 from verifier.families.checkpoint import Checkpoint, open_checkpoint
 from verifier.families.driver import Script, converse_freely
@@ -50,7 +50,7 @@ def answer(
     kind: str,
     question: str,
     program: Path | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The golden entry of an image that is in `images/` beside the checkpoint, or will be: the fp32 model's greedy answer with its
     margins. A `program` proposes the answer, which saves passes and changes nothing."""
     tokenizer = open_tokenizer(checkpoint)
@@ -97,7 +97,7 @@ def answer_of_program(pte: Path, sample: Sample, *, patches: int) -> tuple[int, 
     return tuple(int(token) for token in logits.argmax(axis=-1))
 
 
-def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, Any]], reason: str) -> Path:
+def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[JsonObject], reason: str) -> Path:
     """Write `golden.json`, whole or not at all; what was said before about why stays in it."""
     path = folder / "golden.json"
     history = _text(folder).get("history", [])
@@ -114,12 +114,12 @@ def write_entries(checkpoint: Checkpoint, folder: Path, entries: list[dict[str, 
     return path
 
 
-def _text(folder: Path) -> dict[str, Any]:
+def _text(folder: Path) -> JsonObject:
     """What `golden.json` holds, nothing if there is none yet. It has been through `load_golden`, or is about to be."""
     return stored(folder / "golden.json", GOLDEN_SCHEMA)
 
 
-def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list[JsonObject]:
     """The entries there are. Raises `GoldenError` for a set that cannot be read or belongs to another checkpoint, and for answers to another
     spelling of the prompt unless the `whole` set is made anew."""
     tokenizer = open_tokenizer(checkpoint)
@@ -134,7 +134,7 @@ def _owned(checkpoint: Checkpoint, folder: Path, *, whole: bool = False) -> list
                 where=folder / "golden.json",
                 fix='answer all of them again: python -m verifier.golden update --reason "why"',
             )
-    found: list[dict[str, Any]] = _text(folder).get("images", [])
+    found: list[JsonObject] = _text(folder).get("images", [])
     return found
 
 

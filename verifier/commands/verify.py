@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verifier.core.command import command, split_globs
+from verifier.core.records import JsonObject
 
 if TYPE_CHECKING:
     from verifier.comparison.compare import Comparison
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _baseline(options: argparse.Namespace) -> dict[str, Any]:
+def _baseline(options: argparse.Namespace) -> JsonObject:
     """The report of the baseline, read or made; before the work, so that one that is not there is refused before it."""
     from verifier.comparison.sources import read_side
     from verifier.core.progress import Progress
@@ -70,7 +71,7 @@ def _baseline(options: argparse.Namespace) -> dict[str, Any]:
     return read_side(options.baseline, model=options.model, target=options.target, progress=progress)
 
 
-def _compare(options: argparse.Namespace, old: dict[str, Any], data: dict[str, Any]) -> Comparison:
+def _compare(options: argparse.Namespace, old: JsonObject, data: JsonObject) -> Comparison:
     """The baseline against what was just verified."""
     import json
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from verifier.comparison.numerics import captions, numerics, weights
 from verifier.comparison.rows import LISTED, Change, Row, number_row
 from verifier.core.errors import UsageError
 from verifier.core.limits import limit
+from verifier.core.records import JsonObject
 from verifier.report.as_json import Report
 from verifier.report.words import number, place, said
 
@@ -235,7 +235,7 @@ def _speed(old: Report, new: Report, budgets: dict[str, float]) -> Iterable[Row]
             )
 
 
-def as_data(comparison: Comparison) -> dict[str, Any]:
+def as_data(comparison: Comparison) -> JsonObject:
     """The comparison as plain data."""
     return {
         "schema": "verifier.comparison/1",

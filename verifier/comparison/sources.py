@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from verifier.core.errors import UsageError
 from verifier.core.progress import Progress, hushed
+from verifier.core.records import JsonObject
 from verifier.families.llava.reference import load_sample
 from verifier.gather.children import measure_speed
 from verifier.gather.opening import Opened, Request, open_request
@@ -40,7 +40,7 @@ def read_both(
     return sides[0], sides[1]
 
 
-def _in_turns(paths: list[Path], model: str | None, target: str, progress: Progress) -> list[dict[str, Any]]:
+def _in_turns(paths: list[Path], model: str | None, target: str, progress: Progress) -> list[JsonObject]:
     """Median of each figure over `TURNS` turns."""
     found: list[list[dict[str, float]]] = [[] for _ in paths]
     with hushed() as stream:

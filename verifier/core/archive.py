@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from verifier.core.errors import ArchiveError, UsageError
-from verifier.core.records import read_record
+from verifier.core.records import JsonObject, read_record
 
 RECORD, ARRAYS = "record.json", "arrays.safetensors"
 RECORD_LIMIT_BYTES = 512 << 20
@@ -299,7 +299,7 @@ def load_archive(folder: Path, kind: type[T], *, schema: str) -> T:
     what = "the archive cannot be read"
     fix = "give a folder that this version of the verifier wrote"
 
-    def parse(record: dict[str, Any]) -> T:
+    def parse(record: JsonObject) -> T:
         with safe_open(folder / ARRAYS, framework="numpy") as arrays:
             return cast("T", _Reader(arrays, frozenset(arrays.keys())).read(kind, record["value"], kind.__name__))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from verifier.core.errors import UsageError
+from verifier.core.records import JsonObject
 
 Step = Literal["mapping", "quantization", "lowering", "kernel", "device"]
 Verdict = Literal["pass", "fail", "error", "skipped"]
@@ -63,7 +64,7 @@ class Recipe:
         """A short name that tells apart what differs in size and speed, too."""
         return f"{self.name}-{self.max_seq_len}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The fields, for manifest and report."""
         return asdict(self)
 
@@ -119,8 +120,8 @@ class CheckResult:
     case: str
     verdict: Verdict
     message: str
-    measured: dict[str, Any] = field(default_factory=dict)
-    allowed: dict[str, Any] = field(default_factory=dict)
+    measured: JsonObject = field(default_factory=dict)
+    allowed: JsonObject = field(default_factory=dict)
     where: Where | None = None
     exception: str = ""
     accuses: str = ""

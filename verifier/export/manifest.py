@@ -11,7 +11,7 @@ from typing import Any
 
 from verifier.core.errors import ManifestError, UsageError
 from verifier.core.files import replacing
-from verifier.core.records import read_record
+from verifier.core.records import JsonObject, read_record
 from verifier.core.types import Recipe
 
 SCHEMA = "verifier.manifest/1"
@@ -32,7 +32,7 @@ class Manifest:
     versions: dict[str, str]
     cpu: dict[str, str]
     calibration: dict[str, str]
-    prompt_rule: dict[str, Any] | None = None
+    prompt_rule: JsonObject | None = None
 
 
 def manifest_path(pte: Path) -> Path:
@@ -103,7 +103,7 @@ def read_manifest(pte: Path) -> Manifest | None:
     )
 
 
-def _manifest(record: dict[str, Any]) -> Manifest:
+def _manifest(record: JsonObject) -> Manifest:
     return Manifest(
         pte_sha256=str(record["pte"]["sha256"]),
         pte_bytes=int(record["pte"]["bytes"]),
@@ -117,13 +117,13 @@ def _manifest(record: dict[str, Any]) -> Manifest:
     )
 
 
-def _prompt_rule(said: Any) -> dict[str, Any] | None:
+def _prompt_rule(said: Any) -> JsonObject | None:
     if said is not None and not isinstance(said, dict):
         raise ValueError(f"prompt_rule is {said!r}")
     return said
 
 
-def _recipe(text: dict[str, Any]) -> Recipe:
+def _recipe(text: JsonObject) -> Recipe:
     known = {f.name: f.type for f in fields(Recipe)}
     values = {name: value for name, value in text.items() if name in known}
     for name, value in values.items():

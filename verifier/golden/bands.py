@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from verifier.core.errors import GoldenError
 from verifier.core.limits import Limit
+from verifier.core.records import JsonObject
 from verifier.core.scales import SCALES, Scale
 from verifier.golden.records import TOLERANCE_SCHEMA, read_stored
 
@@ -55,7 +55,7 @@ class Tolerances:
     recipe: str
     bands: dict[str, Band]
     census: dict[str, dict[str, int]]
-    provenance: dict[str, Any]
+    provenance: JsonObject
 
 
 def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolerances:
@@ -63,7 +63,7 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
     path = folder / "tolerances.json"
     fix = "calibrate a clean export: python -m verifier.calibrate PTE"
 
-    def parse(record: dict[str, Any]) -> Tolerances:
+    def parse(record: JsonObject) -> Tolerances:
         if record.get("checkpoint_sha256") != checkpoint_sha256:
             raise GoldenError(
                 "the tolerances belong to another checkpoint",
@@ -82,7 +82,7 @@ def load_tolerances(folder: Path, checkpoint_sha256: str, recipe: str) -> Tolera
     return read_stored(path, TOLERANCE_SCHEMA, parse)
 
 
-def _band(name: str, record: dict[str, Any]) -> Band:
+def _band(name: str, record: JsonObject) -> Band:
     return Band(
         name,
         int(record["direction"]),

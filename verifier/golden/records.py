@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from verifier.core.errors import GoldenError
-from verifier.core.records import read_record
+from verifier.core.records import JsonObject, read_record
 
 
 class MissingGoldenError(GoldenError):
@@ -54,7 +54,7 @@ class GoldenSet:
     path: Path
     checkpoint_sha256: str
     images: tuple[GoldenImage, ...]
-    prompt_rule: dict[str, Any] | None = None
+    prompt_rule: JsonObject | None = None
     """How the tokenizer spelled the prompts that were answered; None in files from before this was recorded."""
 
 
@@ -78,7 +78,7 @@ class Budget:
     allowed: float
 
 
-def read_stored(path: Path, schema: str, parse: Callable[[dict[str, Any]], T]) -> T:
+def read_stored(path: Path, schema: str, parse: Callable[[JsonObject], T]) -> T:
     """What `parse` makes of a record. Raises `MissingGoldenError` if there is none, `GoldenError` if it cannot be read."""
     if not path.is_file():
         raise MissingGoldenError(f"the checkpoint has no {path.name}", expected=path, fix=_MAKES[schema])
@@ -86,7 +86,7 @@ def read_stored(path: Path, schema: str, parse: Callable[[dict[str, Any]], T]) -
     return read_record(path, parse, what=f"{path.name} cannot be read", error=GoldenError, schema=schema, fix=fix)
 
 
-def stored(path: Path, schema: str) -> dict[str, Any]:
+def stored(path: Path, schema: str) -> JsonObject:
     """A record as it is, for those who add to it; empty if there is none yet. Raises `GoldenError`."""
     return read_stored(path, schema, dict) if path.is_file() else {}
 
@@ -120,7 +120,7 @@ def load_golden(folder: Path, checkpoint_sha256: str) -> GoldenSet:
     return golden
 
 
-def _golden_set(record: dict[str, Any], path: Path) -> GoldenSet:
+def _golden_set(record: JsonObject, path: Path) -> GoldenSet:
     images = tuple(
         GoldenImage(
             name=str(item["name"]),
@@ -149,7 +149,7 @@ def load_expectation(model: str | None) -> Expectation | None:
     return read_stored(path, EXPECTATION_SCHEMA, _expectation)
 
 
-def _expectation(record: dict[str, Any]) -> Expectation:
+def _expectation(record: JsonObject) -> Expectation:
     texts = {field: str(record[field]) for field in ("model", "prompt", "image", "begins_with", "provenance")}
     return Expectation(**texts, seq_len=int(record["seq_len"]))
 
@@ -158,7 +158,7 @@ def load_budget(folder: Path, checkpoint_sha256: str, release: str, target: str)
     """The budget of a `release` (recipe and positions) in `folder/budgets.json`: of the file, and of its runs on a kind of target.
     None if nobody recorded one. Raises `GoldenError` for a file that cannot be read or belongs to another checkpoint."""
 
-    def parse(record: dict[str, Any]) -> dict[str, Budget] | None:
+    def parse(record: JsonObject) -> dict[str, Budget] | None:
         if record["checkpoint_sha256"] != checkpoint_sha256:
             raise ValueError(f"it belongs to the checkpoint {record['checkpoint_sha256'][:16]}")
         found = record["releases"].get(release)

@@ -24,14 +24,17 @@ from verifier.operators.order import Order
 from verifier.operators.registry import OPERATORS
 from verifier.operators.rounding import Sums, likely
 
+Content = Any
+"""What an EValue holds: a tensor, a number, a list of them."""
+
 
 @dataclass(frozen=True)
 class Step:
     """One instruction with what went in and out: `inputs` by number of EValue, `outputs` in the order of the arguments."""
 
     instruction: Instruction
-    inputs: dict[int, Any]
-    outputs: dict[int, Any]
+    inputs: dict[int, Content]
+    outputs: dict[int, Content]
 
 
 Observer = Callable[[Step], None]
@@ -49,7 +52,7 @@ def constant_tensor(value: TensorValue, storage: Storage) -> Tensor:
     return torch.from_numpy(np.array(storage.read(value.constant)).view(stored).reshape(value.sizes))
 
 
-def reshaped(content: Any, value: Value) -> Any:
+def reshaped(content: Content, value: Value) -> Content:
     """Contents of an EValue in the shape of another one; what is no tensor as it is."""
     if not isinstance(content, Tensor) or not isinstance(value, TensorValue):
         return content
@@ -106,11 +109,11 @@ class Machine:
         self.artifact = artifact
         self.methods = {name: MethodState(artifact, plan) for name, plan in artifact.plans.items()}
 
-    def call(self, method: str, inputs: Sequence[Tensor], *, observe: Observer | None = None) -> list[Any]:
+    def call(self, method: str, inputs: Sequence[Tensor], *, observe: Observer | None = None) -> list[Content]:
         """Run a method. `observe` sees every instruction. Raises `UnknownOperationError`, `ProgramFaultError`."""
         state = self.methods[method]
         plan = state.plan
-        values: dict[int, Any] = dict(zip(plan.inputs, inputs, strict=True)) | dict(state.state)
+        values: dict[int, Content] = dict(zip(plan.inputs, inputs, strict=True)) | dict(state.state)
         last_use = {i: step.index for step in plan.instructions for i in state.with_sources(state.operands(step))}
         for step in plan.instructions:
             operands = {index: self.fetch(state, values, index) for index in state.operands(step)}
@@ -123,7 +126,7 @@ class Machine:
                     values.pop(index, None)
         return [self.fetch(state, values, index) for index in plan.outputs]
 
-    def fetch(self, state: MethodState, values: dict[int, Any], index: int) -> Any:
+    def fetch(self, state: MethodState, values: dict[int, Content], index: int) -> Content:
         """The contents of an EValue: computed, given, constant, a number, or state that begins as zeros."""
         if index in values:
             return values[index]
@@ -144,13 +147,13 @@ class Machine:
 def evaluate(
     state: MethodState,
     step: Instruction,
-    operands: dict[int, Any],
+    operands: dict[int, Content],
     *,
     observe: NodeObserver | None = None,
     bounds: dict[int, Tensor] | None = None,
     order: Order | None = None,
     sums: Sums = likely,
-) -> dict[int, Any]:
+) -> dict[int, Content]:
     """The results of one instruction for given contents of its operands. A cache among them is written in place.
 
     `bounds`, if given, is filled with the error bound of every fp32 result by number of EValue: zero where a kernel only
@@ -189,7 +192,7 @@ def evaluate(
     return {index: content for index, content in zip(results, made, strict=True) if content is not None}
 
 
-def _unboxed(plan: Plan, index: int, operands: dict[int, Any]) -> Any:
+def _unboxed(plan: Plan, index: int, operands: dict[int, Content]) -> Content:
     value = plan.values[index]
     if isinstance(value, ListValue):
         return [None if i == -1 else operands.get(i) for i in value.items] if value.boxed else list(value.items)

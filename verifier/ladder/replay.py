@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from verifier.artifact.storage import Span, Storage
 from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
 from verifier.core.memory import untouched_zeros
-from verifier.interpret.machine import Machine, MethodState, Step, constant_tensor, evaluate, reshaped
+from verifier.interpret.machine import Content, Machine, MethodState, Step, constant_tensor, evaluate, reshaped
 from verifier.ladder.call_text import instruction_text, operator_name
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
@@ -98,7 +97,7 @@ class Replayer:
 
 def _constants(state: MethodState, step: Instruction) -> set[Span]:
     """Where the constants that an instruction uses lie, scales of groups and channels included."""
-    values: list[Any] = [state.plan.values[index] for index in state.operands(step)]
+    values: list[Content] = [state.plan.values[index] for index in state.operands(step)]
     values += state.graph(step).values.values() if step.kind == "delegate" else []
     spans = [getattr(value, "constant", None) for value in values]
     spans += [getattr(getattr(value, "quantization", None), "scales", None) for value in values]
@@ -116,7 +115,7 @@ class _Follower:
 
     def __init__(self, replayer: Replayer, state: MethodState, inputs: dict[int, Tensor], trace: CallTrace) -> None:
         self.replayer, self.state, self.trace = replayer, state, trace
-        self.known: dict[int, Any] = dict(inputs)
+        self.known: dict[int, Content] = dict(inputs)
         self.makers: dict[int, int] = {}
         self.untraced: set[int] = set()  # EValues whose runtime contents nobody recorded: the interpreter's stand in
         self.last_use = {
@@ -160,7 +159,7 @@ class _Follower:
                 self.replayer.tapped[self.replayer.calls, index] = content
         self._forget(instruction)
 
-    def _content(self, index: int, value: Any) -> Any:
+    def _content(self, index: int, value: Content) -> Content:
         """The runtime's contents of an operand; `value`, the interpreter's, where nobody recorded them."""
         source = self.state.views.get(index)
         if source is not None and source in self.known:
@@ -193,7 +192,7 @@ class _Follower:
                 where = self.replayer.calls, self.state.plan.name, instruction.index
                 self.replayer.ranges.append(RangeUse(*where, conversion.node, clipped))
 
-    def _compare_with_recipe(self, step: Step, operands: dict[int, Any], traced: list[Tensor]) -> None:
+    def _compare_with_recipe(self, step: Step, operands: dict[int, Content], traced: list[Tensor]) -> None:
         """The same instruction on the same operands, with the constants that the recipe gives."""
         assert self.replayer.recipe is not None
         recipe = self.replayer.recipe.methods[self.state.plan.name]
@@ -210,11 +209,13 @@ class _Follower:
             found = self._settle(step, place, index, actual, expected[index], bounds.get(index), again)
             self.replayer.constants.append(replace(self._judged(found, operands), propagated_db=None))
 
-    def _is_state(self, index: int, value: Any) -> bool:
+    def _is_state(self, index: int, value: Content) -> bool:
         plan = self.state.plan
         return isinstance(value, Tensor) and index in self.replayer.machine.methods[plan.name].state
 
-    def _check_handover(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
+    def _check_handover(
+        self, instruction: Instruction, operands: dict[int, Content], handed: dict[int, Tensor]
+    ) -> None:
         for place, (index, tensor) in enumerate(handed.items()):
             source = self.state.views.get(index, index)
             made = operands.get(index) if source not in self.untraced else None
@@ -229,8 +230,8 @@ class _Follower:
     def _remember(
         self,
         step: Step,
-        expected: dict[int, Any],
-        operands: dict[int, Any],
+        expected: dict[int, Content],
+        operands: dict[int, Content],
         traced: list[Tensor],
         bounds: dict[int, Tensor],
     ) -> None:
@@ -259,7 +260,7 @@ class _Follower:
         if covered:
             self.replayer.covered.setdefault((method, self.replayer.calls), set()).add(instruction.index)
 
-    def _judged(self, record: Compared, operands: dict[int, Any]) -> Compared:
+    def _judged(self, record: Compared, operands: dict[int, Content]) -> Compared:
         """Nothing follows from a result of operands that hold NaN, or infinity that is no mask's: kernels may make anything of it."""
         if not over(record):
             return record
@@ -269,7 +270,7 @@ class _Follower:
         return replace(record, undefined=True, reason=record.reason or "an operand is not finite")
 
     def _with_non_finite(
-        self, record: Compared, instruction: Instruction, actual: Tensor, operands: dict[int, Any]
+        self, record: Compared, instruction: Instruction, actual: Tensor, operands: dict[int, Content]
     ) -> Compared:
         computed = [x for index, x in operands.items() if is_computed(self.state, index)]
         found = non_finite(actual, computed, lambda: constants_of(self.state, instruction, operands))

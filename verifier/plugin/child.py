@@ -12,11 +12,11 @@ import traceback
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from verifier.core.command import split_globs
 from verifier.core.errors import VerifierError
 from verifier.core.python import die_with_parent
+from verifier.core.records import JsonObject
 from verifier.gather.opening import Request, open_request, planned_cases
 from verifier.pipeline import verify
 from verifier.report.as_json import report
@@ -26,7 +26,7 @@ RESULT = ("id", "case", "verdict", "message", "measured", "allowed", "where")
 """What a test says of a result."""
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
+def answer(question: JsonObject) -> JsonObject:
     """The planned cases of every request, or the results of one; in either case `refused` with a text if there are none."""
     try:
         if question["do"] == "plan":
@@ -38,7 +38,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {"refused": f"the verifier itself failed; please report this:\n{traceback.format_exc()}"}
 
 
-def _request(asked: dict[str, Any]) -> Request:
+def _request(asked: JsonObject) -> Request:
     checks, images = split_globs(asked["checks"]), split_globs(asked["images"])
     reproduction = Path(asked["report"]) / "reproduction" if asked["report"] else None
     return Request(
@@ -58,7 +58,7 @@ def _planned(request: Request) -> list[tuple[str, str]]:
         return planned_cases(opened)
 
 
-def _results(question: dict[str, Any]) -> list[dict[str, Any]]:
+def _results(question: JsonObject) -> list[JsonObject]:
     asked = question["request"]
     request = _request(asked)
     if question["checks"] is not None:

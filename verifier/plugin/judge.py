@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from verifier.core.python import child_command, child_environment
+from verifier.core.records import JsonObject
 
-Question = dict[str, Any]
+Question = JsonObject
 _TAIL = 2000
 
 
@@ -28,7 +28,7 @@ class Child:
         self._log = log
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, question: Question) -> dict[str, Any]:
+    def ask(self, question: Question) -> JsonObject:
         """Its answer. Raises `Refused` if there is none."""
         process = self._process = self._process or self._start()
         assert process.stdin is not None
@@ -46,13 +46,13 @@ class Child:
             self.close()
             said = self._log.read_text(errors="replace")[-_TAIL:].strip()
             raise Refused(f"the process that verifies ended with status {process.returncode}\n{said}".strip())
-        answer: dict[str, Any] = json.loads(line)
+        answer: JsonObject = json.loads(line)
         if "refused" in answer:
             raise Refused(answer["refused"])
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "ascii"}
+        pipes: JsonObject = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "ascii"}
         words = child_command("verifier.plugin.child")
         with self._log.open("w") as log:
             return subprocess.Popen(words, env=os.environ | child_environment(), stderr=log, **pipes)
@@ -74,7 +74,7 @@ class Judge:
     def __init__(self, folder: Path, requests: Sequence[Question], name: str = "main") -> None:
         self.folder, self.requests, self.name = folder, list(requests), name
         self._child = Child(folder / f"{name}.log")
-        self._known: dict[int, dict[str, Any]] = {}
+        self._known: dict[int, JsonObject] = {}
 
     def plan(self) -> list[list[tuple[str, str]]]:
         """The (check, case) of every request. Raises `Refused`."""
@@ -91,7 +91,7 @@ class Judge:
                         self._known[number] = self._settled(number, wanted[number])
                         open_ones.remove(number)
 
-    def result(self, number: int, check: str, case: str) -> dict[str, Any] | None:
+    def result(self, number: int, check: str, case: str) -> JsonObject | None:
         """The result of a check on a case; None if it gave none. Raises `Refused` as the attempt did."""
         known = self._known[number]
         if "refused" in known:
@@ -102,7 +102,7 @@ class Judge:
         """End the process."""
         self._child.close()
 
-    def _settled(self, number: int, checks: Sequence[str] | None) -> dict[str, Any]:
+    def _settled(self, number: int, checks: Sequence[str] | None) -> JsonObject:
         """What the one attempt gave, made now if nobody has made it."""
         begun, done = self.folder / f"{number}.begun", self.folder / f"{number}.json"
         if not done.exists():
@@ -116,7 +116,7 @@ class Judge:
             written = done.with_suffix(".part")
             written.write_text(json.dumps(answer))
             written.replace(done)
-        found: dict[str, Any] = json.loads(done.read_text())
+        found: JsonObject = json.loads(done.read_text())
         if "results" in found:
             found["results"] = {(check["id"], check["case"]): check for check in found["results"]}
         return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
 
 from verifier.checks.layers import worst_by_block
+from verifier.core.records import JsonObject
 from verifier.core.types import Missing
 from verifier.measures.evidence import Evidence
 
 
-def facts(evidence: Evidence) -> dict[str, Any]:
+def facts(evidence: Evidence) -> JsonObject:
     """Sizes, the census of instructions and nodes, digests of the constants by name, the profile by block and image, and how far equally clean files lie apart."""
     program, audit, speed = evidence.program, evidence.audit, evidence.runtime.speed
     measured = (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from verifier.checks.bands import up_to_ties
 from verifier.checks.vision import channel_center, compare_about
 from verifier.core.compare import EQUAL_DB, Array, Difference, compare, top2_margin
+from verifier.core.records import JsonObject
 from verifier.core.types import Missing
 from verifier.families.conventions import DECODER
 from verifier.measures.evidence import Case, Evidence
@@ -17,10 +16,10 @@ SHOWN_IMAGES = 40
 SHOWN_TOKENS = 256
 
 
-def figures(evidence: Evidence) -> dict[str, Any]:
+def figures(evidence: Evidence) -> JsonObject:
     """`images` with the error of every image token and both answers, `streams` by token and layer, `cache` by split and position; what was
     not gathered is left out."""
-    made: dict[str, Any] = {}
+    made: JsonObject = {}
     cases = [*evidence.cases, *([evidence.user_case] if evidence.user_case is not None else [])]
     if cases:
         center = channel_center(evidence) if evidence.cases else None
@@ -50,7 +49,7 @@ def _loss(rows: Array | None) -> tuple[bool, float]:
     return (False, 0.0) if rows is None else (True, float(np.percentile(rows, 10)))
 
 
-def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]:
+def _image(evidence: Evidence, case: Case, rows: Array | None) -> JsonObject:
     golden = case.sample.golden
     side = round(evidence.patches**0.5)
     grid = None if rows is None else [_rounded(row) for row in rows.reshape(side, side)]
@@ -64,7 +63,7 @@ def _image(evidence: Evidence, case: Case, rows: Array | None) -> dict[str, Any]
     }
 
 
-def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
+def _answer(evidence: Evidence, case: Case) -> JsonObject:
     """Golden tokens with fp32's margin, and what the program favours at each, fed with the golden ones."""
     golden = case.sample.golden
     said = None
@@ -89,7 +88,7 @@ def _answer(evidence: Evidence, case: Case) -> dict[str, Any]:
     }
 
 
-def _streams(evidence: Evidence) -> dict[str, Any] | None:
+def _streams(evidence: Evidence) -> JsonObject | None:
     """SQNR of the residual stream against fp32, a row for each decoder layer and a column for each traced position of one conversation."""
     if isinstance(evidence.layers, Missing):
         return None
@@ -107,13 +106,13 @@ def _streams(evidence: Evidence) -> dict[str, Any] | None:
     return {"image": sample, "positions": positions, "layers": list(rows), "sqnr_db": table}
 
 
-def _cache(evidence: Evidence) -> dict[str, Any] | None:
+def _cache(evidence: Evidence) -> JsonObject | None:
     """SQNR between the logits of two splits at the same position."""
     probe = evidence.runtime.cache
     if isinstance(probe, Missing) or isinstance(probe.chunks, Missing):
         return None
     outputs = probe.chunks.result.outputs
-    cells: list[dict[str, Any]] = []
+    cells: list[JsonObject] = []
     for pair in probe.chunks.pairs:
         actual, expected = outputs.get(pair.actual), outputs.get(pair.expected)
         made = compare(actual=actual, expected=expected)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from verifier.checks.check import run_checks
 from verifier.checks.device import unsound
 from verifier.checks.registry import select
 from verifier.core.archive import load_archive, save_archive
+from verifier.core.records import JsonObject
 from verifier.core.types import CheckResult, Missing
 from verifier.measures.evidence import Evidence
 from verifier.record.facts import facts
@@ -81,14 +81,14 @@ class Run:
     results: list[CheckResult]
     judgement: Judgement
     partial: bool
-    facts: dict[str, Any]
-    figures: dict[str, Any]
+    facts: JsonObject
+    figures: JsonObject
 
     @property
-    def target(self) -> dict[str, Any]:
+    def target(self) -> JsonObject:
         """The machine that ran the program, as its runner says; nothing but its name where nothing ran."""
         machines, ran = self.gathered.machines, self.gathered.evidence.runtime.conversations
-        known: dict[str, Any] = {"name": machines.target, "isa": machines.target_isa}
+        known: JsonObject = {"name": machines.target, "isa": machines.target_isa}
         if isinstance(ran, Missing):
             return known | {"cpu_features": [], "instructions": {}, "in_use": [], "conditions": {}, "versions": {}}
         return known | {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from verifier.core.compare import EQUAL_DB
+from verifier.core.records import JsonObject
 from verifier.core.scales import scale_of
 from verifier.core.types import CheckResult, Step
 
@@ -23,7 +24,7 @@ class Rung:
     verdict: str
     compared: int
     coverage: float
-    worst: dict[str, Any] | None
+    worst: JsonObject | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from verifier.core import upstream
 from verifier.core.errors import UsageError
 from verifier.core.files import replacing
 from verifier.core.progress import Progress
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.geometry import Geometry
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
@@ -33,7 +33,7 @@ _PUBLISHED = {
 """Names of transformers 5, and those under which llava-hf/llava-1.5-7b-hf was published."""
 
 
-def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def shapes_of(config: JsonObject) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor, as `transformers` itself has them for a config; nothing is allocated."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
@@ -130,7 +130,7 @@ def chain(tokenizer: Tokenizer, *, length: int, pieces: int, seed: int) -> dict[
     return dict(itertools.pairwise(tokens))
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], *, seed: int, progress: Progress) -> None:
+def write_checkpoint(folder: Path, config: JsonObject, *, seed: int, progress: Progress) -> None:
     """A whole checkpoint in Hugging Face layout, sharded bf16. Raises `VerifierError` subclasses, `OSError`."""
     if (folder / "model.safetensors.index.json").exists() or (folder / "model.safetensors").exists():
         raise UsageError("there is a checkpoint already", got=folder, fix="give --out an empty folder")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from verifier.core.errors import UsageError
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import EMBEDDED, read_json
 from verifier.families.llava.geometry import Geometry
 
@@ -22,7 +22,7 @@ _CLIP_LARGE = {
 }
 
 
-def _llama(width: int, hidden: int, layers: int, heads: int, vocabulary: int) -> dict[str, Any]:
+def _llama(width: int, hidden: int, layers: int, heads: int, vocabulary: int) -> JsonObject:
     return {
         "model_type": "llama",
         "hidden_size": width,
@@ -37,7 +37,7 @@ def _llama(width: int, hidden: int, layers: int, heads: int, vocabulary: int) ->
     }
 
 
-def _llava(vision: dict[str, Any], text: dict[str, Any], image_token_id: int) -> dict[str, Any]:
+def _llava(vision: JsonObject, text: JsonObject, image_token_id: int) -> JsonObject:
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     return {
         "model_type": "llava",
@@ -55,7 +55,7 @@ def _llava(vision: dict[str, Any], text: dict[str, Any], image_token_id: int) ->
     }
 
 
-NAMED: dict[str, dict[str, Any]] = {
+NAMED: dict[str, JsonObject] = {
     "llava-1.5-7b": _llava(_CLIP_LARGE, _llama(4096, 11008, 32, 32, 32064), 32000),
     "llava-1.5-13b": _llava(_CLIP_LARGE, _llama(5120, 13824, 40, 40, 32064), 32000),
     # as wide as fits a test in a minute, and shallow: rows of many groups, several shards
@@ -67,7 +67,7 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
-def find_config(geometry: str) -> dict[str, Any]:
+def find_config(geometry: str) -> JsonObject:
     """The `config.json` of a name (also `tiny`, the embedded model's), or of a file. Raises `UsageError`, `CheckpointError`."""
     if geometry == "tiny":
         return read_json(EMBEDDED / "config.json", limit_bytes=_CONFIG_LIMIT_BYTES)
