@@ -90,7 +90,7 @@ def test_sme_is_judged_by_whether_the_emulator_has_it_right(
     assert "this machine computes SMOPA" in blame["message"]
     kernel = next(c for c in report["checks"] if c["id"] == "layers.kernel" and c["verdict"] == "error")  # type: ignore[attr-defined]
     assert (kernel["where"]["method"], kernel["where"]["instruction"]) == ("vision_encoder", 10)
-    assert "Its first wrong node is number 2, XNNConv2d" in kernel["message"]
+    assert "The first wrong node inside it is number 2 [XNNConv2d" in kernel["message"]
     folder = tmp_path / "reproduction"
     assert str(folder) in kernel["message"]
     for model, status in (("qemu:max", 1), ("qemu:max,sme=off", 0), ("qemu:cortex-a76", 0), ("local", 0)):

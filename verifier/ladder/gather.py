@@ -234,7 +234,7 @@ def against_fp32(
 def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
     traces = [trace for folder in traced.folders for trace in read_trace(folder)]
     if len(traces) != len(traced.calls):
-        raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
+        raise VerifierError("the trace has other calls than the run", got=len(traces), expected=len(traced.calls))
     for call, trace in zip(traced.calls, traces, strict=True):
         replayer.call(call.method, list(call.inputs), trace)
     return traces
@@ -259,7 +259,7 @@ def _descend(
         return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
     if wrong is None:
         return {
-            place: "Run node by node outside of the program, the delegate computes rightly: check threads, memory and the order of calls"
+            place: "Node by node and outside of the program, the delegate gives the right result: check threads, memory and the order of calls"
         }
     said = f"The first wrong node inside it is number {wrong.node} [{wrong.compared.call_text}]"
     if reproduction is None:

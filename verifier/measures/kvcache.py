@@ -62,7 +62,7 @@ class Run(Protocol):
 
 Measure = Callable[[Asked, tuple[Cache, ...]], CacheRows]
 """From rows as they were returned to what checks look at."""
-UNREAD = Missing("the cache cannot be set: the program with readable caches did not run", "verifier")
+UNREAD = Missing("the cache cannot be set: the copy of the program with readable caches did not run", "verifier")
 
 
 def splits(limit: int) -> dict[str, tuple[int, ...]]:
