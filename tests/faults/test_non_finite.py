@@ -76,7 +76,8 @@ def test_overflow_in_one_token_of_one_layer_of_one_call_is_named(
     )
     check, module, index, message = _blame(judged(victim, micro_model, "layers.*"))
     assert (check, module, index[-2:]) == ("layers.finite", norm, [token, channel]), message
-    assert f"in call {calls[0]} gives" in message
+    assert f"in call {calls[0]} [" in message
+    assert "] gives inf" in message
     assert f"at token {token} of {tokens}" in message
     assert "all operands are finite: the program overflows" in message
 

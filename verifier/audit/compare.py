@@ -101,7 +101,7 @@ def _wrong(record: Audited, reason: str) -> Audited:
 def _same(record: Audited, actual: Tensor, expected: Tensor, what: str) -> Audited:
     """Elements must be equal; the record says how many are not, and which is the worst."""
     if actual.shape != expected.shape:
-        return _wrong(record, f"its shape is {list(actual.shape)}, that of {what} {list(expected.shape)}")
+        return _wrong(record, f"its shape is {list(actual.shape)}, expected {list(expected.shape)} as {what}")
     off = actual != expected
     if not bool(off.any()):
         return record
