@@ -23,7 +23,7 @@ from verifier.backends.quantization import PerTensor
 from verifier.core.types import Missing
 from verifier.families.pixels.processor import find_processor
 from verifier.golden.records import Budget, Expectation
-from verifier.ladder.abroad import counterpart
+from verifier.ladder.counterparts import counterpart
 from verifier.ladder.records import NonFinite
 from verifier.measures.evidence import Case, Evidence
 from verifier.measures.pictures import DifferingPixels, FramedPixels

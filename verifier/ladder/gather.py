@@ -25,7 +25,6 @@ from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.families.samples import Sample
 from verifier.interpret.machine import Machine, MethodState
-from verifier.ladder.abroad import run_here
 from verifier.ladder.align import align_program
 from verifier.ladder.blocks import (
     DecoderBlocks,
@@ -35,6 +34,7 @@ from verifier.ladder.blocks import (
     profile,
     vision_layers,
 )
+from verifier.ladder.counterparts import run_here
 from verifier.ladder.descend import descend
 from verifier.ladder.evidence import AT_HOME, BlockError, Counterpart, LayerEvidence
 from verifier.ladder.limits import over
