@@ -19,7 +19,7 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
-from verifier.core.progress import Tell, unheard
+from verifier.core.progress import OnProgress, no_progress
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.llava.definition import Definition
 from verifier.ladder.evidence import BlockError
@@ -116,7 +116,9 @@ class DecoderBlocks:
     def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
         self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
-    def compare(self, calls: Sequence[TracedCall], tapped: Tapped, tell: Tell = unheard) -> list[BlockError]:
+    def compare(
+        self, calls: Sequence[TracedCall], tapped: Tapped, on_progress: OnProgress = no_progress
+    ) -> list[BlockError]:
         """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
 
         Layer by layer over all calls, so that a streamed layer is read once.
@@ -125,7 +127,7 @@ class DecoderBlocks:
         own = [(number, call) for number, call in enumerate(calls) if call.method == DECODER]
         with torch.no_grad():
             for layer in range(self.layers):
-                tell("layers of the quantized model", layer, self.layers)
+                on_progress("layers of the quantized model", layer, self.layers)
                 found += self._layer(layer, own, tapped)
             for number, _ in own:
                 found += self._output(number, tapped)

@@ -17,7 +17,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
 from verifier.core.errors import VerifierError
 from verifier.core.memory import return_freed
-from verifier.core.progress import Tell, unheard
+from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Missing, Recipe
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.driver import Script, converse, splice
@@ -139,17 +139,17 @@ def compare_layers(  # noqa: PLR0917
     traced: Traced,
     runner: Runner,
     reproduction: Path | None = None,
-    tell: Tell = unheard,
+    on_progress: OnProgress = no_progress,
 ) -> LayerEvidence | Missing:
-    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `tell`
-    hears how far it is. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
+    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `on_progress`
+    is called with the instructions that are done. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
     try:
         alignment = align_program(Machine(artifact), audit)
         if traced.problem:
             return Missing(traced.problem, "program")
         taps = find_taps(artifact, audit)
         recipe_storage = with_recipe_constants(artifact, audit, large=family.large)
-        seen = _counter(artifact, traced, tell)
+        seen = _counter(artifact, traced, on_progress)
         replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched(), seen=seen)
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
@@ -163,7 +163,7 @@ def compare_layers(  # noqa: PLR0917
     held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
     quantized = build_quantized_decoder(family, recipe, held, rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, family.checkpoint.geometry.text.layers)
-    blocks = decoder.compare(traced.calls, tapped, tell)
+    blocks = decoder.compare(traced.calls, tapped, on_progress)
     blocks += vision_layers(definition, taps, traced.calls, tapped)
     found = profile(definition, taps, traced.calls, tapped)
     prompt = _prompt(definition, traced)
@@ -188,13 +188,13 @@ def _prompt(definition: Definition, traced: Traced) -> Tensor:
     return torch.cat([definition.embed(ids) for ids in texts], dim=1)
 
 
-def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], None]:
+def _counter(artifact: Artifact, traced: Traced, on_progress: OnProgress) -> Callable[[], None]:
     """Counts the instructions of the traced calls."""
     whole, done = sum(len(artifact.plans[call.method].instructions) for call in traced.calls), 0
 
     def seen() -> None:
         nonlocal done
-        tell("instructions", done, whole)
+        on_progress("instructions", done, whole)
         done += 1
         if done % TRIMMED_EVERY == 0:
             return_freed()
