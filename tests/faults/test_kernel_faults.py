@@ -1,4 +1,4 @@
-"""Faults of the runtime, put into its trace: `layers.kernel` and the handovers must see them (numbers are those of `verifier.faults.rows`)."""
+"""Faults of the runtime, put into its trace: `layers.kernel` and `layers.coverage` must see them (numbers are those of `verifier.faults.rows`)."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ def test_47_48_one_elementwise_operation_wrong(
 def test_memory_shared_where_it_must_not_be(
     clean_layers: LayerEvidence, layers_with: Callable[[Fault], LayerEvidence]
 ) -> None:
-    """36, 54: what a linear is handed is not what the norm made. Its own arithmetic is right, so only the handover shows it."""
-    assert not clean_layers.replay.handovers
+    """36, 54: the input of a linear changed after the norm wrote it. Its own arithmetic is right, so only the changed operand shows it."""
+    assert not clean_layers.replay.changed_operands
     at = _instruction(clean_layers, "text_decoder.layers.1.attention.wv")
 
     def fault(traces: list[CallTrace]) -> None:
@@ -172,7 +172,7 @@ def test_memory_shared_where_it_must_not_be(
         traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
 
     spoilt = layers_with(fault)
-    assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
+    assert [(h.instruction, h.differing) for h in spoilt.replay.changed_operands] == [(at, 5)]
 
 
 def test_trace_with_a_hole_is_never_a_pass(

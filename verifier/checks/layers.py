@@ -229,10 +229,10 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
         for method, found in replay.computing.items()
         for i in sorted(set(found).difference(replay.covered.get(method, ())))
     ]
-    measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.handovers)}
+    measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.changed_operands)}
     allowed = {"compared": total, "handovers_broken": 0}
-    if replay.handovers:
-        first = min(replay.handovers, key=lambda h: (h.call, h.instruction))
+    if replay.changed_operands:
+        first = min(replay.changed_operands, key=lambda h: (h.call, h.instruction))
         module = alignment[first.method, first.instruction].module
         producer = (
             f"instruction {first.producer} wrote it"

@@ -26,7 +26,7 @@ from verifier.ladder.call_text import instruction_text, operator_name
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import over
-from verifier.ladder.records import Compared, Handover, RangeUse, Replay
+from verifier.ladder.records import ChangedOperand, Compared, RangeUse, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.operators.operator import ProgramFaultError
@@ -62,7 +62,7 @@ class Replayer:
         self.tapped: Tapped = {}
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
-        self.handovers: list[Handover] = []
+        self.changed_operands: list[ChangedOperand] = []
         self.ranges: list[RangeUse] = []
         self.covered: dict[tuple[str, int], set[int]] = {}
         self.overflowed = False  # whether some instruction so far made NaN or infinity of numbers
@@ -88,7 +88,7 @@ class Replayer:
         return Replay(
             tuple(self.compared),
             tuple(self.constants),
-            tuple(self.handovers),
+            tuple(self.changed_operands),
             computing,
             {method: tuple(sorted(found)) for method, found in covered.items()},
             {call: tuple(sorted(found)) for (_, call), found in self.covered.items()},
@@ -224,7 +224,9 @@ class _Follower:
             if differing:
                 call, method = self.replayer.calls, self.state.plan.name
                 producer = self.makers.get(source)
-                self.replayer.handovers.append(Handover(call, method, instruction.index, place, differing, producer))
+                self.replayer.changed_operands.append(
+                    ChangedOperand(call, method, instruction.index, place, differing, producer)
+                )
 
     def _remember(
         self,
