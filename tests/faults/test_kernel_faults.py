@@ -20,10 +20,10 @@ from verifier.core.types import CheckResult
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
-from verifier.ladder.descend import descend
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced
 from verifier.ladder.limits import excess
+from verifier.ladder.node_by_node import compare_nodes
 from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace
 from verifier.measures.evidence import Subjects
@@ -221,10 +221,12 @@ def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Check
     traces = read_trace(clean_trace.folders[0])
     count = len(state.graph(step).inputs)
     inputs = [torch.from_numpy(t.array()) for t in traces[0][step.index][:count]]
-    sound = list(descend(state, step.index, inputs, LocalRunner()))
+    sound = list(compare_nodes(state, step.index, inputs, LocalRunner()))
     assert len(sound) == len(state.graph(step).nodes)
     assert all(excess(error.compared) <= 1 for error in sound)
-    faulty = [error for error in descend(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1]
+    faulty = [
+        error for error in compare_nodes(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1
+    ]
     assert faulty[0].kind == "XNNBatchMatrixMultiply"
 
 

@@ -142,7 +142,7 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
         "since": (shown.call, shown.instruction),
     }
     if broken:
-        found = layers.descents.get((shown.method, shown.instruction))
+        found = layers.wrong_nodes.get((shown.method, shown.instruction))
         inside = f"{found}. " if found else ""
         message = f"{aligned.module}: instruction {shown.instruction} in call {shown.call} [{shown.call_text}]: {_difference(shown)}. {inside}{hint}"
         return failed(message, fields)

@@ -35,9 +35,9 @@ from verifier.ladder.blocks import (
     vision_layers,
 )
 from verifier.ladder.counterparts import run_here
-from verifier.ladder.descend import descend
 from verifier.ladder.evidence import AT_HOME, BlockError, Counterpart, LayerEvidence
 from verifier.ladder.limits import over
+from verifier.ladder.node_by_node import compare_nodes
 from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.ladder.records import Replay
 from verifier.ladder.replay import Replayer
@@ -157,7 +157,7 @@ def compare_layers(  # noqa: PLR0917
     except ProgramFaultError as error:
         return Missing(str(error), "program")
     replay, tapped = replayer.finish(), replayer.tapped
-    descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
+    wrong_nodes = _first_wrong_node(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
     gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
     held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
@@ -174,7 +174,7 @@ def compare_layers(  # noqa: PLR0917
         replay,
         tuple(blocks),
         tuple(found),
-        descents=descents,
+        wrong_nodes=wrong_nodes,
         error_shares=shares,
         tokens=tokens,
         counterparts=_at_home(artifact, traced, runner),
@@ -240,7 +240,7 @@ def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
     return traces
 
 
-def _descend(
+def _first_wrong_node(
     machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner, reproduction: Path | None
 ) -> dict[tuple[str, int], str]:
     """Look into the first delegate that the runtime computes wrongly, if it has several nodes."""
@@ -254,7 +254,7 @@ def _descend(
     recorded = dict(zip(tensors, traces[first.call][first.instruction], strict=False))
     inputs = [torch.from_numpy(recorded[i].array()) for i in state.operands(step)]
     try:
-        wrong = next((e for e in descend(state, first.instruction, inputs, runner) if over(e.compared)), None)
+        wrong = next((e for e in compare_nodes(state, first.instruction, inputs, runner) if over(e.compared)), None)
     except VerifierError as error:
         return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
     if wrong is None:

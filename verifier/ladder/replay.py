@@ -135,7 +135,7 @@ class _Follower:
         }
         if instruction.kind == "delegate":
             handed, traced = self._traced_call(instruction, traced)
-            self._check_handover(instruction, operands, handed)
+            self._check_operands(instruction, operands, handed)
             self._note_ranges(instruction, handed)
             operands |= handed
         bounds: dict[int, Tensor] = {}
@@ -214,7 +214,7 @@ class _Follower:
         plan = self.state.plan
         return isinstance(value, Tensor) and index in self.replayer.machine.methods[plan.name].state
 
-    def _check_handover(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
+    def _check_operands(self, instruction: Instruction, operands: dict[int, Any], handed: dict[int, Tensor]) -> None:
         for place, (index, tensor) in enumerate(handed.items()):
             source = self.state.views.get(index, index)
             made = operands.get(index) if source not in self.untraced else None

@@ -116,7 +116,7 @@ def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
     )
 
 
-def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
+def compare_nodes(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
     """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
 
     Raises `VerifierError` if the cuts cannot be made or run.
