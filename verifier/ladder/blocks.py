@@ -141,10 +141,10 @@ class DecoderBlocks:
         found = [error for each, own in zip(streams, made, strict=True) for error in each.errors(own)]
         if all(error.holds for error in found):
             return found
-        with self.rounding.tipped():
-            # in the order of the calls, so that the cache holds what tipped calls wrote
-            tipped = [self._blocks(index, each) for each in streams]
-        costs = [cost for each, *both in zip(streams, tipped, made, strict=True) for cost in each.costs(*both)]
+        with self.rounding.flip_ties():
+            # in the order of the calls, so that the cache holds what calls with flipped ties wrote
+            flipped = [self._blocks(index, each) for each in streams]
+        costs = [cost for each, *both in zip(streams, flipped, made, strict=True) for cost in each.costs(*both)]
         return [
             error if error.holds else replace(error, limit_db=tipped_limit_db(error.elements, cost))
             for error, cost in zip(found, costs, strict=True)
@@ -202,9 +202,9 @@ class _Streams:
         own = (self.middle, self.after)
         return [replace(error, limit_db=block_limit_db(error.elements)) for error in self._pair(own, made)]
 
-    def costs(self, tipped: tuple[Tensor, Tensor], straight: tuple[Tensor, Tensor]) -> list[float]:
-        """SQNR in dB that is left of both blocks when all ties are tipped."""
-        return [error.sqnr_db for error in self._pair(tipped, straight)]
+    def costs(self, flipped: tuple[Tensor, Tensor], straight: tuple[Tensor, Tensor]) -> list[float]:
+        """SQNR in dB that is left of both blocks when all ties are flipped."""
+        return [error.sqnr_db for error in self._pair(flipped, straight)]
 
     def _pair(self, actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> list[BlockError]:
         befores = (self.before, self.middle[:, -self.after.shape[1] :])
