@@ -136,7 +136,7 @@ def host(both: Both, method: str) -> Finding:
     if not allowed.admits(worst):
         return failed(
             f"call {call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
-            "layers.kernel names the wrong instruction and the machine.",
+            "layers.kernel names the wrong instruction, and on which of the two machines it is wrong.",
             fields,
         )
     return passed(f"the outputs on the device equal those on this machine, {worst:.0f} dB or more", fields)

@@ -155,7 +155,7 @@ def capacity(given: Filled, case: str) -> Finding:
         return _last(given.chunks, limit, given.vocabulary)
     if case in (ONE_BEYOND, CHUNKS_BEYOND):
         return _beyond(asked, [chunk for chunk in beyond(limit) if (chunk[1] == 1) == (case == ONE_BEYOND)])
-    hint = "The logits differ after a refused call: a call that ends in an error must not change the cache before its start."
+    hint = "A call that ends in an error must not change the cache before its start position."
     # a refused call takes its own pair out of the comparison only if the process died with it
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
     return _judge_pairs(asked, pairs, allowed=_equal, what=hint)

@@ -184,7 +184,7 @@ def finite(given: Blocks[Compared], case: str) -> Finding:
         f"{_token(layers, first, value)}{list(value.index)}{further}"
     )
     if value.inherited:
-        why = "an operand has this value already: the cause is an earlier instruction"
+        why = "an operand is not finite already: the cause is an earlier instruction"
     elif value.constant:
         why = "it uses a constant of the file that is not finite: see weights.* for the bytes, then export again"
     else:

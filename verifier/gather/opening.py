@@ -39,7 +39,7 @@ from verifier.runner.targets import make_runner, no_transfer
 
 @dataclass(frozen=True)
 class Request:
-    """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`. `images` are globs of
+    """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
     folder `keep_evidence`."""
 
