@@ -184,11 +184,11 @@ def finite(given: Blocks[Compared], case: str) -> Finding:
         f"{_token(layers, first, value)}{list(value.index)}{further}"
     )
     if value.inherited:
-        why = "an operand is not finite already: the cause is an earlier instruction"
+        why = "an operand has such a value already: the cause is an earlier instruction"
     elif value.constant:
         why = "it uses a constant of the file that is not finite: see weights.* for the bytes, then export again"
     else:
-        why = "all operands are finite: the program overflows or divides by zero here. Check scales, epsilons and masks"
+        why = "no operand has such a value: the program overflows or divides by zero here. Check scales, epsilons and masks"
     return failed(f"{said}; {why}.", fields, where=where, since=(first.call, first.instruction))
 
 
