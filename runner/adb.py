@@ -18,7 +18,7 @@ import adbutils  # type: ignore[import-untyped]
 from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[import-untyped]
 
 from verifier.core.errors import RunnerError
-from verifier.runner.remote import LostError, RemoteRunner, Said, Told
+from verifier.runner.remote import LostError, OnTransfer, RemoteRunner, Said
 
 HOME, REFUSED = "/data/local/tmp/llava-verifier", "FAIL"
 _STATES = {
@@ -67,11 +67,11 @@ class AdbLink:
             done = self.phone.shell2(command, timeout=timeout_s, v2=True)
         return Said(int(done.returncode), str(done.stdout or done.output), str(done.stderr))
 
-    def send(self, local: Path, remote: str, told: Callable[[int], None]) -> None:
+    def send(self, local: Path, remote: str, on_transfer: Callable[[int], None]) -> None:
         """Send a file by the sync service, which always begins at the beginning."""
         with _named(self.serial), local.open("rb") as file:
             try:
-                self.phone.sync.push(_Watched(file, told), remote, mode=0o644)
+                self.phone.sync.push(_Watched(file, on_transfer), remote, mode=0o644)
             except adbutils.AdbError as error:
                 if str(error) != REFUSED:
                     raise
@@ -97,14 +97,14 @@ class AdbLink:
 class _Watched:
     """A file that says how far it was read."""
 
-    def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
-        self.file, self.told, self.done = file, told, 0
+    def __init__(self, file: BinaryIO, on_transfer: Callable[[int], None]) -> None:
+        self.file, self.on_transfer, self.done = file, on_transfer, 0
 
     def read(self, size: int) -> bytes:
         """The next bytes."""
         chunk = self.file.read(size)
         self.done += len(chunk)
-        self.told(self.done)
+        self.on_transfer(self.done)
         return chunk
 
     def close(self) -> None:
@@ -140,11 +140,11 @@ def choose_phone(client: adbutils.AdbClient, wanted: str) -> str:
     return next(iter(found))
 
 
-def make_adb_runner(target: str, told: Told) -> RemoteRunner:
+def make_adb_runner(target: str, on_transfer: OnTransfer) -> RemoteRunner:
     """The runner of `adb` or `adb:serial`, connected. Raises `RunnerError` for all that can be wrong with it."""
     binary = find_android_main()
     client = adbutils.AdbClient()
     link = AdbLink(client, choose_phone(client, target.partition(":")[2]))
-    runner = RemoteRunner(target, link, HOME, told)
+    runner = RemoteRunner(target, link, HOME, on_transfer)
     runner.open(None, lambda machine: binary)
     return runner

@@ -70,14 +70,14 @@ def _read(bundle: Bundle, back: Path, ending: Ending, timeout_s: float) -> Resul
     if status == 0 and (back / RESULT_FILE).is_file():
         result = load_result(back, bundle.calls)
         if result.outcome in ("refused", "failed") and _speaks_of(_STARVED, result.message):
-            return Result("memory", f"wants more memory than it may have: {result.message}", result.outputs)
+            return Result("memory", f"needs more memory than its limit allows: {result.message}", result.outputs)
         return result
     if status is None:
         return _unfinished(back, bundle, "timeout", f"did not end within {timeout_s:g} s")
     if status > 0 and _speaks_of(_FULL, errors):
         raise _no_space(back)
     if _speaks_of(_STARVED, errors):
-        return _unfinished(back, bundle, "memory", f"wants more memory than it may have: {_last_lines(errors)}")
+        return _unfinished(back, bundle, "memory", f"needs more memory than its limit allows: {_last_lines(errors)}")
     if status == 2 or (status > 0 and "Traceback" in errors):
         raise RunnerError("the process that runs the program failed in its own code", got=errors.strip())
     return _unfinished(back, bundle, "crashed", f"{_cause(status)}: {_last_lines(errors)}")

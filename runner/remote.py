@@ -24,8 +24,8 @@ from verifier.runner.exchange import Ending, exchange
 from verifier.runner.process import LONGEST_S
 from verifier.runner.protocol import Bundle, Result, program_hash
 
-Told = Callable[[str, int, int], None]
-"""Hears of a transfer: what, bytes that are there, bytes in all."""
+OnTransfer = Callable[[str, int, int], None]
+"""Called during a transfer with the name of the file, the bytes sent and the bytes in all."""
 Value = TypeVar("Value")
 WAITS_S = (1.0, 3.0)
 """How long to wait before a lost connection is made again; once for each further try."""
@@ -59,7 +59,7 @@ class Link(Protocol):
         """Run a command by the shell there."""
         ...
 
-    def send(self, local: Path, remote: str, told: Callable[[int], None]) -> None:
+    def send(self, local: Path, remote: str, on_transfer: Callable[[int], None]) -> None:
         """Send a file; a part of it that is there already may be kept."""
         ...
 
@@ -83,7 +83,7 @@ class RemoteRunner:
     name: str
     link: Link
     home: str
-    told: Told = lambda what, done, whole: None
+    on_transfer: OnTransfer = lambda what, done, whole: None
     command: str = ""
     isa: str = ""
     _sent: dict[str, Path] = field(default_factory=dict)
@@ -201,7 +201,7 @@ class RemoteRunner:
         self._shell(f"mkdir -p {folder}")
         self._see_room(folder, whole)
         for _ in range(2):
-            self.link.send(local, part, lambda done: self.told(local.name, done, whole))
+            self.link.send(local, part, lambda done: self.on_transfer(local.name, done, whole))
             arrived = self._hash(part)
             if arrived == digest:
                 self._shell(f"mv {part} {place}")

@@ -59,8 +59,8 @@ def _compare(folder: Path, call: int, result: Result) -> bool:
     scale = float(np.abs(made.expected).max())
     worst, off = made.worst(), made.count_over(CLOSE.value * scale)
     print(
-        f"call {call}: {off} of {made.actual.size} numbers are off by more than {CLOSE.value:g} of the largest; "
-        f"at most by {worst.error:.4g}, at {list(worst.index)}"
+        f"call {call}: {off} of {made.actual.size} numbers differ by more than {CLOSE.value:g} of the largest; "
+        f"the worst by {worst.error:.4g}, at {list(worst.index)}"
     )
     return FEW.admits(off / made.actual.size)
 

@@ -21,7 +21,7 @@ import asyncssh
 
 from verifier.core.errors import RunnerError, UsageError
 from verifier.runner.native import find_arm_binary, find_binary
-from verifier.runner.remote import LostError, RemoteRunner, Said, Told
+from verifier.runner.remote import LostError, OnTransfer, RemoteRunner, Said
 
 CONNECT_S, KEEPALIVE_S, MISSED = 15.0, 10.0, 3
 _CHUNK_BYTES = 1 << 20
@@ -77,7 +77,7 @@ class SshLink:
 
         return self._do(ran(), timeout_s)
 
-    def send(self, local: Path, remote: str, told: Callable[[int], None]) -> None:
+    def send(self, local: Path, remote: str, on_transfer: Callable[[int], None]) -> None:
         """Send a file by the shell's own `cat`, behind what is there of it already."""
         there = self.shell(f"wc -c < {remote} 2>/dev/null", timeout_s=60).out.strip()
         whole = local.stat().st_size
@@ -93,7 +93,7 @@ class SshLink:
                     process.stdin.write(chunk)
                     await process.stdin.drain()
                     done += len(chunk)
-                    told(done)
+                    on_transfer(done)
                 process.stdin.write_eof()
             await self._see_end(process, remote)
 
@@ -170,13 +170,13 @@ def _main_for(machine: str) -> Path:
     raise RunnerError("no llava_main is built for this architecture", got=machine, expected="aarch64 or x86_64")
 
 
-def make_ssh_runner(target: str, told: Told) -> RemoteRunner:
+def make_ssh_runner(target: str, on_transfer: OnTransfer) -> RemoteRunner:
     """The runner of `ssh:[user@]host`, connected. Raises `UsageError` or `RunnerError` for all that can be wrong with it."""
     user, _, host = target.partition(":")[2].rpartition("@")
     if not host or host.startswith("-") or shlex.quote(host) != host or (user and shlex.quote(user) != user):
         raise UsageError("not a host", got=target, expected="ssh:[user@]host", fix="name it as in ~/.ssh/config")
     link = SshLink(host, user or None)
-    runner = RemoteRunner(target, link, "$HOME/.cache/llava-verifier", told)
+    runner = RemoteRunner(target, link, "$HOME/.cache/llava-verifier", on_transfer)
     try:
         runner.open(os.environ.get("LLAVA_SSH_COMMAND"), _main_for)
     except BaseException:

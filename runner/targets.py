@@ -8,17 +8,17 @@ from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.protocol import Runner
 from verifier.runner.qemu import make_qemu_runner
 from verifier.runner.qemu_python import make_arm_python_runner
-from verifier.runner.remote import Told
+from verifier.runner.remote import OnTransfer
 
 TARGETS = "local, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"
 
 
-def silent(what: str, done: int, whole: int) -> None:
-    """Hears of transfers and says nothing."""
+def no_transfer(what: str, done: int, whole: int) -> None:
+    """Ignores transfers."""
 
 
-def make_runner(target: str, told: Told = silent) -> Runner:
-    """The runner of a target; one on another machine is connected, and `told` hears of what is sent there.
+def make_runner(target: str, on_transfer: OnTransfer = no_transfer) -> Runner:
+    """The runner of a target; one on another machine is connected, and `on_transfer` is called while files are sent there.
 
     Raises `UsageError` for a target that is unknown, `RunnerError` for one that cannot be used.
     """
@@ -34,9 +34,9 @@ def make_runner(target: str, told: Told = silent) -> Runner:
     if kind == "ssh" and rest:
         from verifier.runner.ssh import make_ssh_runner
 
-        return make_ssh_runner(target, told)
+        return make_ssh_runner(target, on_transfer)
     if kind == "adb":
         from verifier.runner.adb import make_adb_runner
 
-        return make_adb_runner(target, told)
+        return make_adb_runner(target, on_transfer)
     raise UsageError("unknown target", got=target, expected=TARGETS, fix="give --target local")

@@ -23,7 +23,7 @@ from verifier.backends.quantization import PerTensor
 from verifier.core.types import Missing
 from verifier.families.pixels.processor import find_processor
 from verifier.golden.records import Budget, Expectation
-from verifier.ladder.abroad import counterpart
+from verifier.ladder.counterparts import counterpart
 from verifier.ladder.records import NonFinite
 from verifier.measures.evidence import Case, Evidence
 from verifier.measures.pictures import DifferingPixels, FramedPixels
@@ -605,14 +605,14 @@ POISONS: dict[str, Poisons] = {
     "weights.tensors": Poisons(
         _audited(worst_steps=math.nan),
         _audited(worst_steps=math.inf),
-        _audited(reason="its shape is [1], that of the recipe's [2]"),
+        _audited(reason="its shape is [1], expected [2] as the recipe's"),
         _audit(constants=()),
         only=_is_linear,
     ),
     "weights.derived": Poisons(
         "tests/unit/test_audit.py feeds the comparison itself",
         "tests/unit/test_audit.py feeds the comparison itself",
-        _audited(reason="its shape is [1], that of the recipe's [2]"),
+        _audited(reason="its shape is [1], expected [2] as the recipe's"),
         _audit(constants=()),
     ),
     "weights.placement": Poisons(COUNTS, COUNTS, _gone("the audit failed"), _audit(held=0)),

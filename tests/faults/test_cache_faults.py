@@ -59,7 +59,7 @@ def test_30_causal_mask_lost_in_one_layer(victim: Path, micro_model: Path) -> No
     write_scalar(victim, flat.field(record, "Bool", "bool_val"), 0)  # type: ignore[attr-defined]
     step, module, message = blamed(victim, micro_model, ROWS)
     assert (step, module) == ("lowering", "text_decoder.layers.1.attention.v_cache")
-    assert "row 0, before it, changed. An earlier token sees a later one: check the mask of layer 0" in message
+    assert "before it, changed. An earlier token attends to a later one: check the mask of layer 0" in message
 
 
 def test_34_mask_aligned_upper_left(victim: Path, micro_model: Path) -> None:
@@ -68,7 +68,7 @@ def test_34_mask_aligned_upper_left(victim: Path, micro_model: Path) -> None:
     _write_argument(victim, instruction, 3, _number(victim, 0))
     step, module, message = blamed(victim, micro_model, ROWS)
     assert (step, module) == ("lowering", "text_decoder.layers.1.attention.v_cache")
-    assert "Later tokens do not see it: check the mask of layer 0" in message
+    assert "Later tokens do not attend to it: check the mask of layer 0" in message
 
 
 def test_36_cache_shares_memory_with_scratch(victim: Path, micro_model: Path) -> None:
@@ -98,7 +98,7 @@ def test_rows_of_one_layer_written_to_one_place(victim: Path, micro_model: Path)
     _write_argument(victim, step.index, 2, _number(victim, 0))
     step_name, module, message = blamed(victim, micro_model, ROWS)
     assert (step_name, module) == ("lowering", "text_decoder.layers.1.attention.k_cache")
-    assert "in the K cache of layer 1" in message
+    assert "of the K cache of layer 1" in message
 
 
 def _failed(check_id: str, broken: Evidence) -> set[str]:
@@ -266,8 +266,8 @@ def test_masks_that_see_too_much_or_too_little_fail(gathered: Evidence) -> None:
     assert 40 in PERTURBED
     cases = {
         ("before it, changed", third, 7): bump(7),
-        ("row 40 did not change", third, 40): own,
-        ("no row from 41 to 63 changed", third, 41): behind,
+        ("did not change. The row does not hold its own token", third, 40): own,
+        ("no row from 41 to 63 of the", third, 41): behind,
         ("keys and values of layer 0 depend", first, 55): bump(55),
     }
     for (said, place, row), change in cases.items():

@@ -12,7 +12,7 @@ from tests.faults.judging import results_of
 from verifier.core.compare import EQUAL_DB
 from verifier.core.types import Missing
 from verifier.golden.bands import Tolerances
-from verifier.ladder.abroad import counterpart
+from verifier.ladder.counterparts import counterpart
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.limits import device_limit_db
 from verifier.ladder.records import Replay

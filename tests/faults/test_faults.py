@@ -205,7 +205,7 @@ def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Eviden
     assert [result.case for result in failed] == [case.sample.golden.name]
     position = case.sample.prompt.length(gathered.patches) - 1
     assert f"at token 0 (position {position})" in failed[0].message
-    assert "The eager model with the recipe's quantization says" in failed[0].message
+    assert "The eager model with the recipe's quantization gives" in failed[0].message
     assert "step lowering or kernel" in failed[0].message
 
 
@@ -303,7 +303,7 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(gathered: evidence.
     other = replace(case, logits=wrong, quantized={sure: said})
     assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"pass"}
     (result,) = results_of("greedy.image", replace(gathered, user_case=other))
-    assert "1 of them where the recipe's quantization decides" in result.message
+    assert "1 of them where the recipe's quantization alone changes the token" in result.message
     assert "fail" in _verdicts("greedy.golden", replace(gathered, cases=(other, *gathered.cases[1:]), user_case=None))
     noisy = replace(
         other,
@@ -341,7 +341,7 @@ def test_another_exporters_few_methods_are_passed_with_what_runners_assume(gathe
     }
     (result,) = results_of("structure.metadata", replace(gathered, program=replace(gathered.program, methods=methods)))
     assert result.verdict == "pass"
-    assert "get_eos_ids is missing (right: 2): runners take the tokenizer's alone" in result.message
+    assert "get_eos_ids is missing (expected: 2): runners take the tokenizer's alone" in result.message
 
 
 def test_several_ends_of_an_answer_are_all_wanted(gathered: evidence.Evidence, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the runtime, put into its trace: `layers.kernel` and the handovers must see them (numbers are those of `verifier.faults.rows`)."""
+"""Faults of the runtime, put into its trace: `layers.kernel` and `layers.coverage` must see them (numbers are those of `verifier.faults.rows`)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from verifier.core.types import CheckResult
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
-from verifier.ladder.descend import descend
 from verifier.ladder.evidence import LayerEvidence
 from verifier.ladder.gather import Traced
 from verifier.ladder.limits import excess
+from verifier.ladder.node_by_node import compare_nodes
 from verifier.ladder.replay import clipped_share
 from verifier.ladder.trace import CallTrace, read_trace
 from verifier.measures.evidence import Subjects
@@ -162,8 +162,8 @@ def test_47_48_one_elementwise_operation_wrong(
 def test_memory_shared_where_it_must_not_be(
     clean_layers: LayerEvidence, layers_with: Callable[[Fault], LayerEvidence]
 ) -> None:
-    """36, 54: what a linear is handed is not what the norm made. Its own arithmetic is right, so only the handover shows it."""
-    assert not clean_layers.replay.handovers
+    """36, 54: the input of a linear changed after the norm wrote it. Its own arithmetic is right, so only the changed operand shows it."""
+    assert not clean_layers.replay.changed_operands
     at = _instruction(clean_layers, "text_decoder.layers.1.attention.wv")
 
     def fault(traces: list[CallTrace]) -> None:
@@ -172,7 +172,7 @@ def test_memory_shared_where_it_must_not_be(
         traces[2][at] = (Spoilt(x), *traces[2][at][1:])  # type: ignore[assignment]
 
     spoilt = layers_with(fault)
-    assert [(h.instruction, h.differing) for h in spoilt.replay.handovers] == [(at, 5)]
+    assert [(h.instruction, h.differing) for h in spoilt.replay.changed_operands] == [(at, 5)]
 
 
 def test_trace_with_a_hole_is_never_a_pass(
@@ -221,10 +221,12 @@ def test_first_wrong_node_of_a_delegate_is_named(micro_model: Path, micro: Check
     traces = read_trace(clean_trace.folders[0])
     count = len(state.graph(step).inputs)
     inputs = [torch.from_numpy(t.array()) for t in traces[0][step.index][:count]]
-    sound = list(descend(state, step.index, inputs, LocalRunner()))
+    sound = list(compare_nodes(state, step.index, inputs, LocalRunner()))
     assert len(sound) == len(state.graph(step).nodes)
     assert all(excess(error.compared) <= 1 for error in sound)
-    faulty = [error for error in descend(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1]
+    faulty = [
+        error for error in compare_nodes(state, step.index, inputs, _FaultyRunner()) if excess(error.compared) > 1
+    ]
     assert faulty[0].kind == "XNNBatchMatrixMultiply"
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.support import verify
 from verifier.commands.budgets import MARGINS, main
 from verifier.faults.surgery import program_of, write_scalar
-from verifier.measures.tape import Tape
+from verifier.measures.paired_calls import PairedCalls
 
 pytestmark = pytest.mark.xdist_group("budgets")
 FIGURES = ("budget.file", "budget.memory", "budget.peak", "budget.prefill", "budget.decode")
@@ -77,12 +77,12 @@ def test_larger_file_and_plan_are_named(recorded: Path, tmp_path: Path) -> None:
 
 def test_slow_use_is_named(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver without a cache: for every token all that came before is fed again, 700 tokens here."""
-    feed = Tape.feed
+    feed = PairedCalls.feed
 
-    def all_again(self: Tape, embeddings: NDArray[np.float32], start: int = 0, **named: bool) -> int:
+    def all_again(self: PairedCalls, embeddings: NDArray[np.float32], start: int = 0, **named: bool) -> int:
         return feed(self, np.resize(embeddings, (700, embeddings.shape[1])) if start else embeddings, 0, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Tape, "feed", all_again)
+    monkeypatch.setattr(PairedCalls, "feed", all_again)
     assert (
         main([str(recorded / "model.pte"), "--model", str(recorded), "--runs", "0", "--reason", "no run at all"]) == 2
     )

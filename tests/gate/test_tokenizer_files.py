@@ -121,7 +121,7 @@ def test_file_with_the_checkpoints_ids_passes(kind: str, pte: Path) -> None:
     assert {id for id, r in results.items() if r.verdict != "pass"} == printed, results
     assert results["tokenizer.texts"].measured["compared"] == 500
     assert results["tokenizer.pieces"].measured["compared"] > 1700
-    assert "behind <image> (ExecuTorch's runner begins a new text there)" in results["tokenizer.prompts"].message
+    assert "after <image> (ExecuTorch's runner begins a new text there)" in results["tokenizer.prompts"].message
 
 
 def test_json_whose_answers_lose_their_blanks_fails(pte: Path) -> None:
@@ -249,7 +249,7 @@ def test_checkpoints_own_folder_needs_one_file_that_does() -> None:
     """llava_tiny.pte lies beside its checkpoint: tokenizer.model does, and what tokenizer.json lacks is said in the pass."""
     results = judge(EMBEDDED_PTE)
     assert {id: result.verdict for id, result in results.items()} == dict.fromkeys(FAMILY, "pass")
-    assert "tokenizer.json is not for an app" in results["tokenizer.loads"].message
+    assert "tokenizer.json cannot be used in an app" in results["tokenizer.loads"].message
     assert "Metaspace" in results["tokenizer.loads"].message
 
 

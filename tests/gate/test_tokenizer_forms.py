@@ -44,7 +44,7 @@ def test_manifest_of_another_form_is_a_note(model: Path, tmp_path: Path) -> None
     assert verify(pte, "--model", str(model), "--checks", checks, "--report", str(model)) == 0
     report = json.loads((model / "report.json").read_text())
     said = next(c["message"] for c in report["checks"] if c["id"] == "structure.manifest")
-    assert "exported beside another tokenizer: there BOS in front, a newline behind the image is <0x0A>" in said
+    assert "it was exported with another tokenizer: then BOS in front, a newline after the image is <0x0A>" in said
 
 
 def test_tokenizer_model_alone_is_refused(model: Path, pte: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,7 +117,7 @@ def test_reruns_do_not_repeat_the_work(project: Project) -> None:
         ("dies", (), "the process that verifies ended with status -6\nout of memory"),
         ("refused", ("--reruns=1",), "the target is gone\n  got: nothing"),
         ("dies", ("-n2",), "the process that verifies ended with status -6\nout of memory"),
-        ("kills", ("-n2",), "the process that verified it did not come to its end: gw"),
+        ("kills", ("-n2",), "the process that verified it did not finish: gw"),
     ],
 )
 def test_failed_attempt_is_remembered(project: Project, script: str, words: tuple[str, ...], reason: str) -> None:

@@ -16,7 +16,7 @@ from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner
 from verifier.runner.protocol import Runner
 from verifier.runner.ssh import make_ssh_runner
-from verifier.runner.targets import silent
+from verifier.runner.targets import no_transfer
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield LocalRunner()
     elif request.param == "ssh":
         _known(request.getfixturevalue("lasting_sshd"), request.getfixturevalue("native"), monkeypatch)
-        with closing(make_ssh_runner(f"ssh:{HOST}", silent)) as made:
+        with closing(make_ssh_runner(f"ssh:{HOST}", no_transfer)) as made:
             yield made
     elif request.param == "adb":
         request.getfixturevalue("phones")
-        with closing(make_adb_runner("adb", silent)) as made:
+        with closing(make_adb_runner("adb", no_transfer)) as made:
             yield made
     else:
         yield request.getfixturevalue({"native": "native", "qemu": "emulated"}[request.param])

@@ -13,7 +13,7 @@ from tests.support import EMBEDDED_PTE, verify
 from verifier.core.errors import RunnerError
 from verifier.runner.adb import make_adb_runner
 from verifier.runner.protocol import Bundle, Call
-from verifier.runner.targets import make_runner, silent
+from verifier.runner.targets import make_runner, no_transfer
 
 pytestmark = pytest.mark.xdist_group("runner")
 ONE_CALL = (Call("token_embedding", (np.array([[5]]),)),)
@@ -47,7 +47,7 @@ def test_one_of_several_phones_is_chosen(phones: Phones, monkeypatch: pytest.Mon
     """By its serial number; its thermal status and free memory come with the result."""
     monkeypatch.setattr(phones, "states", {"a": "device", "b": "device"})
     monkeypatch.setattr(phones, "thermal_status", 3)
-    with closing(make_adb_runner("adb:b", silent)) as runner:
+    with closing(make_adb_runner("adb:b", no_transfer)) as runner:
         result = runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60)
     assert result.outcome == "ok"
     assert result.conditions["thermal_status"] == 3
@@ -60,7 +60,7 @@ def test_full_phone_is_named(phones: Phones, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(phones, "states", {"a": "device"})
     copy = tmp_path / "copy.pte"  # not there yet
     copy.write_bytes(EMBEDDED_PTE.read_bytes() + b"\0")
-    with closing(make_adb_runner("adb", silent)) as runner:
+    with closing(make_adb_runner("adb", no_transfer)) as runner:
         monkeypatch.setattr(phones, "free_bytes", 4096)
         with pytest.raises(RunnerError, match="no space is left on the device"):
             runner.run(Bundle(copy, ONE_CALL), timeout_s=60)

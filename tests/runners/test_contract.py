@@ -166,7 +166,7 @@ def test_memory_limit_has_its_name(runner: Runner) -> None:
     starved = replace(bundle, trace=TraceRequest(Path(), 3 << 30), memory_bytes=2 << 30)
     result = runner.run(starved, timeout_s=60)
     assert result.outcome == "memory"
-    assert "more memory than it may have" in result.message
+    assert "more memory than its limit allows" in result.message
     assert runner.run(replace(bundle, memory_bytes=8 << 30), timeout_s=60).outcome == "ok"
 
 

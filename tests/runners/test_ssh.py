@@ -23,7 +23,7 @@ from verifier.runner.protocol import Bundle, Call, program_hash
 from verifier.runner.qemu import QemuRunner
 from verifier.runner.remote import RemoteRunner
 from verifier.runner.ssh import SshLink, make_ssh_runner
-from verifier.runner.targets import make_runner, silent
+from verifier.runner.targets import make_runner, no_transfer
 
 pytestmark = pytest.mark.xdist_group("runner")
 TARGET = f"ssh:{HOST}"
@@ -42,18 +42,18 @@ def test_program_is_sent_once_and_found_again(sshd: Sshd) -> None:
     """By its hash, also by a later runner; a file of that name with other bytes is not taken for it. Runs leave nothing."""
     heard: list[str] = []
 
-    def told(what: str, done: int, whole: int) -> None:
+    def on_transfer(what: str, done: int, whole: int) -> None:
         heard.append(what)
 
     for _ in range(2):
-        with closing(make_ssh_runner(TARGET, told)) as runner:
+        with closing(make_ssh_runner(TARGET, on_transfer)) as runner:
             for _ in range(2):
                 assert runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60).outcome == "ok"
     sent = heard.count(EMBEDDED_PTE.name)
     assert sent == -(-EMBEDDED_PTE.stat().st_size // (1 << 20))  # once, in pieces of 1 MiB
     place = sshd.home / ".cache" / "llava-verifier" / "programs" / f"{program_hash(EMBEDDED_PTE)}.pte"
     place.write_bytes(b"something else")
-    with closing(make_ssh_runner(TARGET, told)) as runner:
+    with closing(make_ssh_runner(TARGET, on_transfer)) as runner:
         assert runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60).outcome == "ok"
     assert heard.count(EMBEDDED_PTE.name) == 2 * sent
     assert sshd.left_behind() == []
@@ -63,7 +63,7 @@ def test_program_that_is_gone_here_is_removed_there(sshd: Sshd, tmp_path: Path) 
     """Copies for a probe do not pile up on the board; the program itself stays."""
     copy = tmp_path / "copy.pte"
     copy.write_bytes(EMBEDDED_PTE.read_bytes() + b"\0")
-    with closing(make_ssh_runner(TARGET, silent)) as runner:
+    with closing(make_ssh_runner(TARGET, no_transfer)) as runner:
         runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60)
         runner.run(Bundle(copy, ONE_CALL), timeout_s=60)
         copy.unlink()
@@ -75,13 +75,13 @@ def test_lost_connection_is_made_again_and_the_transfer_goes_on(sshd: Sshd, larg
     """The connection drops in the middle of 48 MB: the second try begins where the first one ended."""
     heard: list[int] = []
 
-    def told(what: str, done: int, whole: int) -> None:
+    def on_transfer(what: str, done: int, whole: int) -> None:
         if what == large.name:
             heard.append(done)
             if len(heard) == 20:
                 sshd.hang_up()
 
-    with closing(make_ssh_runner(TARGET, told)) as runner:
+    with closing(make_ssh_runner(TARGET, on_transfer)) as runner:
         result = runner.run(Bundle(large, ONE_CALL), timeout_s=60)
     assert result.outcome in ("refused", "failed", "crashed")  # it is no program
     assert sshd.logins() == 2
@@ -94,11 +94,14 @@ def test_killed_server_is_named(sshd: Sshd, large: Path, monkeypatch: pytest.Mon
     """sshd dies in the middle of a transfer and does not come back: `RunnerError`, not a verdict."""
     monkeypatch.setattr("verifier.runner.remote.WAITS_S", (0.1, 0.1))
 
-    def told(what: str, done: int, whole: int) -> None:
+    def on_transfer(what: str, done: int, whole: int) -> None:
         if what == large.name and done > whole // 3:
             sshd.stop()
 
-    with closing(make_ssh_runner(TARGET, told)) as runner, pytest.raises(RunnerError, match="connection was lost"):
+    with (
+        closing(make_ssh_runner(TARGET, on_transfer)) as runner,
+        pytest.raises(RunnerError, match="connection was lost"),
+    ):
         runner.run(Bundle(large, ONE_CALL), timeout_s=60)
 
 
@@ -113,7 +116,7 @@ def test_connection_lost_while_the_program_runs(sshd: Sshd, tmp_path: Path, monk
     )
     slow.chmod(0o755)
     monkeypatch.setenv("LLAVA_SSH_COMMAND", str(slow))
-    with closing(make_ssh_runner(TARGET, silent)) as runner:
+    with closing(make_ssh_runner(TARGET, no_transfer)) as runner:
         threading.Thread(target=_when, args=(marks.exists, sshd.hang_up), daemon=True).start()
         assert runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60).outcome == "ok"
     first, second = marks.read_text().split()
@@ -129,7 +132,7 @@ def test_late_program_is_ended_there(sshd: Sshd, tmp_path: Path, monkeypatch: py
     slow.write_text(f'#!/bin/sh\ncase "$1" in --about) exec {binary} "$@";; esac\necho $$ > {marks}\nexec sleep 300\n')
     slow.chmod(0o755)
     monkeypatch.setenv("LLAVA_SSH_COMMAND", str(slow))
-    with closing(make_ssh_runner(TARGET, silent)) as runner:
+    with closing(make_ssh_runner(TARGET, no_transfer)) as runner:
         result = runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=2)
     assert (result.outcome, "did not end within 2 s" in result.message) == ("timeout", True)
     assert not _runs(marks.read_text().strip())
@@ -141,14 +144,14 @@ def test_file_cut_off_in_flight_is_never_run(sshd: Sshd, monkeypatch: pytest.Mon
     whole_send: Callable[..., None] = SshLink.send
     damaged: list[int] = []
 
-    def send(self: SshLink, local: Path, remote: str, told: Callable[[int], None]) -> None:
-        whole_send(self, local, remote, told)
+    def send(self: SshLink, local: Path, remote: str, on_transfer: Callable[[int], None]) -> None:
+        whole_send(self, local, remote, on_transfer)
         if remote.endswith(".pte.part") and len(damaged) < damages:
             damaged.append(1)
             self.shell(f"truncate -s -100 {remote}", timeout_s=60)
 
     monkeypatch.setattr(SshLink, "send", send)
-    with closing(make_ssh_runner(TARGET, silent)) as runner:
+    with closing(make_ssh_runner(TARGET, no_transfer)) as runner:
         damages = 2
         with pytest.raises(RunnerError, match="arrives damaged"):
             runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60)
@@ -164,13 +167,13 @@ def test_full_disk_there_is_named(sshd: Sshd, large: Path, monkeypatch: pytest.M
         pytest.skip("a small file system needs the right to mount one")
     try:
         with (
-            closing(make_ssh_runner(TARGET, silent)) as runner,
+            closing(make_ssh_runner(TARGET, no_transfer)) as runner,
             pytest.raises(RunnerError, match="no space is left on"),
         ):
             runner.run(Bundle(large, ONE_CALL), timeout_s=60)
         monkeypatch.setattr(RemoteRunner, "_see_room", lambda *_: None)
         with (
-            closing(make_ssh_runner(TARGET, silent)) as runner,
+            closing(make_ssh_runner(TARGET, no_transfer)) as runner,
             pytest.raises(RunnerError, match="no space is left on"),
         ):
             runner.run(Bundle(large, ONE_CALL), timeout_s=60)
@@ -262,13 +265,13 @@ def test_arm_behind_a_network_passes_every_check(arm_board: Sshd) -> None:
 def test_result_that_is_too_large_is_not_fetched(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """A board does not fill the disk of whoever asks it."""
     monkeypatch.setattr("verifier.runner.remote.LARGEST_RESULT_BYTES", 1000)
-    with closing(make_ssh_runner(TARGET, silent)) as runner, pytest.raises(RunnerError, match="too large"):
+    with closing(make_ssh_runner(TARGET, no_transfer)) as runner, pytest.raises(RunnerError, match="too large"):
         runner.run(Bundle(EMBEDDED_PTE, ONE_CALL), timeout_s=60)
 
 
 def test_close_twice_and_without_a_connection(sshd: Sshd) -> None:
     """Hanging up is harmless."""
-    runner: RemoteRunner = make_ssh_runner(TARGET, silent)
+    runner: RemoteRunner = make_ssh_runner(TARGET, no_transfer)
     sshd.stop()
     runner.close()
     assert ssh.SshLink("nowhere.invalid", None).close() is None

@@ -51,7 +51,7 @@ def test_template_that_spells_the_verified_prompt_passes(folder: Path) -> None:
     result = judged(folder)
     assert result.verdict == "pass"
     assert result.measured["template"] == result.measured["verified"]
-    assert result.message == "chat_template.jinja spells the prompt that is verified"
+    assert result.message == "chat_template.jinja renders the prompt that is verified"
 
 
 def test_template_without_system_prompt_is_shown_and_no_failure(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_template_without_system_prompt_is_shown_and_no_failure(folder: Path) ->
     (folder / "chat_template.jinja").write_text(PUBLISHED)
     result = judged(folder)
     assert result.verdict == "pass"
-    assert "spells another prompt" in result.message
+    assert "renders another prompt" in result.message
     assert repr("USER: <image>\nDescribe the image. ASSISTANT:") in result.message
     assert repr(Tokenizer(folder).spelled(caption_parts())) in result.message
 

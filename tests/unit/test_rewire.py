@@ -14,8 +14,8 @@ from verifier.artifact.rewire import rewire
 from verifier.audit.caches import find_caches
 from verifier.core.errors import ArtifactError
 from verifier.measures.kvcache import _capacity, _chunks, one_by_one, splits
+from verifier.measures.paired_calls import PairedCalls
 from verifier.measures.probes import SPLITS, beyond
-from verifier.measures.tape import Tape
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Part
 
@@ -38,7 +38,7 @@ def test_program_without_caches_is_refused(artifact: Artifact) -> None:
     plan = artifact.plans["text_decoder"]
     steps = tuple(step for step in plan.instructions if step.name != "llama::update_cache.out")
     plans = artifact.plans | {"text_decoder": replace(plan, instructions=steps)}
-    with pytest.raises(ArtifactError, match="not as LLaVA has it"):
+    with pytest.raises(ArtifactError, match="layout of the text decoder's KV-cache is not known"):
         find_caches(replace(artifact, plans=plans))
 
 
@@ -64,10 +64,10 @@ def test_cache_is_read_and_set_by_the_runtime(artifact: Artifact, tmp_path: Path
     rewire(artifact, tmp_path / "write.pte", "text_decoder", inputs=numbers)
     tokens = np.random.default_rng(0).standard_normal((9, 256)).astype(np.float32) * 0.1
     parts = tuple(Part(1 + place, one.axis, 8) for place, one in enumerate(caches))
-    tape = Tape()
-    first = tape.feed(tokens[:8], parts=parts)
-    after = tape.feed(tokens[8:], 8)
-    read = LocalRunner().run(Bundle(tmp_path / "read.pte", tuple(tape.script.calls)), timeout_s=60)
+    paired = PairedCalls()
+    first = paired.feed(tokens[:8], parts=parts)
+    after = paired.feed(tokens[8:], 8)
+    read = LocalRunner().run(Bundle(tmp_path / "read.pte", tuple(paired.script.calls)), timeout_s=60)
     assert read.outcome == "ok"
     filled = []
     for place, one in enumerate(caches):
@@ -77,9 +77,9 @@ def test_cache_is_read_and_set_by_the_runtime(artifact: Artifact, tmp_path: Path
         whole = np.zeros(one.sizes, np.float32)
         whole[:, :8] = held
         filled.append(whole)
-    tape = Tape()
-    tape.feed(tokens[8:], 8, caches=tuple(filled))
-    written = LocalRunner().run(Bundle(tmp_path / "write.pte", tuple(tape.script.calls)), timeout_s=60)
+    paired = PairedCalls()
+    paired.feed(tokens[8:], 8, caches=tuple(filled))
+    written = LocalRunner().run(Bundle(tmp_path / "write.pte", tuple(paired.script.calls)), timeout_s=60)
     assert np.array_equal(written.outputs[0], read.outputs[after])
 
 
@@ -99,9 +99,9 @@ def test_large_models_are_asked_the_same_with_fewer_tokens() -> None:
     assert one_by_one(range(1, 5)) == dict.fromkeys(range(1, 5), 1)
     tokens = np.ones((768, 4), np.float32)
     (every, _), (some, _) = (_chunks(tokens, 768, large=large) for large in (False, True))
-    for tape in (every, some):
-        assert {pair.case for pair in tape.pairs} == set(SPLITS)
-        assert {pair.case for pair in tape.pairs if pair.position == 767} == set(SPLITS)
+    for paired in (every, some):
+        assert {pair.case for pair in paired.pairs} == set(SPLITS)
+        assert {pair.case for pair in paired.pairs if pair.position == 767} == set(SPLITS)
     assert _tokens(some) < _tokens(every) / 4
     for pair in some.pairs:
         embeddings, start = some.script.calls[pair.expected].inputs[:2]
@@ -109,17 +109,17 @@ def test_large_models_are_asked_the_same_with_fewer_tokens() -> None:
         assert int(np.asarray(start)[0]) == pair.position
 
 
-def _tokens(tape: Tape) -> int:
-    return sum(np.shape(call.inputs[0])[1] for call in tape.script.calls)
+def _tokens(paired: PairedCalls) -> int:
+    return sum(np.shape(call.inputs[0])[1] for call in paired.script.calls)
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_refused_chunks_are_asked_behind_a_prompt_that_is_there(large: bool) -> None:
     """Wherever a chunk may have written, the rows before the token that is asked are fed again."""
-    tape, marks = _capacity(np.ones((776, 4), np.float32), 768, large=large)
+    paired, marks = _capacity(np.ones((776, 4), np.float32), 768, large=large)
     asked = set(marks.values())
     held = 0
-    for number, call in enumerate(tape.script.calls):
+    for number, call in enumerate(paired.script.calls):
         start, size = int(np.asarray(call.inputs[1])[0]), np.shape(call.inputs[0])[1]
         assert start <= held or number in asked
         held = min(held, start) if number in asked else max(held, start + size) if start <= held else held

@@ -44,7 +44,7 @@ def test_a_stale_copy_in_another_shard_is_refused(model: Path, named: str) -> No
     """Whichever the index names: transformers takes the last file's, others the index's."""
     _split(model, second={NORM: torch.full((64,), 3.0), "x": torch.zeros(1)}, index={NORM: named})
     with pytest.raises(
-        CheckpointError, match=rf"(?s){NORM} stands in two files.*a.safetensors and b.safetensors.*names {named}"
+        CheckpointError, match=rf"(?s){NORM} is in two files.*a.safetensors and b.safetensors.*names {named}"
     ):
         open_checkpoint(model)
 
@@ -52,7 +52,7 @@ def test_a_stale_copy_in_another_shard_is_refused(model: Path, named: str) -> No
 def test_a_copy_in_another_dtype_is_refused(model: Path) -> None:
     """The same values, quantized: other weights in another process (vllm#54230)."""
     _split(model, second={NORM: torch.ones(64, dtype=torch.int8)}, index={NORM: "b.safetensors"})
-    with pytest.raises(CheckpointError, match=f"{NORM} stands in two files"):
+    with pytest.raises(CheckpointError, match=f"{NORM} is in two files"):
         open_checkpoint(model)
 
 

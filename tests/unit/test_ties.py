@@ -104,11 +104,11 @@ def test_fault_is_not_excused_by_ties(decoders: tuple[Any, Rounding, Any], anoth
         assert [(e.part, e.call) for e in found if e.sqnr_db < e.limit_db] == [("attention", 1)]
 
 
-def test_tipped_rows_differ_in_ties_alone() -> None:
+def test_flipped_rows_differ_in_ties_alone() -> None:
     """A tie is rounded to its other neighbour, the rest as before."""
     x = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1))
-    straight, tipped = quantize_rows(x, tie_width=1e-3), quantize_rows(x, tie_width=1e-3, tipped=True)
-    moved = (straight.integers.int() - tipped.integers.int()).abs()
+    straight, flipped = quantize_rows(x, tie_width=1e-3), quantize_rows(x, tie_width=1e-3, flip_ties=True)
+    moved = (straight.integers.int() - flipped.integers.int()).abs()
     assert torch.equal(moved.bool(), straight.tied)
     assert int(moved.max()) == 1
     assert 0 < int(straight.tied.sum()) < x.numel() // 100

@@ -281,7 +281,7 @@ def test_text_that_ends_with_eos_is_refused(form: Folder) -> None:
         data["post_processor"]["special_tokens"]["</s>"] = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
 
     rewrite(folder / "tokenizer.json", close)
-    with pytest.raises(CheckpointError, match=r"(?s)something around every text.*\['</s>'\] behind"):
+    with pytest.raises(CheckpointError, match=r"(?s)adds tokens around every text.*\['</s>'\] at the end"):
         opened(folder)
 
 
@@ -307,7 +307,7 @@ def test_form_that_nothing_confirms_is_refused(form: Folder) -> None:
     folder = form()
     bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
     rewrite(folder / "tokenizer.json", lambda data: data.update(normalizer=bert | {"lowercase": True}))
-    with pytest.raises(CheckpointError, match=r"(?s)nothing here can confirm.*the normalizer BertNormalizer"):
+    with pytest.raises(CheckpointError, match=r"(?s)no second encoder can confirm.*the normalizer BertNormalizer"):
         opened(folder)
 
 
@@ -339,7 +339,7 @@ def test_recorded_rule_is_compared(form: Folder) -> None:
     assert own.same_prompt(None)
     assert not published.same_prompt(recorded)
     assert not published.same_prompt(None)
-    assert described(published.as_json()) == f"BOS in front, a newline behind the image is {BLANK} <0x0A>"
+    assert described(published.as_json()) == f"BOS in front, a newline after the image is {BLANK} <0x0A>"
 
 
 def test_second_encoder_is_asked_a_few_hundred_texts() -> None:

@@ -65,7 +65,7 @@ def _write(step: Instruction) -> RowWrite | None:
 
 def _odd(expected: str, got: str) -> ArtifactError:
     return ArtifactError(
-        "the text decoder's KV-cache is not as LLaVA has it",
+        "the layout of the text decoder's KV-cache is not known",
         got=got,
         expected=expected,
         where=DECODER,

@@ -61,14 +61,14 @@ def compare_constant(
 def _unexplained(constant: Constant, parameter: Parameter | None, source: Source) -> str:
     if parameter is None:
         what = f"{constant.role}, {list(constant.shape)}"
-        return f"no checkpoint tensor is like it, and nothing in the recipe explains it ({what})"
+        return f"it matches no tensor of the checkpoint, and the recipe does not define it ({what})"
     value = constant.value
     quantization = value.quantization if isinstance(value, GraphValue) else None
     if isinstance(quantization, PerGroup):
         found = f"4-bit groups of {quantization.group_size} along axis {quantization.axis}"
     else:
         found = f"{value.dtype} ({type(quantization).__name__})"
-    return f"it is stored as {found}, which the recipe {source.recipe.name} does not give"
+    return f"it is stored as {found}, which the recipe {source.recipe.name} never gives"
 
 
 def _stored(constant: Constant, storage: Storage, source: Source) -> Tensor:
@@ -101,7 +101,7 @@ def _wrong(record: Audited, reason: str) -> Audited:
 def _same(record: Audited, actual: Tensor, expected: Tensor, what: str) -> Audited:
     """Elements must be equal; the record says how many are not, and which is the worst."""
     if actual.shape != expected.shape:
-        return _wrong(record, f"its shape is {list(actual.shape)}, that of {what} {list(expected.shape)}")
+        return _wrong(record, f"its shape is {list(actual.shape)}, expected {list(expected.shape)} as {what}")
     off = actual != expected
     if not bool(off.any()):
         return record
@@ -150,7 +150,7 @@ def _check_factor(record: Audited, constant: Constant, stored: Tensor) -> Audite
         return record
     real = (float(stored) - given.zero_point) * given.scale
     off = not FACTOR.admits(abs(real / QUICK_GELU - 1))
-    return _wrong(record, f"QuickGELU's factor is {real:.7g}, not {QUICK_GELU}") if off else record
+    return _wrong(record, f"QuickGELU's factor is {real:.7g}, expected {QUICK_GELU}") if off else record
 
 
 def _fidelity(record: Audited, constant: Constant, stored: Tensor, weight: Tensor, storage: Storage) -> Audited:

@@ -15,7 +15,7 @@ from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.records import Audited, Misplaced
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerGroup, PerTensor
-from verifier.core.progress import Tell, unheard
+from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Recipe
 from verifier.families.conventions import ROLES
 from verifier.families.family import Family, Parameter
@@ -40,10 +40,10 @@ class Audit:
 
 
 def audit_weights(
-    artifact: Artifact, family: Family, recipe: Recipe, *, compare: bool = True, tell: Tell = unheard
+    artifact: Artifact, family: Family, recipe: Recipe, *, compare: bool = True, on_progress: OnProgress = no_progress
 ) -> Audit:
-    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. `tell`
-    hears how many are done. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
+    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. `on_progress`
+    is called with how many are done. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
     parameters = assign_constants(inventory, family, artifact.storage, embedding_bits=bits)
@@ -52,7 +52,7 @@ def audit_weights(
     scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
     constants: list[Audited] = []
     for (constant, parameter), scale in zip(pairs if compare else (), scales if compare else (), strict=True):
-        tell("constants", len(constants), len(inventory))
+        on_progress("constants", len(constants), len(inventory))
         constants.append(compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale))
     return Audit(
         tuple(inventory),

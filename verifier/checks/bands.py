@@ -56,7 +56,7 @@ def take_conversations(evidence: Evidence) -> Conversations | Missing:
     cases = {case.sample.golden.name: case for case in evidence.cases}
     lacking = next((name for name in evidence.subjects.images if name not in cases), None)
     if lacking is not None or not cases:
-        return Missing(f"there is no conversation of {lacking or 'any golden image'}", "verifier")
+        return Missing(f"no conversation with {lacking or 'any golden image'} was run", "verifier")
     return Conversations(evidence, cases)
 
 

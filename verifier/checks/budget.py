@@ -20,10 +20,10 @@ from verifier.measures.program import ProgramFacts
 
 _HINTS = {
     "file_bytes": "Was a table or a linear left in fp32, or a constant stored twice? weights.* and structure.census name it.",
-    "planned_bytes": "Was it exported for more positions, or did an operator leave its delegate? See structure.census.",
-    "peak_rss_bytes": "Do delegates share their workspace, is the embedding quantized, is the cache as long as planned?",
-    "prefill_loops": "Is all of it delegated (structure.census), and are there as many threads as when it was recorded?",
-    "decode_loops": "Is all of it delegated (structure.census), and are there as many threads as when it was recorded?",
+    "planned_bytes": "Was it exported for more positions, or is an operator no longer delegated? See structure.census.",
+    "peak_rss_bytes": "Do delegates share their workspace, is the embedding quantized, and is the cache no longer than planned?",
+    "prefill_loops": "Are all operators delegated (structure.census), and does it run with as many threads as when the budget was recorded?",
+    "decode_loops": "Are all operators delegated (structure.census), and does it run with as many threads as when the budget was recorded?",
 }
 
 
@@ -38,7 +38,7 @@ class Spent:
 
 def _budget(evidence: Evidence, name: str) -> Budget | Missing:
     found = None if evidence.budget is None else evidence.budget.get(name)
-    return found or Missing(f"there is no budget for {name}: python -m verifier.budgets PTE", "verifier")
+    return found or Missing(f"there is no budget for {name}; to record one: python -m verifier.budgets PTE", "verifier")
 
 
 def _of_file(name: str, measured: Callable[[ProgramFacts], float]) -> Need[Spent]:

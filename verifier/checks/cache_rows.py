@@ -79,7 +79,10 @@ def _other_chunks(given: Prompts) -> Finding:
     found: list[tuple[Cache, WorstRow]] = []
     for each, made in zip(given.caches, given.rows.split, strict=True):
         if isinstance(made, Mismatch):
-            return failed(f"rows in other chunks cannot be compared: {made.reason}", where=row_of(each, 0))
+            return failed(
+                f"cache rows of the prompt in chunks cannot be compared with those of one chunk: {made.reason}",
+                where=row_of(each, 0),
+            )
         found.append((each, made))
     cache, shown = min(found, key=lambda pair: (math.isfinite(pair[1].sqnr_db), pair[1].sqnr_db))
     worst, row = shown.sqnr_db, shown.row
@@ -90,10 +93,10 @@ def _other_chunks(given: Prompts) -> Finding:
         "where": row_of(cache, row),
     }
     if not allowed.admits(worst):
-        said = f"row {row} of the {cache.kind.upper()} cache of layer {cache.layer} is another in chunks of 1, 2, 31, … than as a whole"
+        said = f"row {row} of the {cache.kind.upper()} cache of layer {cache.layer} differs between chunks of 1, 2, 31, … and one chunk"
         hint = "Check cache positions, write-back and the mask of the layer before."
         return failed(f"{said}: {worst:.1f} dB, allowed at least {allowed.value:.1f} dB. {hint}", fields)
-    return passed(f"all rows of {len(given.caches)} caches, {worst:.0f} dB and more", fields)
+    return passed(f"all rows of {len(given.caches)} caches agree, {worst:.0f} dB or more", fields)
 
 
 def _own_token(given: Prompts) -> Finding:
@@ -102,16 +105,16 @@ def _own_token(given: Prompts) -> Finding:
     tokens, wrong, distinct = measured.tokens, measured.misplaced, measured.distinct
     fields: Fields = {"measured": {"wrong": len(wrong)}, "allowed": {"wrong": 0}}
     if tokens < 2 or not limit("kvcache.rows.distinct").admits(distinct / tokens):
-        said = f"only {distinct + 1} of {tokens} rows of the V cache of layer 0 differ from the one before, though the tokens do"
+        said = f"only {distinct + 1} of {tokens} rows of the V cache of layer 0 differ from the row before, although the tokens differ"
         return failed(
             f"{said}. Rows do not hold their own tokens: check the cache's write positions.",
             where=row_of(cache, 0),
         )
     if wrong:
         row = wrong[0]
-        said = f"row {row + 1} of the V cache of layer 0 does not hold the token at {row + 1}: with all tokens moved by one it is not row {row}"
+        said = f"row {row + 1} of the V cache of layer 0 does not hold its token: with all tokens moved by one position it must equal the former row {row}, and differs"
         return failed(f"{said}. Check the cache's write positions.", fields, where=row_of(cache, row + 1))
-    return passed(f"{tokens - 1} rows of layer 0 follow their tokens, bit by bit", fields)
+    return passed(f"{tokens - 1} rows of layer 0 move with their tokens, bit by bit", fields)
 
 
 def _rotation(given: Prompts) -> Finding:
@@ -119,7 +122,7 @@ def _rotation(given: Prompts) -> Finding:
     depends on their distance alone. Its values are the same bits."""
     cache, still, apart = _first_layer(given.caches, "k"), given.rows.unturned, given.rows.apart
     if still:
-        said = f"the same token has the same key at positions {still[0]} and {still[0] + 1}: RoPE does nothing there"
+        said = f"the same token has the same key at positions {still[0]} and {still[0] + 1}: RoPE has no effect there"
         return failed(f"{said}. Check rope_theta, the RoPE tables and input_pos.", where=row_of(cache, still[0] + 1))
     limits = (2 * np.arange(len(apart)) + limit("kvcache.rows.rotation").value) * UNIT
     share = np.where(np.isfinite(apart), apart / limits, np.inf)
@@ -131,7 +134,7 @@ def _rotation(given: Prompts) -> Finding:
     }
     if not within.admits(worst):
         row = int(np.flatnonzero(share > within.value)[0])
-        said = f"the key at position {row} is not the token's key turned by {row} steps of RoPE: {apart[row]:.2g} off, fp32 allows {limits[row]:.2g}"
+        said = f"the key at position {row} is not the token's key rotated by RoPE to that position: relative difference {apart[row]:.2g}, allowed {limits[row]:.2g} (fp32 rounding)"
         return failed(
             f"{said}. Check the RoPE tables, rope_theta, half-split against interleaved, and input_pos.",
             fields,
@@ -139,11 +142,14 @@ def _rotation(given: Prompts) -> Finding:
         )
     odd = given.rows.moved_values
     if odd:
-        said = f"the same token has another value at position {odd[0]} than at 0, though values are not turned"
+        said = f"the value of the same token differs between positions {odd[0]} and 0, although RoPE does not rotate values"
         return failed(
             f"{said}. Check the cache's write positions.", fields, where=row_of(_first_layer(given.caches, "v"), odd[0])
         )
-    return passed(f"{len(apart)} positions, closest {worst:.2g} of fp32's rounding at {row}", fields)
+    return passed(
+        f"{len(apart)} positions; the largest difference is {worst:.2g} of the fp32 rounding bound, at position {row}",
+        fields,
+    )
 
 
 @dataclass(frozen=True)
@@ -173,13 +179,13 @@ def mask(given: Perturbed, case: str) -> Finding:
     """Replacing token j changes row j in every layer's cache and some later row in every layer above the first, and never an earlier row."""
     tokens = given.tokens[case]
     if not tokens:
-        return unverified("no token of this chunk was perturbed")
+        return unverified("no token of this chunk was replaced")
     for one in tokens:
         wrong = _mask(given.caches, one)
         if wrong is not None:
             return wrong
     looked_at = sum(MASKED) * len(given.caches) * len(tokens)
-    said = f"{len(tokens)} tokens perturbed, {looked_at} rows looked at"
+    said = f"{len(tokens)} tokens replaced one at a time, {looked_at} rows compared"
     return passed(said, measured={"wrong": 0}, allowed={"wrong": 0})
 
 
@@ -188,32 +194,35 @@ def _mask(caches: tuple[Cache, ...], one: PerturbedToken) -> Finding | None:
         return failed("the caches were not returned", where=UNRETURNED)
     for cache, changed in zip(caches, one.changed, strict=True):
         if isinstance(changed, Mismatch):
-            said = f"rows with token {one.token} perturbed cannot be compared: {changed.reason}"
+            said = f"rows with token {one.token} replaced cannot be compared: {changed.reason}"
             return failed(said, where=row_of(cache, one.token))
         wrong = _wrong_row(cache, changed, one.token)
         if wrong is not None:
             row, said = wrong
-            what = f"token {one.token} was another: in the {cache.kind.upper()} cache of layer {cache.layer} "
-            return failed(what + said, where=row_of(cache, row))
+            return failed(f"token {one.token} was replaced, {said}", where=row_of(cache, row))
     return None
 
 
 def _wrong_row(cache: Cache, changed: tuple[int, ...], j: int) -> tuple[int, str] | None:
     """The first row of a cache that changed with token j and must not have, or did not and must have; and what is wrong with it."""
+    table = f"the {cache.kind.upper()} cache of layer {cache.layer}"
     if changed and changed[0] < j:
-        said = f"row {changed[0]}, before it, changed. An earlier token sees a later one: check the mask of layer {cache.layer - 1}."
+        said = f"and row {changed[0]} of {table}, before it, changed. An earlier token attends to a later one: check the mask of layer {cache.layer - 1}."
         return changed[0], said
     if j not in changed:
-        return j, f"row {j} did not change. The row does not hold its own token: check cache positions and write-back."
+        return (
+            j,
+            f"but row {j} of {table} did not change. The row does not hold its own token: check cache positions and write-back.",
+        )
     behind = [row for row in changed if row > j]
     if cache.layer == 0 and behind:
-        said = f"row {behind[0]} changed, though keys and values of layer 0 depend on their own token alone. Check write positions."
+        said = f"and row {behind[0]} of {table} changed, although keys and values of layer 0 depend on their own token alone. Check write positions."
         return behind[0], said
     # a later chunk must see an earlier one; tokens of the same chunk are behind it too
     wanted = [(j + 1, MASKED[0]), (MASKED[0], sum(MASKED))] if j < MASKED[0] else [(j + 1, sum(MASKED))]
     for first, last in wanted if cache.layer else []:
         if first < last and not any(first <= row < last for row in behind):
-            said = f"no row from {first} to {last - 1} changed. Later tokens do not see it: check the mask of layer {cache.layer - 1}."
+            said = f"but no row from {first} to {last - 1} of {table} changed. Later tokens do not attend to it: check the mask of layer {cache.layer - 1}."
             return first, said
     return None
 

@@ -43,12 +43,12 @@ def instructions(ran: Result, _case: str) -> Finding:
     """The matrix instructions that the machine's kernels use compute what the architecture defines."""
     tried = ran.instructions
     if not tried:
-        return skipped("this runner does not try the machine's instructions")
+        return skipped("this runner does not test the machine's matrix instructions")
     wrong = {name: said for name, said in tried.items() if said}
     fields: Fields = {"measured": {"wrong": len(wrong), "tried": len(tried)}, "allowed": {"wrong": 0}}
     if wrong:
         return unverified(unsound(tried), fields)
-    return passed(f"computed rightly: {', '.join(tried)}", fields)
+    return passed(f"computed correctly: {', '.join(tried)}", fields)
 
 
 def unsound(tried: dict[str, str]) -> str:
@@ -57,8 +57,8 @@ def unsound(tried: dict[str, str]) -> str:
     if not wrong:
         return ""
     return (
-        f"this machine computes {' and '.join(wrong)}, whatever the program: what its kernels give says nothing about the file. "
-        "An emulator may announce more than it can do (SMOPA in QEMU 7.2 is its issue 2083, right in 10.0): use another version, or "
+        f"this machine computes {' and '.join(wrong)} wrongly, whatever the program: results of its kernels prove nothing about the file. "
+        "An emulator may announce instructions that it computes wrongly (SMOPA in QEMU 7.2, its issue 2083, correct in 10.0): use another version, or "
         "a CPU model without the instruction, such as --target qemu:max,sme=off."
     )
 
@@ -136,10 +136,10 @@ def host(both: Both, method: str) -> Finding:
     if not allowed.admits(worst):
         return failed(
             f"call {call}: {worst:.1f} dB between the device and this machine on the same inputs, allowed at least {allowed.value:.1f} dB. "
-            "layers.kernel says which instruction of which of the two is wrong.",
+            "layers.kernel names the wrong instruction, and on which of the two machines it is wrong.",
             fields,
         )
-    return passed(f"the device gives what this machine gives, {worst:.0f} dB and more", fields)
+    return passed(f"the outputs on the device equal those on this machine, {worst:.0f} dB or more", fields)
 
 
 def _vision_limit(evidence: Evidence) -> Limit:

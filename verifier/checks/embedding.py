@@ -36,7 +36,7 @@ def tokens(error: VocabularyError, _case: str) -> Finding:
     if not STEPS.of(error.allowed).admits(error.worst):
         row, column = error.index
         return failed(
-            f"{error.rows_off} of {error.tokens} token embeddings are off; worst is token {row}, column {column}: {error.worst:.2f} {unit}, allowed {error.allowed:.2f}. "
+            f"{error.rows_off} of {error.tokens} token embeddings differ from the checkpoint's; worst is token {row}, column {column}: {error.worst:.2f} {unit}, allowed {error.allowed:.2f}. "
             "Check that these embedding weights and scales are this checkpoint's.",
             fields,
         )

@@ -51,7 +51,9 @@ def margin_noise(made: Difference) -> float:
 
 
 def _silent(evidence: Evidence) -> Finding:
-    return failed(f"no answer: {evidence.runtime.message}", where=Where(method=DECODER), accuses="calls")
+    return failed(
+        f"the program returned no answer: {evidence.runtime.message}", where=Where(method=DECODER), accuses="calls"
+    )
 
 
 def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
@@ -115,7 +117,10 @@ def _golden(given: Conversations, case: Case) -> Finding:
         return passed(f"{wanted.text!r}", fields)
     noise = _noise(evidence)
     if noise is None:
-        return unverified("a token differs and the noise of a clean export is unknown: calibrate first", fields)
+        return unverified(
+            "a token differs, and it is not known how far clean exports move the margin: run python -m verifier.calibrate PTE",
+            fields,
+        )
     spared = 0
     for at in beyond_noise(evidence, case):
         margin = wanted.margins[at]
@@ -126,15 +131,15 @@ def _golden(given: Conversations, case: Case) -> Finding:
         pair = [evidence.tokens.decode([int(i)]) or f"<{int(i)}>" for i in (actual[at], recomputed[at])]
         position = case.sample.prompt.length(evidence.patches) + int(at) - 1
         return failed(
-            f"the answer parts from the golden one at token {at} (position {position}): {pair[0]!r} for {pair[1]!r} after {prefix!r}; "
-            f"fp32 is sure of it by {margin:.2f} logits, noise allows {noise.value:.2f}. {_cause(evidence, case, at)}",
+            f"the answer differs from the golden answer at token {at} (position {position}): got {pair[0]!r}, expected {pair[1]!r}, after {prefix!r}. "
+            f"The fp32 margin there is {margin:.2f} logits; clean exports move it by at most {noise.value:.2f}. {_cause(evidence, case, at)}",
             where=Where(method=DECODER, index=(position,)),
             measured={"margin": margin, **fields["measured"]},
             allowed={"margin": noise.value},
         )
-    said = f"{len(wrong)} of {len(actual)} tokens differ where fp32 itself is undecided"
+    said = f"{len(wrong)} of {len(actual)} tokens differ where the fp32 margin is too small to decide"
     if spared:
-        said += f", {spared} of them where the recipe's quantization decides: this picture is harder for it than the golden ones"
+        said += f", {spared} of them where the recipe's quantization alone changes the token: this picture is harder to quantize than the golden ones"
     return passed(said, fields)
 
 
@@ -142,7 +147,7 @@ def _unlike_reference(case: Case, logits: Array) -> Finding | None:
     """What keeps the answer from being held against the golden one: a reference that no longer gives it, or logits of another shape."""
     wanted, expected = case.sample.golden, case.expected.logits
     if refusal(expected) is not None or len(expected) != len(wanted.ids):
-        return unverified("the fp32 reference gives no answer of this length: make golden data again")
+        return unverified("the fp32 reference gives an answer of another length: update the golden data")
     if logits.shape != expected.shape:
         said = f"the logits have shape {list(logits.shape)}, expected {list(expected.shape)}"
         return failed(said, where=Where(method=DECODER))
@@ -150,7 +155,7 @@ def _unlike_reference(case: Case, logits: Array) -> Finding | None:
     if all(TIE.admits(wanted.margins[at]) for at in parted):
         return None
     return unverified(
-        "the fp32 reference no longer gives the golden answer: golden data and checkpoint differ. Make golden data again: "
+        "the fp32 reference no longer gives the golden answer: golden data and checkpoint differ. Update the golden data: "
         'python -m verifier.golden update --model DIR --reason "why"'
     )
 
@@ -190,9 +195,9 @@ def _cause(evidence: Evidence, case: Case, at: int) -> str:
     if token is None or case.logits is None:
         return "See the first failing check above for the cause."
     if token == int(case.logits[at].argmax()):
-        return "The eager model with the recipe's quantization, fed with these image tokens, says the same: step quantization, or the image tokens."
+        return "The eager model with the recipe's quantization, fed with these image tokens, gives the same token: step quantization, or the image tokens."
     word = evidence.tokens.decode([token]) or f"<{token}>"
-    return f"The eager model with the recipe's quantization says {word!r}: step lowering or kernel, see the first failing check above."
+    return f"The eager model with the recipe's quantization gives {word!r}: step lowering or kernel, see the first failing check above."
 
 
 def _freely(subjects: Subjects) -> tuple[str, ...]:
@@ -210,7 +215,7 @@ def free(given: Conversations, name: str) -> Finding:
             return silent
     assert logits is not None and case.logits is not None
     if case.logits.shape[0] != len(wanted) or logits.shape[1:] != case.logits.shape[1:]:
-        said = f"logits {list(logits.shape)} and {list(case.logits.shape)} are not those of {len(wanted)} tokens"
+        said = f"the logits have shape {list(logits.shape)} free-running and {list(case.logits.shape)} teacher-forced, expected {len(wanted)} tokens"
         return failed(said, where=Where(method=DECODER))
     forced, own = case.logits.argmax(-1), logits.argmax(-1)
     # behind the first token that is not the golden one, the two have been fed differently
@@ -221,15 +226,16 @@ def free(given: Conversations, name: str) -> Finding:
         at = int(wrong[0])
         position = case.sample.prompt.length(evidence.patches) + at - 1
         pair = [evidence.tokens.decode([int(i)]) or f"<{int(i)}>" for i in (own[at], forced[at])]
-        said = f"left to itself the program says {pair[0]!r} at token {at} (position {position}), fed with the same tokens it says {pair[1]!r}"
-        hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos advance by 1, the token be the favoured one."
+        said = f"free-running decoding gives {pair[0]!r} at token {at} (position {position}), teacher forcing gives {pair[1]!r}"
+        hint = "The loop that feeds tokens back is at fault: temperature must be 0, input_pos must advance by 1, and the next token must be the argmax of the logits."
         return failed(f"{said}. {hint}", fields, where=Where(method=DECODER, index=(position,)))
     ends = evidence.tokens.ends
     if wanted[-1] in ends and parted == len(wanted) - 1 and int(own[-1]) not in ends:
-        said = f"the answer does not end where it should, at token {len(wanted) - 1}"
+        said = f"the answer does not end at token {len(wanted) - 1}, where the golden answer ends"
         return failed(f"{said}. Check get_eos_ids and the tokenizer.", fields, where=Where(method=DECODER))
     return passed(
-        f"{parted + 1} tokens as its logits favour, {evidence.tokens.decode(own[: parted + 1].tolist())!r}", fields
+        f"{parted + 1} tokens equal the argmax of the teacher-forced logits, {evidence.tokens.decode(own[: parted + 1].tolist())!r}",
+        fields,
     )
 
 
@@ -246,12 +252,14 @@ def images(given: Conversations, _case: str) -> Finding:
         own[name] = [int(i) for i in logits.argmax(-1)]
     pairs = [(one, two) for one, two in combinations(own, 2) if wanted[one].ids != wanted[two].ids]
     if not pairs:
-        return unverified("the golden answers to the images that are answered freely are all the same: add others")
+        return unverified(
+            "all golden answers of the free-running images are the same, so nothing can be compared: add an image with another answer"
+        )
     for one, two in pairs:
         shorter = min(len(own[one]), len(own[two]))
         if own[one][:shorter] == own[two][:shorter]:
-            said = f"the answers to {two} and {one} are the same, {evidence.tokens.decode(own[two])!r}, though the images are not"
-            hint = "The image of an earlier request is used again, or none is: check that vision_encoder runs for each."
+            said = f"the answers to {two} and {one} are the same, {evidence.tokens.decode(own[two])!r}, although the images differ"
+            hint = "The image of an earlier request is used again, or no image is used: check that vision_encoder runs for each."
             return failed(f"{said}. {hint}", where=Where(method=ENCODER))
     return passed(f"{len(own)} images, different answers", measured={"pairs": len(pairs)})
 
@@ -265,17 +273,19 @@ def history(given: Conversations, _case: str) -> Finding:
     name = first.sample.golden.name
     made = compare(actual=again, expected=first.logits)
     if isinstance(made, Mismatch):
-        said = f"the logits of {name} behind all other conversations cannot be compared: {made.reason}"
+        said = f"the logits of {name} after all other conversations cannot be compared: {made.reason}"
         return failed(said, where=Where(method=DECODER, index=made.index))
     wrong = np.flatnonzero((again != first.logits).any(-1))
     fields: Fields = {"measured": {"different": len(wrong)}, "allowed": {"different": 0}}
     if len(wrong):
         position = first.sample.prompt.length(evidence.patches) + int(wrong[0]) - 1
-        said = f"behind {len(evidence.cases) - 1} other conversations, {name} gets other logits from position {position} on"
-        hint = "Something of them is left: in the KV-cache, in input_pos, or in a stored image embedding."
+        said = f"the logits of {name} differ from position {position} on when {len(evidence.cases) - 1} other conversations run before it"
+        hint = "State of those conversations remains: in the KV-cache, in input_pos, or in a stored image embedding."
         where = Where(method=DECODER, index=(position,))
         return failed(f"{said}. {hint}", fields, where=where)
-    said = f"{len(again)} logits of {name} are the same behind {len(evidence.cases) - 1} other conversations"
+    said = (
+        f"{len(again)} logits of {name} are the same when {len(evidence.cases) - 1} other conversations run before it"
+    )
     return passed(said, fields)
 
 
@@ -293,13 +303,15 @@ def limit(given: Conversations, _case: str) -> Finding:
         "allowed": {"position": last},
     }
     if made.position > last or len(made.logits) != made.room:
-        said = f"{len(made.logits)} tokens were answered up to position {made.position - 1}, the program has room for {made.room}"
+        said = f"{len(made.logits)} tokens were generated up to position {made.position - 1}, but the cache has room for {made.room}"
         return failed(f"{said}. The loop must stop at max_seq_len.", fields, where=where)
     silent = _no_answer(evidence, made.logits)
     if silent is not None:
         row = silent.where.index[0] if silent.where is not None and silent.where.index else made.room - 1
         return silent.but(where=replace(where, index=(last - made.room + row,)))
-    return passed(f"{made.room} tokens, then the cache of {last} is full and the answer ends", fields, where=where)
+    return passed(
+        f"the answer ends after {made.room} tokens, when the cache of {last} positions is full", fields, where=where
+    )
 
 
 @check(
@@ -322,10 +334,10 @@ def expected(given: Conversations, name: str) -> Finding:
     if not text.startswith(wanted.begins_with):
         pairs = enumerate(zip(text, wanted.begins_with, strict=False))
         shared = next((i for i, (a, e) in pairs if a != e), min(len(text), len(wanted.begins_with)))
-        said = f"the answer parts from the published one at character {shared}: {text[: shared + 40]!r}, published is {wanted.begins_with!r}"
+        said = f"the answer differs from the published answer at character {shared}: got {text[: shared + 40]!r}, expected {wanted.begins_with!r}"
         hint = f"Is this {wanted.image.split(';')[0]}? If so, see greedy.image for the first wrong token."
         return failed(f"{said}. {hint}", where=Where(method=DECODER))
-    return passed(f"as published: {wanted.begins_with!r}")
+    return passed(f"begins like the published answer: {wanted.begins_with!r}")
 
 
 CHECKS = (golden, free, images, limit, history, image, expected)

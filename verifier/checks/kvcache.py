@@ -23,11 +23,11 @@ CAPACITY = LAST, ONE_BEYOND, CHUNKS_BEYOND, AFTER = (
     "cache after an error",
 )
 _HINTS = {
-    "after a full cache": "Something of the old prompt is left: check that attention ends at the current position.",
+    "after a full cache": "Keys or values of the old prompt are still used: check that attention ends at the current position.",
     "other methods in between": "Methods write into each other's memory: check that they do not share an arena.",
-    "another instance": "Two loaded programs influence each other: look for memory that belongs to the process.",
-    "rewind behind the prompt": "Tokens beyond the current position are seen: check mask and attended length.",
-    "rewind into the prompt": "Overwritten tokens are still seen: check cache write-back and positions.",
+    "another instance": "Two loaded programs influence each other: look for memory that they share in the process.",
+    "rewind behind the prompt": "Attention includes tokens beyond the current position: check mask and attended length.",
+    "rewind into the prompt": "Attention still uses overwritten tokens: check cache write-back and positions.",
 }
 
 
@@ -42,7 +42,7 @@ def _where(position: int) -> Where:
 def _judge_pairs(asked: Asked, pairs: list[Pair], *, allowed: Allowed, what: str) -> Finding:
     """The first pair, in the order of positions, that is further apart than allowed; the closest one if none is."""
     if not pairs:
-        return unverified("nothing was asked")
+        return unverified("no call was made: nothing was compared")
     outputs = asked.result.outputs
     worst, at = EQUAL_DB, pairs[0].position
     for pair in sorted(pairs, key=lambda pair: pair.position):
@@ -68,7 +68,7 @@ def _judge_pairs(asked: Asked, pairs: list[Pair], *, allowed: Allowed, what: str
         "allowed": {"sqnr_db": allowed(worst).value},
         "where": _where(at),
     }
-    words = "the same bits" if worst == EQUAL_DB else f"{worst:.1f} dB and more"
+    words = "equal bit by bit" if worst == EQUAL_DB else f"{worst:.1f} dB or more"
     return passed(f"{len(pairs)} logits compared, {words}", fields)
 
 
@@ -110,7 +110,7 @@ def filled(evidence: Evidence) -> Filled | Missing:
 @check("kvcache.chunks", step="kernel", needs=filled, cases=fixed_cases(*SPLITS), limit=TIES)
 def chunks(given: Filled, case: str) -> Finding:
     """The same tokens, up to the limit, give the same logits in chunks of any size as one by one, up to rounding ties."""
-    what = "The same tokens one by one give other logits: check mask, cache positions and cache write-back for chunks."
+    what = "The same tokens, one in each call, give other logits: check mask, cache positions and cache write-back for chunks."
     return _judge_pairs(given.chunks, _of(given.chunks, case), allowed=given.allowed, what=what)
 
 
@@ -126,14 +126,18 @@ def poison(cache: CacheEvidence, case: str) -> Finding:
     asked = cache.poison
     if isinstance(asked, Missing):
         return unverified(asked.reason)
-    what = f"{cache.poisons[case]:g} stands beyond that position and leaks in: check mask and attended length."
+    what = (
+        f"{cache.poisons[case]:g} in the cache beyond that position changes the result: check mask and attended length."
+    )
     finding = _judge_pairs(asked, _of(asked, case), allowed=_equal, what=what)
     if finding.verdict == "pass" and not _agrees_with_shipped(asked, cache.use):
         return unverified(_NOT_SET)
     return finding
 
 
-_NOT_SET = "the program does not answer from the cache that was set as from its own, so the poison proves nothing"
+_NOT_SET = (
+    "from a cache that was set, the program gives other logits than from its own cache, so this check proves nothing"
+)
 
 
 def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
@@ -151,7 +155,7 @@ def capacity(given: Filled, case: str) -> Finding:
         return _last(given.chunks, limit, given.vocabulary)
     if case in (ONE_BEYOND, CHUNKS_BEYOND):
         return _beyond(asked, [chunk for chunk in beyond(limit) if (chunk[1] == 1) == (case == ONE_BEYOND)])
-    hint = "The program computes something else after a refused call: an error must leave what lies before its start."
+    hint = "A call that ends in an error must not change the cache before its start position."
     # a refused call takes its own pair out of the comparison only if the process died with it
     pairs = [pair for pair in asked.pairs if asked.marks[pair.case] in asked.result.errors]
     return _judge_pairs(asked, pairs, allowed=_equal, what=hint)
@@ -177,14 +181,14 @@ def _beyond(asked: Asked, refused: list[tuple[int, int]]) -> Finding:
         call, limit = asked.marks[chunk_name(start, size)], start + size - 1
         where = Where(method=DECODER, index=(start,))
         if call in asked.result.outputs:
-            said = f"a chunk of {size} from position {start} is accepted, though the cache ends at {limit}"
+            said = f"a chunk of {size} from position {start} is accepted, although the cache ends at {limit}"
             hint = f"The program reads or writes beyond its cache. Runners must stop at {limit}."
             return failed(f"{said}. {hint}", where=where)
         if call not in asked.result.errors:
             said = f"a chunk of {size} from position {start} ends in {asked.result.outcome}: {asked.result.message}"
-            return failed(f"{said}. It should be a clean error.", where=where)
+            return failed(f"{said}. The call must return an error.", where=where)
         kinds.add(asked.result.errors[call].split("error:")[-1].strip().splitlines()[0])
-    return passed(f"{len(refused)} refused with an error ({', '.join(sorted(kinds))})")
+    return passed(f"{len(refused)} calls refused with an error ({', '.join(sorted(kinds))})")
 
 
 @dataclass(frozen=True)
@@ -215,9 +219,9 @@ def memory(given: Kept, _case: str) -> Finding:
     fields: Fields = {"measured": {"cache_bytes": actual}, "allowed": {"cache_bytes": expected}}
     product = f"2 x {text.layers} x {length} x {text.kv_heads} x {text.head_dim} x 4"
     if actual != expected:
-        said = f"the caches take {actual:,} bytes, {product} are {expected:,}. Check layers, heads and --max-context-len of the export."
+        said = f"the caches take {actual:,} bytes, expected {expected:,} ({product}). Check layers, heads and --max-context-len of the export."
         return failed(said, fields, where=Where(method=DECODER, module="kv_cache"))
-    return passed(f"{actual:,} bytes are {product}", fields)
+    return passed(f"the caches take {actual:,} bytes, {product}", fields)
 
 
 CHECKS = (memory, chunks, capacity, history, poison)

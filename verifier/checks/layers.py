@@ -100,7 +100,7 @@ def _difference(record: Compared) -> str:
     if record.kind == "step":
         return f"{record.worst:.3g} quantization steps, {100 * record.share_off:.3g} % of elements differ; {at}"
     if record.kind == "equal":
-        return f"{100 * record.share_off:.3g} % of elements differ where nothing is rounded; {at}"
+        return f"{100 * record.share_off:.3g} % of elements differ, although this operation does not round; {at}"
     return f"{record.sqnr_db:.1f} dB, {record.worst:.3g} times the rounding bound; {at}"
 
 
@@ -114,8 +114,8 @@ def _linears(records: list[Compared]) -> dict[str, float]:
 
 
 UNEXPLAINED = (
-    "This is more than independent roundings leave, and less than an unlucky order of summation may: none of the known orders gives it, so "
-    "neither a fault nor rounding is shown. Add this kernel's order to verifier/operators/order.py, or compare on another CPU."
+    "The difference is larger than independent rounding errors give, and smaller than the bound for any order of summation. None of the known "
+    "orders of summation gives this result, so it may be rounding or a fault. Add this kernel's order to verifier/operators/order.py, or compare on another CPU."
 )
 
 
@@ -142,7 +142,7 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
         "since": (shown.call, shown.instruction),
     }
     if broken:
-        found = layers.descents.get((shown.method, shown.instruction))
+        found = layers.wrong_nodes.get((shown.method, shown.instruction))
         inside = f"{found}. " if found else ""
         message = f"{aligned.module}: instruction {shown.instruction} in call {shown.call} [{shown.call_text}]: {_difference(shown)}. {inside}{hint}"
         return failed(message, fields)
@@ -168,13 +168,13 @@ def finite(given: Blocks[Compared], case: str) -> Finding:
     is named."""
     records, layers = given.records.get(case, []), given.layers
     if not records:
-        return unverified("nothing was looked at in this block")
+        return unverified("no result of this block was examined")
     odd = [(r, r.non_finite) for r in records if r.non_finite is not None]
     bad = [(r, found) for r, found in odd if found.arises or math.isnan(found.value)]
     fields: Fields = {"measured": {"results": len(records), "wrong": len(bad)}, "allowed": {"wrong": 0}}
     if not bad:
-        masks = f", {len(odd)} of them with the infinities of an attention mask" if odd else ""
-        return passed(f"{len(records)} results, all numbers{masks}", fields)
+        masks = f" except the infinities of an attention mask in {len(odd)} of them" if odd else ""
+        return passed(f"{len(records)} results, all finite{masks}", fields)
     first, value = min(bad, key=lambda pair: (pair[0].call, pair[0].instruction))
     aligned = layers.alignment[first.method, first.instruction]
     where = Where(method=first.method, instruction=first.instruction, module=aligned.module, index=value.index)
@@ -184,11 +184,11 @@ def finite(given: Blocks[Compared], case: str) -> Finding:
         f"{_token(layers, first, value)}{list(value.index)}{further}"
     )
     if value.inherited:
-        why = "an operand holds it already: an earlier result is to blame"
+        why = "an operand has such a value already: the cause is an earlier instruction"
     elif value.constant:
-        why = "a constant of the file that it uses is not finite: see weights.* for the bytes, then export again"
+        why = "it uses a constant of the file that is not finite: see weights.* for the bytes, then export again"
     else:
-        why = "all that it was given are numbers: an overflow, or a division by zero, in what the file says. Check scales, epsilons and masks"
+        why = "no operand has such a value: the program overflows or divides by zero here. Check scales, epsilons and masks"
     return failed(f"{said}; {why}.", fields, where=where, since=(first.call, first.instruction))
 
 
@@ -196,7 +196,7 @@ def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
     """Which token of the call an index stands for, where the call's length is known and an axis has it."""
     sizes, tokens = record.sizes, layers.tokens.get(record.call)
     if tokens == 1:
-        return "its one token, "
+        return "its only token, "
     if tokens is not None and tokens in sizes:
         return f"token {value.index[sizes.index(tokens)]} of {tokens}, "
     if len(sizes) < 2:
@@ -207,14 +207,14 @@ def _token(layers: LayerEvidence, record: Compared, value: NonFinite) -> str:
 @check("layers.kernel", step="kernel", needs=RESULTS, cases=per_block, limit=RESULT_LIMITS)
 def kernel(given: Blocks[Compared], case: str) -> Finding:
     """On the inputs that the runtime fed it, the result of every instruction equals what the program's bytes define, within the bound of rounding."""
-    hint = "The file says otherwise: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
+    hint = "The program's bytes define another result: a kernel of this runtime, its threads or its memory is at fault. Try another CPU or thread count, and report it to ExecuTorch."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
 @check("layers.constants", step="lowering", needs=WITH_RECIPE, cases=per_block, limit=RESULT_LIMITS)
 def constants(given: Blocks[Compared], case: str) -> Finding:
     """Every instruction that uses a constant gives the same result with the constant that the recipe makes of the checkpoint."""
-    hint = "With the checkpoint's own weights it gives something else: see weights.tensors for the bytes."
+    hint = "With the constant that the recipe makes of the checkpoint the result differs: see weights.tensors for the bytes."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
@@ -229,16 +229,20 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
         for method, found in replay.computing.items()
         for i in sorted(set(found).difference(replay.covered.get(method, ())))
     ]
-    measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.handovers)}
+    measured = {"instructions": total, "compared": total - len(holes), "handovers_broken": len(replay.changed_operands)}
     allowed = {"compared": total, "handovers_broken": 0}
-    if replay.handovers:
-        first = min(replay.handovers, key=lambda h: (h.call, h.instruction))
+    if replay.changed_operands:
+        first = min(replay.changed_operands, key=lambda h: (h.call, h.instruction))
         module = alignment[first.method, first.instruction].module
-        producer = f"instruction {first.producer} made it" if first.producer is not None else "it was there before"
+        producer = (
+            f"instruction {first.producer} wrote it"
+            if first.producer is not None
+            else "no instruction of this call wrote it"
+        )
         return failed(
-            f"{module}: operand {first.operand} of instruction {first.instruction} in call {first.call} is not what its producer "
-            f"made ({producer}): {first.differing:,} elements changed in between. Two tensors share memory, or a thread wrote "
-            "where it must not: check the memory plan.",
+            f"{module}: operand {first.operand} of instruction {first.instruction} in call {first.call} changed before it was "
+            f"read ({producer}): {first.differing:,} elements differ. Two tensors share memory, or a thread wrote outside its "
+            "memory: check the memory plan.",
             measured=measured,
             allowed=allowed,
             where=Where(method=first.method, instruction=first.instruction, module=module),
@@ -256,22 +260,24 @@ def ranges(layers: LayerEvidence, _case: str) -> Finding:
     """The values that are converted to static int8 lie within the ranges that calibration recorded."""
     replay = layers.replay
     if not replay.ranges:
-        return unverified("the program converts nothing to static int8: nothing was looked at")
+        return unverified("the program converts nothing to static int8: nothing was compared")
     over = [use for use in replay.ranges if not CLIPPED.admits(use.clipped)]
     shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(replay.ranges, key=lambda u: u.clipped)
     module = layers.alignment[shown.method, shown.instruction].module
     where = Where(method=shown.method, instruction=shown.instruction, module=module)
-    said = f"{100 * shown.clipped:.3g} % of what {module} is given (instruction {shown.instruction}, node {shown.node})"
+    said = f"{100 * shown.clipped:.3g} % of the input of {module} (instruction {shown.instruction}, node {shown.node})"
     fields: Fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED.value}, "where": where}
     count = len({(use.method, use.instruction, use.node) for use in replay.ranges})
     if over:
         places = len({(use.method, use.instruction, use.node) for use in over})
         message = (
-            f"{said} lies outside its int8 range in call {shown.call}, allowed {100 * CLIPPED.value:g} %; so it is in {places} of {count} places. "
+            f"{said} lies outside its int8 range in call {shown.call}, allowed {100 * CLIPPED.value:g} %; {places} of {count} conversions are over this limit. "
             "The ranges do not fit the images: calibrate with images like those that users send, and export again."
         )
         return failed(message, fields)
-    return passed(f"{count} conversions to static int8, each within its range; most is cut off {said}", fields)
+    return passed(
+        f"{count} conversions to static int8 are within their ranges; the largest share outside is {said}", fields
+    )
 
 
 GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
@@ -309,15 +315,15 @@ def graph(given: Blocks[BlockError], case: str) -> Finding:
         "since": (shown.call, 0) if broken else IN_ORDER,
     }
     if broken and not shown.fed:
-        said = f"cannot be judged in call {shown.call}: the stream that enters it is not of numbers alone, see layers.finite"
+        said = f"cannot be judged in call {shown.call}: the residual stream that enters it has non-finite values, see layers.finite"
         return unverified(f"{case}: {said}", fields)
     if broken and shown.reason:
         said = f"cannot be compared with the quantized model in call {shown.call}: {shown.reason}"
         return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
     if broken:
-        said = f"departs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit_db:.1f} dB"
+        said = f"differs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit_db:.1f} dB"
         return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
-    return passed(f"as the quantized model computes it, {shown.sqnr_db:.0f} dB and more", fields)
+    return passed(f"equals the quantized model, {shown.sqnr_db:.0f} dB or more", fields)
 
 
 def _not_found(case: str) -> Finding:
@@ -332,7 +338,7 @@ def _not_found(case: str) -> Finding:
 @check("layers.vision", step="lowering", needs=ADDED, cases=vision_blocks, limit=VISION)
 def vision(given: Blocks[BlockError], case: str) -> Finding:
     """On the program's own input, every layer of the vision tower adds what the fp32 definition adds, within the calibrated int8 noise."""
-    return _banded(given, case, VISION, what="what it adds, against fp32", hint=GRAPH_HINT)
+    return _banded(given, case, VISION, what="output against fp32", hint=GRAPH_HINT)
 
 
 def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hint: str) -> Finding:
@@ -359,7 +365,7 @@ def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hin
 @check("layers.profile", step="quantization", needs=DEPTH, cases=with_profile, limit=PROFILE)
 def profile(given: Blocks[BlockError], case: str) -> Finding:
     """The error against fp32 behind every block stays within its calibrated band."""
-    what, hint = "the error behind it, against fp32", "Compare recipes: group size, quantizer, calibration images."
+    what, hint = "residual stream after it against fp32", "Compare recipes: group size, quantizer, calibration images."
     finding = _banded(given, case, PROFILE, what=what, hint=hint)
     share = given.layers.error_shares.get(case)
     known = {} if share is None else {"share_of_logit_error": share}

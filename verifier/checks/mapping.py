@@ -41,7 +41,7 @@ def activations(mapping: Activations, _case: str) -> Finding:
             worst = min(worst, (error.sqnr_db, f"{error.name} on {image}"))
             if not LIMIT.admits(error.sqnr_db):
                 return failed(
-                    f"the definition departs from Hugging Face first in {error.name} on {image}: {error.sqnr_db:.1f} dB, allowed at least {LIMIT.value:g} dB. "
+                    f"the definition differs from Hugging Face first in {error.name} on {image}: {error.sqnr_db:.1f} dB, allowed at least {LIMIT.value:g} dB. "
                     "Check key map, RoPE, norm epsilon, mask and feature layer.",
                     measured={"sqnr_db": error.sqnr_db},
                     allowed={"sqnr_db": LIMIT.value},

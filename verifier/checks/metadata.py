@@ -53,7 +53,7 @@ def metadata(given: Declared, _case: str) -> Finding:
     actual = {name: evidence.program.metadata(name) for name in expected}
     present = {name: value for name, value in actual.items() if value is not None}
     if not present:
-        return unverified("the file has none of the metadata methods that runners ask for")
+        return unverified("the file has none of the metadata methods that runners read")
     measured = {name: list(value) if isinstance(value, tuple) else value for name, value in present.items()}
     wrong = [
         f"{name} returns {_shown(value)}, expected {_shown(expected[name])}{_source(name, given.implied.ends, evidence.tokens.eos_id)}"
@@ -67,7 +67,7 @@ def metadata(given: Declared, _case: str) -> Finding:
         place = wrong[0].split()[0] if wrong else missing[0]
         said = "; ".join([*wrong, *absent])
         message = (
-            f"the metadata is wrong: {said}. A runner that asks the file starts, stops or counts wrongly; the weights are not concerned. Export "
+            f"the metadata is wrong: {said}. Runners that read it begin, end or count wrongly; the weights are not affected. Export "
             "again with the checkpoint's own tokenizer and generation_config.json."
         )
         return failed(message, measured=measured, where=Where(method=place))
@@ -89,7 +89,7 @@ def _shown(value: object) -> str:
 
 def _missing(name: str, right: object, actual: Mapping[str, object]) -> str:
     assumed = FALLBACKS[name].format(get_max_seq_len=actual["get_max_seq_len"])
-    return f"{name} is missing (right: {_shown(right)}): {assumed}"
+    return f"{name} is missing (expected: {_shown(right)}): {assumed}"
 
 
 def _source(name: str, said: Iterable[Statement], eos_id: int) -> str:
@@ -102,7 +102,7 @@ def _source(name: str, said: Iterable[Statement], eos_id: int) -> str:
 
 def _disagreement(said: Iterable[Statement], bos_id: int) -> list[str]:
     return [
-        f"{s.where} names BOS {_shown(s.ids)}, the tokenizer, which prompts begin with, {bos_id}"
+        f"{s.where} has BOS {_shown(s.ids)}, the tokenizer has {bos_id}; prompts begin with the tokenizer's"
         for s in said
         if s.ids != (bos_id,)
     ]

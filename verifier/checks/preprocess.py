@@ -94,7 +94,7 @@ def files(read: dict[str, PictureRead], case: str) -> Finding:
     without loss give the upright picture that was stored."""
     picture = read.get(case)
     if picture is None or not (picture.refusal or picture.differing):
-        return unverified(f"no {case} was read")
+        return unverified(f"no file was read for the case {case}")
     if picture.refusal:
         return failed(f"the reader refuses a file that Hugging Face's loader reads: {picture.refusal}")
     allowed = limit("preprocess.files")
@@ -102,10 +102,12 @@ def files(read: dict[str, PictureRead], case: str) -> Finding:
         if not allowed.admits(one.pixels):
             (width, height), (right_width, right_height) = picture.size, one.size
             size = f"{width} x {height}, expected {right_width} x {right_height}"
-            said = f"the file is not read as {one.reference} has it: {one.pixels} pixels differ, {size}. Check the orientation tag and the conversion to RGB."
+            said = f"the pixels read from the file differ from {one.reference}: {one.pixels} pixels, size {size}. Check the orientation tag and the conversion to RGB."
             return failed(said, measured={"different": one.pixels}, allowed={"different": allowed.value})
     return passed(
-        "read as Hugging Face's loader reads it", measured={"different": 0}, allowed={"different": allowed.value}
+        "the same pixels as Hugging Face's loader reads",
+        measured={"different": 0},
+        allowed={"different": allowed.value},
     )
 
 
@@ -128,10 +130,10 @@ def _judge(pixels: FramedPixels, side_px: int) -> Finding:
     if not limit("preprocess.margins").admits(pixels.margin_off):
         left, top = (side_px - width) // 2, (side_px - height) // 2
         y, x = pixels.margin_index
-        said = f"the margin is not black at column {x}, row {y}: the picture of {width} x {height} belongs at {left}, {top}"
+        said = f"the margin is not black at column {x}, row {y}: the picture of {width} x {height} must be placed at column {left}, row {top}"
         hint = "Check the fill colour, and that an odd margin puts its extra pixel right and below."
         return failed(f"{said}. {hint}", where=Where(method=ENCODER, index=(y, x)))
-    return passed(f"pixels as the checkpoint's processor has them, to {steps:.2f} steps", fields)
+    return passed(f"pixels equal those of the checkpoint's processor within {steps:.2f} steps", fields)
 
 
 CHECKS = (constants, processor, files, pixels, sizes, image)

@@ -110,10 +110,12 @@ RULES: dict[str, Rule] = {
         "the checkpoint belongs to another kind of processor, whose fields mean something else",
     ),
     "do_convert_rgb": _flag(
-        "do_convert_rgb", True, "grey pictures and pictures with alpha stay as they are, the program takes RGB alone"
+        "do_convert_rgb",
+        True,
+        "the processor does not convert grey pictures and pictures with alpha, the program takes RGB only",
     ),
     "do_resize": _flag(
-        "do_resize", True, "the processor leaves pictures at their own size, the program's are resized to its frame"
+        "do_resize", True, "the processor does not resize pictures, the program takes them resized to its frame"
     ),
     "size": Rule(
         _side_is_the_frames,
@@ -138,7 +140,7 @@ RULES: dict[str, Rule] = {
     "do_pad": Rule(
         lambda source, _: isinstance(source.value("do_pad"), bool),
         lambda _: "true or false",
-        "how pictures become square is not known",
+        "the verifier does not know how this processor makes pictures square",
     ),
     "do_rescale": _flag("do_rescale", True, "the processor's pixels go up to 255, the program's up to 1"),
     "rescale_factor": Rule(_factor_is_right, lambda _: "1/255", "the program scales pixels by 1/255"),
@@ -201,7 +203,7 @@ def _judge_rule(stated: Stated, field: str) -> Finding:
     exception = _exception(stated.published, found.image, field)
     if exception:
         return passed(f"by design: {exception}", exception=exception)
-    return passed(f"{_stated(found.image, field)}, as the program has it")
+    return passed(f"{_stated(found.image, field)}, as in the program")
 
 
 def _stated(source: ImageFields, field: str) -> str:
@@ -257,11 +259,11 @@ def _judge_token(geometry: Geometry, found: Processor, field: str) -> Finding:
     """The fields that count an image's tokens, against config.json. The program does not read them: a missing one is not wrong."""
     vision, tokens = geometry.vision, found.tokens
     expected, means = {
-        "patch_size": (vision.patch_px, "the vision tower of config.json has other patches"),
+        "patch_size": (vision.patch_px, "the vision tower of config.json has another patch size"),
         "num_additional_image_tokens": (1, "CLIP's tower adds one token, its class token"),
         "vision_feature_select_strategy": ("default", "config.json and the program drop the class token"),
         "image_seq_length": (vision.patches, "the program gives another number of tokens for an image"),
-        "image_token": (geometry.image_token_id, "the text's place for the image is another token than config.json's"),
+        "image_token": (geometry.image_token_id, "config.json has another token for the image"),
     }[field]
     source = next((s for s in (tokens, *found.sources) if field in s.fields), None)
     if source is None:
@@ -277,7 +279,7 @@ def _judge_token(geometry: Geometry, found: Processor, field: str) -> Finding:
         return _judge_image_token(geometry.image_token_id, found.added_ids, source, actual)
     if isinstance(actual, bool) or actual != expected:
         return failed(f"{source.file} has {field} {_shown(actual)}, expected {expected}: {means}")
-    return passed(f"{source.file} has {field} {_shown(actual)}, as config.json")
+    return passed(f"{source.file} has {field} {_shown(actual)}, as in config.json")
 
 
 def _counted(found: Processor, vision: VisionGeometry) -> int | None:
@@ -298,9 +300,9 @@ def _judge_image_token(expected: int, ids: dict[str, int] | Missing | None, sour
     actual = ids.get(token) if isinstance(token, str) else None
     if actual != expected:
         return failed(
-            f"{source.file} has image_token {_shown(token)}, which is {actual} in tokenizer.json; config.json has the image at {expected}",
+            f"{source.file} has image_token {_shown(token)}, which is {actual} in tokenizer.json; the image token of config.json is {expected}",
         )
-    return passed(f"{source.file} has image_token {_shown(token)}, token {actual} as config.json")
+    return passed(f"{source.file} has image_token {_shown(token)}, token {actual} as in config.json")
 
 
 def _judge_others(found: Processor) -> Finding:
@@ -312,5 +314,5 @@ def _judge_others(found: Processor) -> Finding:
         if field not in _KNOWN
     ]
     if unknown:
-        return unverified(f"not understood: {'; '.join(unknown)}. Remove what transformers does not read either.")
-    return passed("there are none")
+        return unverified(f"unknown fields: {'; '.join(unknown)}. Remove those that transformers does not read either.")
+    return passed("there are no unknown fields")

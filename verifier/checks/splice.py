@@ -68,13 +68,13 @@ def _against(given: Prompted, actual: Sequence[int], reference: ReferenceIds | M
     if expected != second:
         at = _first_difference(expected, second)
         said = f"token {at} is {_at(expected, at)} by transformers and {_at(second, at)} by {given.prompts.second}"
-        return unverified(f"the references make different ids of this prompt: {said}")
+        return unverified(f"the reference tokenizers give different ids for this prompt: {said}")
     if tuple(actual) == expected:
         return None
     at = _first_difference(actual, expected)
     said = f"the prompt's token {at} is {_at(actual, at)}, Hugging Face has {_at(expected, at)}"
     rule = described(given.evidence.tokens.rule.as_json())
-    hint = f"Check template spacing, BOS, and what stands behind a special token: this checkpoint has {rule}."
+    hint = f"Check template spacing, BOS, and what follows a special token: this checkpoint has {rule}."
     message = f"{said} ({len(actual)} tokens against {len(expected)}). {hint}"
     return failed(message, where=Where(method=EMBEDDING, index=(at,)))
 
@@ -110,7 +110,7 @@ def tokens(given: Prompted, name: str) -> Finding:
     fed = ids[: len(ids) - len(answer)] if answer else ids
     once = [*prompt.before, *prompt.after]
     if fed == 2 * once:
-        said = f"the whole prompt goes in twice, the second time as token {len(once)}: positions and cache are those of another conversation"
+        said = f"the whole prompt is fed twice, the second time from position {len(once)} on: the cache then holds it twice"
         return failed(f"{said}. Prefill once.", where=Where(method=EMBEDDING, index=(len(once),)))
     wrong = _bos(evidence, fed)
     if wrong is not None:
@@ -120,8 +120,8 @@ def tokens(given: Prompted, name: str) -> Finding:
     if not question:
         return _seed_tokens(given, actual, reference)
     wrong = _against(given, actual, reference)
-    said = "one BOS" if evidence.tokens.adds_bos else "no BOS, as the tokenizer has it"
-    return wrong or passed(f"{len(actual) - 1} text tokens as Hugging Face's, {said}")
+    said = "one BOS" if evidence.tokens.adds_bos else "no BOS, as the tokenizer adds none"
+    return wrong or passed(f"{len(actual) - 1} text tokens equal Hugging Face's, {said}")
 
 
 def _seed_tokens(given: Prompted, actual: list[int], reference: ReferenceIds | Missing) -> Finding:
@@ -130,7 +130,7 @@ def _seed_tokens(given: Prompted, actual: list[int], reference: ReferenceIds | M
         return unverified(reference.reason)
     expected, second = reference.second, given.prompts.second
     if tuple(actual) == expected:
-        return passed(f"BOS where it belongs; ids of the seed's prompt as by {second}")
+        return passed(f"BOS is in the right place; the ids of the prompt without a question equal those of {second}")
     at = _first_difference(actual, expected)
     said = f"the prompt's token {at} is {_at(actual, at)}, {second} has {_at(expected, at)}"
     return failed(f"{said}. Check template spacing.", where=Where(method=EMBEDDING, index=(at,)))
@@ -159,7 +159,7 @@ def _spliced(dialogue: Dialogue, *, patches: int, limit: int) -> Finding:
         if needed > limit:
             # not a fault of the file: it says what it can hold, and the driver keeps to it
             return passed(
-                f"ids as Hugging Face's; refused: {dialogue.refusal}, the program holds {limit}",
+                f"ids equal Hugging Face's; refused as too long: {dialogue.refusal}, the program has room for {limit}",
                 measured={"tokens": needed},
             )
         return failed(f"refused although it fits: {dialogue.refusal}", fields, where=Where(method=DECODER))
@@ -176,9 +176,9 @@ def _spliced(dialogue: Dialogue, *, patches: int, limit: int) -> Finding:
             f"decoder call {at} covers {got[1]} tokens from {got[0]}, expected {want[1]} from {want[0]}; "
             f"images of calls {list(dialogue.shown)}, expected {list(dialogue.encoders)}"
         )
-        hint = "Feed text and images in their order, each chunk where the last one ended."
+        hint = "Feed text and images in their order, each chunk from the position where the last one ended."
         return failed(f"{said}. {hint}", fields, where=Where(method=DECODER, index=(got[0],)))
-    return passed(f"{needed} positions, {dialogue.images} images in their slots, ids as Hugging Face's", fields)
+    return passed(f"{needed} positions, {dialogue.images} images in their slots, ids equal Hugging Face's", fields)
 
 
 @need(Part.TEMPLATE)
@@ -197,9 +197,9 @@ def template(given: TemplatePrompt, _case: str) -> Finding:
         "measured": {"verified": given.verified, "template": given.spells, "source": given.source},
     }
     if given.spells == given.verified:
-        return passed(f"{given.source} spells the prompt that is verified", fields)
-    said = f"{given.source} spells another prompt than the one that is verified: {given.spells!r}, verified is {given.verified!r}"
-    return passed(f"{said}. Ask with the verified one, or verify the other in the app", fields)
+        return passed(f"{given.source} renders the prompt that is verified", fields)
+    said = f"{given.source} renders another prompt than the one that is verified: rendered {given.spells!r}, verified {given.verified!r}"
+    return passed(f"{said}. Use the verified prompt in the app, or verify the rendered one there", fields)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def _stale_image(case: Case, offset: int) -> Finding | None:
     for number, call in enumerate(case.calls):
         source = call.inputs[0]
         if isinstance(source, OutputOf) and source.call < offset:
-            said = f"call {number} of the conversation is fed with the output of call {source.call}, made {offset - source.call} calls before it began"
+            said = f"call {number} of the conversation takes the output of call {source.call}, {offset - source.call} calls before the conversation began"
             hint = "The image of an earlier request is used again: run vision_encoder for each."
             return failed(f"{said}. {hint}", where=Where(method=ENCODER))
     return None
@@ -269,7 +269,7 @@ def capacity(given: Conversations, _case: str) -> Finding:
     fields: Fields = {"measured": {"tokens": longest}, "allowed": {"tokens": limit}}
     if not stated("splice.capacity", limit, "count", "most").admits(longest):
         return failed(
-            f"the longest golden conversation takes {longest} tokens, the program holds {limit}. Export with a larger --max-seq-len.",
+            f"the longest golden conversation takes {longest} tokens, the program has room for {limit}. Export with a larger --max-seq-len.",
             fields,
         )
     return passed(f"the longest conversation takes {longest} of {limit} tokens", fields)

@@ -59,14 +59,14 @@ def limits(evidence: Evidence, _case: str) -> Finding:
     }
     if bound != limit:
         return failed(
-            f"get_max_seq_len says {limit}, text_decoder takes up to {bound} tokens. Export again with one --max-seq-len.",
+            f"get_max_seq_len returns {limit}, but text_decoder takes at most {bound} tokens. Export again with one --max-seq-len.",
             fields,
         )
     message = f"at most {limit} tokens by get_max_seq_len and by the decoder's bound"
     if held > trained:
         message += (
             f"; the KV-cache holds {held} positions, and the model was trained for {trained} (max_position_embeddings of config.json): answers "
-            f"that go on behind position {trained} are those of an untrained model. Export with --max-context-len {trained} at most, or cut "
+            f"that go beyond position {trained} are not reliable. Export with --max-context-len {trained} at most, or cut "
             "conversations in the app"
         )
     return passed(message, fields)
@@ -81,7 +81,9 @@ def quantization(evidence: Evidence, _case: str) -> Finding:
     if not found.compared:
         return unverified("no int8 tensor goes from one delegate to another: nothing was compared")
     if not found.misread:
-        return passed(f"{found.compared} int8 tensors between delegates, each read as it was written")
+        return passed(
+            f"{found.compared} int8 tensors between delegates, each read with the scale and zero point it was written with"
+        )
     first = found.misread[0]
     message = (
         f"{len(found.misread)} of {found.compared} int8 tensors between delegates are misread, first EValue {first.value} of {first.method}: "
@@ -110,7 +112,7 @@ def scalars(evidence: Evidence, _case: str) -> Finding:
         first = wrong[0]
         message = (
             f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {first.instruction}: {first.value}, expected "
-            f"head_dim^-1/4 = {expected:.9g}. The attention scale was changed on the way: export again."
+            f"head_dim^-1/4 = {expected:.9g}. The attention scale changed during export: export again."
         )
         return failed(message, where=Where(method=ENCODER, instruction=first.instruction))
     return passed(f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")
@@ -131,7 +133,7 @@ def runtime_itself(evidence: Evidence) -> OperatorsOf | Missing:
     if isinstance(ran, Missing):
         return ran
     if not ran.operators:
-        return Missing("the runtime did not say which operators it has; see the runtime's own failure", "verifier")
+        return Missing("the runtime did not list its operators; see why its run failed", "verifier")
     return OperatorsOf(frozenset(ran.operators), evidence.program.methods)
 
 
@@ -163,7 +165,7 @@ def delegation(evidence: Evidence, _case: str) -> Finding:
             )
     delegates = sum(sum(facts.delegates.values()) for facts in evidence.program.methods.values())
     if not delegates:
-        return unverified("the program calls no delegate: nothing was looked at")
+        return unverified("the program calls no delegate: nothing was compared")
     return passed(f"no matrix product outside {delegates} delegates", measured={"delegates": delegates})
 
 
@@ -188,12 +190,12 @@ def _compare_census(actual: dict[str, dict[str, int]], expected: dict[str, dict[
     if changes:
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
         return failed(
-            f"the instructions are not those of a clean export: {'; '.join(changes[:4])}{more}. Compare versions and recipe in the manifest.",
+            f"the instructions differ from a clean export's: {'; '.join(changes[:4])}{more}. Compare versions and recipe in the manifest.",
             measured=actual,
             allowed=expected,
             where=Where(method=changes[0].split()[0]),
         )
-    return passed("instruction census as calibrated", measured=actual)
+    return passed("the numbers of instructions equal the calibrated ones", measured=actual)
 
 
 @check("structure.memory", step="lowering", needs=whole, cases=one_case)
@@ -231,7 +233,7 @@ def manifest(evidence: Evidence, _case: str) -> Finding:
         )
     said, rule = "SHA-256 as in the manifest", evidence.tokens.rule
     if made.prompt_rule is not None and not rule.same_prompt(made.prompt_rule):
-        said += f"; exported beside another tokenizer: there {described(made.prompt_rule)}, here {described(rule.as_json())}"
+        said += f"; it was exported with another tokenizer: then {described(made.prompt_rule)}, now {described(rule.as_json())}"
     return passed(said, fields)
 
 
@@ -256,14 +258,14 @@ def lifetimes(evidence: Evidence, _case: str) -> Finding:
             kind = "a cache" if one.permanent or other.permanent else "a tensor"
             message = (
                 f"{method}: EValues {one.value} and {other.value} share bytes {max(one.begin, other.begin):,} to "
-                f"{min(one.end, other.end):,} of arena {one.arena} while both live (instructions {one.first}..{one.last} and "
+                f"{min(one.end, other.end):,} of arena {one.arena} while both are in use (instructions {one.first}..{one.last} and "
                 f"{other.first}..{other.last}): {kind} will be overwritten. Check the memory planning pass."
             )
             return failed(message, measured={"overlaps": found.overlaps}, allowed={"overlaps": 0}, where=where)
     if not planned:
         return unverified("the program plans no memory: nothing was compared")
     return passed(
-        f"{planned} tensors, none overwritten while it lives",
+        f"{planned} tensors, none overwritten while in use",
         measured={"overlaps": 0},
         allowed={"overlaps": 0},
     )

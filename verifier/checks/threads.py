@@ -55,12 +55,12 @@ def repeats(given: Repetitions, case: str) -> Finding:
                 return failed(said, where=Where(method=CALLS[call].split()[0], index=made.index))
             if made.differing:
                 differ = made.differing
-                said = f"not deterministic: with {mine.threads} threads {CALLS[call]} gave other numbers in repetition {repeat + 1}"
-                hint = "Threads share memory that they must not, or a buffer is read before it is written. No other verdict about this file holds."
+                said = f"not deterministic: with {mine.threads} threads {CALLS[call]} gave other results in repetition {repeat + 1}"
+                hint = "Threads share memory that they must not share, or a buffer is read before it is written. No other result of this report is reliable."
                 differing: Fields = {"measured": {"differing": differ}, "allowed": {"differing": 0}}
                 return failed(f"{said} ({differ:,} elements). {hint}", differing, where=_where(call))
     fields: Fields = {"measured": {"differing": 0, "compared": compared}, "allowed": {"differing": 0}}
-    return passed(f"{compared} outputs with {mine.threads} threads, the same bits", fields)
+    return passed(f"{compared} outputs with {mine.threads} threads, equal bit by bit", fields)
 
 
 @check("threads.counts", step="kernel", needs=repetitions, cases=fixed_cases(*OTHERS), limit=TIES)
@@ -73,18 +73,18 @@ def counts(given: Repetitions, case: str) -> Finding:
         if actual is None or expected is None:
             return failed(f"{CALLS[call]} did not return: {mine.result.message}", where=_where(call))
         made = compare(actual=actual, expected=expected)
-        said = f"{CALLS[call]} with {mine.threads} threads is not that of one thread"
+        said = f"the output of {CALLS[call]} with {mine.threads} threads differs from that with one thread"
         if isinstance(made, Mismatch):
             where = Where(method=CALLS[call].split()[0], index=made.index)
-            return failed(f"{said}: it cannot be compared, {made.reason}", where=where)
+            return failed(f"{said}: {made.reason}", where=where)
         value, limit = made.sqnr_db, allowed(made.sqnr_db)
         worst = min(worst, value)
         if not limit.admits(value):
             said += f": {value:.1f} dB, allowed at least {limit.value:.1f} dB"
             apart: Fields = {"measured": {"sqnr_db": value}, "allowed": {"sqnr_db": limit.value}}
-            return failed(f"{said}. A kernel splits its work wrongly.", apart, where=_where(call))
+            return failed(f"{said}. A kernel divides its work among threads wrongly.", apart, where=_where(call))
     fields: Fields = {"measured": {"sqnr_db": worst}, "allowed": {"sqnr_db": allowed(worst).value}}
-    return passed(f"{mine.threads} threads as one, {worst:.0f} dB and more", fields)
+    return passed(f"outputs with {mine.threads} threads equal those with one, {worst:.0f} dB or more", fields)
 
 
 CHECKS = (repeats, counts)

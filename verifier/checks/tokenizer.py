@@ -88,7 +88,7 @@ def _together(findings: dict[str, FileFinding]) -> Finding:
     if wrong:
         return failed(f"{wrong[0]}. Ship the checkpoint's tokenizer as {_TAKES}.", fields)
     usable = {name: finding for name, finding in findings.items() if not finding.unusable}
-    unusable = [f"{name} is not for an app: {f.unusable}" for name, f in findings.items() if f.unusable]
+    unusable = [f"{name} cannot be used in an app: {f.unusable}" for name, f in findings.items() if f.unusable]
     if not usable:
         return failed(f"{'; '.join(unusable)}. Ship the checkpoint's tokenizer as {_TAKES}.", fields)
     if not all(finding.compared for finding in usable.values()):
@@ -98,9 +98,9 @@ def _together(findings: dict[str, FileFinding]) -> Finding:
 
 
 def _praise(finding: FileFinding) -> str:
-    said = f"{finding.compared} {finding.noted} as the checkpoint's" if finding.counted else finding.noted
+    said = f"{finding.compared} {finding.noted} equal to the checkpoint's" if finding.counted else finding.noted
     parted = [f"{count} {why}, for example {finding.examples[why]}" for why, count in finding.by_format.items()]
-    return f"{said}; but, as its format has it, {'; '.join(parted)}" if parted else said
+    return f"{said}; differences because of its format: {'; '.join(parted)}" if parted else said
 
 
 def per_tokenizer(subjects: Subjects) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def channels(given: Conversations, case: str) -> Finding:
     """Over all golden images, every output channel of the projector has the gain and offset that it has in fp32."""
     made = compare_all((one.vision, one.expected.vision) for one in given.cases.values())
     if isinstance(made, Mismatch):
-        return unverified(f"the image tokens cannot be fitted: {made.reason}; see vision.embedding")
+        return unverified(f"the channels cannot be compared: {made.reason}; see vision.embedding")
     worst = worst_channel(made)
     gain, offset = worst.fit.gain[worst.gain_channel], worst.offset_change
     return judge(
@@ -107,7 +107,7 @@ def channels(given: Conversations, case: str) -> Finding:
         ],
         what="projector channels",
         where=Where(method=ENCODER, module="projector.linear_2", index=(worst.gain_channel,)),
-        hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} is off by {offset:.3f} standard deviations. "
+        hint=f"Channel {worst.gain_channel} has gain {gain:.3f}, channel {worst.offset_channel} has its offset changed by {offset:.3f} standard deviations. "
         "Check scales and biases of the projector.",
     )
 

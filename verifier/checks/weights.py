@@ -66,7 +66,7 @@ def tensors(audits: Audits, case: str) -> Finding:
         said = f"{module}: element {list(worst.index or ())} is {worst.worst_steps:.3f} steps from the checkpoint, allowed {bound.value:g}"
         return failed(f"{said}. Rounding alone leaves half a step: check the quantizer.", fields)
     distance = "" if worst.sqnr_db is None else f", {worst.sqnr_db:.1f} dB from the checkpoint"
-    return passed(f"as the recipe gives it{distance}", fields)
+    return passed(f"equal to the recipe's result{distance}", fields)
 
 
 def _not_found(audits: Audits, method: str, module: str) -> Finding:
@@ -74,7 +74,7 @@ def _not_found(audits: Audits, method: str, module: str) -> Finding:
     if candidates and audits.evidence.manifest is None:
         first = candidates[0]
         return unverified(
-            f"{module} was not found, and {len(candidates)} constants of {method} are in no form that is known, first {first.role} at "
+            f"{module} was not found, and {len(candidates)} constants of {method} have an unknown form, first {first.role} at "
             f"instruction {first.instruction} ({first.elements:,} elements): this exporter's layout of constants is not understood",
             where=Where(method=method, instruction=first.instruction, module=module),
         )
@@ -125,13 +125,13 @@ def placement(audits: Audits, _case: str) -> Finding:
         first = audit.misplaced[0]
         where = Where(method=first.method, instruction=first.instruction, module=first.expected)
         message = (
-            f"{first.expected}: instruction {first.instruction} of {first.method} holds {first.found} instead. "
+            f"{first.expected}: instruction {first.instruction} of {first.method} uses {first.found} in its place. "
             "Two tensors were swapped: check the key map of the export."
         )
         return failed(message, where=where)
     if not audit.held:
         return unverified("the program holds no tensor of the checkpoint: nothing was compared")
-    message = f"{audit.held} tensors in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
+    message = f"{audit.held} tensors are in the order of the computation, {len(audit.unused)} tensors of the checkpoint unused by LLaVA-1.5"
     return passed(message)
 
 

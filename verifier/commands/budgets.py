@@ -31,7 +31,7 @@ MARGINS = {name: limit(f"budget.{name}").value for name in FIGURES}
 
 
 def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
-    """The largest of several measurements of each figure of a run. Raises `RunnerError` if the program does not get through."""
+    """The largest of several measurements of each figure of a run. Raises `RunnerError` if the program did not finish every call."""
     vision = opened.checkpoint.geometry.vision
     sample = load_sample(
         opened.golden.images[0], opened.tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
@@ -43,7 +43,7 @@ def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
         values = [getattr(each, name) for each in found]
         if None in values:
             failed = found[values.index(None)].result
-            raise RunnerError("the program does not get through", got=f"{failed.outcome} {failed.message}")
+            raise RunnerError("the program did not finish every call", got=f"{failed.outcome} {failed.message}")
         figures[name] = max(values)
     return figures
 

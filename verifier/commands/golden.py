@@ -160,7 +160,7 @@ def _add(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> P
     target = folder / "images" / source.name
     here = target.exists() and target.samefile(source)
     if target.exists() and not here:
-        raise UsageError("another file of this name is in the way", got=target, fix="rename the image")
+        raise UsageError("another file of this name exists", got=target, fix="rename the image")
     entry = answer(
         checkpoint,
         build_definition(checkpoint),

@@ -42,7 +42,7 @@ def weights(old: Report, new: Report) -> Row:
         change = "worse"
     elif mended or not WEIGHTS.admits(mean):
         change = "better"
-    after_said = f"{len(changed)} stored otherwise" + (f", {len(wrong)} wrong" if wrong else "")
+    after_said = f"{len(changed)} stored differently" + (f", {len(wrong)} wrong" if wrong else "")
     after_said += f", {mean:+.2f} dB in the mean of all" if gains else ""
     return Row("weights", "", f"{len(before)} tensors", after_said, change, detail=tuple(odd + detail)[: 2 * LISTED])
 
@@ -95,7 +95,7 @@ def _layers(old: Report, new: Report, method: str) -> Iterable[Row]:
     shown = worst if not _within(noise, -min(moved)) else max(shared, key=lambda case: pair[1][case] - pair[0][case])
     yield number_row(
         f"layers of {method}",
-        f"stream against fp32 behind {shown.removeprefix(method + '.')}",
+        f"stream against fp32 after {shown.removeprefix(method + '.')}",
         pair[0][shown],
         pair[1][shown],
         more_is_better=True,
@@ -151,7 +151,7 @@ def captions(old: Report, new: Report) -> Row:
         "captions",
         "",
         said_of[0],
-        said_of[1] + (f", {len(other)} in other words" if other else ""),
+        said_of[1] + (f", {len(other)} with other words" if other else ""),
         change,
         detail=detail,
     )

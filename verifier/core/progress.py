@@ -59,17 +59,17 @@ def _restore(out: int, real: TextIO) -> None:
     os.dup2(real.fileno(), 2)
 
 
-Tell = Callable[[str, int, int], None]
-"""Hears what is counted, how many are done, and how many there are."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is counted, how many are done, and how many there are."""
 
 
-def unheard(_what: str, _done: int, _whole: int) -> None:
-    """Nobody listens."""
+def no_progress(_what: str, _done: int, _whole: int) -> None:
+    """Ignores progress."""
 
 
 @dataclass
 class Progress:
-    """Names the stage that is running and how long each one took. `quiet` off a terminal, unless told otherwise."""
+    """Names the stage that is running and how long each one took. `quiet` off a terminal, unless set."""
 
     quiet: bool = field(default_factory=lambda: not sys.stderr.isatty())
     stream: TextIO | None = None

@@ -132,7 +132,7 @@ def _require_same(name: str, first: Shard, second: Shard, *, named: str | None) 
     if _same_contents(first, second, name):
         return
     raise CheckpointError(
-        f"tensor {name} stands in two files, with different contents",
+        f"tensor {name} is in two files, with different contents",
         got=f"{first.path.name} and {second.path.name}" + (f"; the index names {named}" if named else ""),
         expected="one copy: transformers loads that of the last file, other loaders that of the index",
         where=first.path.parent,

@@ -106,7 +106,7 @@ def nan_weight(work: Work) -> None:
     "a tensor stands in two shards, once stale",
     rows=(76,),
     step="mapping",
-    place="stands in two files",
+    place="is in two files",
     status=NOT_VERIFIED,
     quick=STATIC,
 )

@@ -112,7 +112,7 @@ def collect_cases(
     side_px: int,
 ) -> tuple[Case, ...]:
     """Pair the runtime's outputs with the references, whose hidden states are left out. The encoder's frame has `side_px`."""
-    assert not isinstance(result, Missing), "who asks for answers asks for conversations"
+    assert not isinstance(result, Missing), "answers need conversations"
     cases = []
     for sample, expected, conversation, (first, last) in zip(
         samples, answers, made.conversations, made.ranges, strict=True

@@ -33,13 +33,13 @@ from verifier.golden.records import (
 from verifier.measures.evidence import Subjects, golden_folder
 from verifier.measures.tokenizer import ToShip, find_tokenizers
 from verifier.runner.protocol import Runner
-from verifier.runner.remote import Told
-from verifier.runner.targets import make_runner, silent
+from verifier.runner.remote import OnTransfer
+from verifier.runner.targets import make_runner, no_transfer
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a face asks for. A kernel that departs from its program is saved in the folder `reproduction`. `images` are globs of
+    """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
     folder `keep_evidence`."""
 
@@ -96,8 +96,8 @@ def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: 
         )
 
 
-def open_request(request: Request, told: Told = silent) -> Opened:
-    """Read everything that a verification needs, and connect to the target; `told` hears of what is sent there.
+def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Opened:
+    """Read everything that a verification needs, and connect to the target; `on_transfer` is called while files are sent there.
 
     Whoever opens closes the runner. Raises `VerifierError` subclasses; see there for what they say.
     """
@@ -119,7 +119,7 @@ def open_request(request: Request, told: Told = silent) -> Opened:
     golden = _chosen(_golden_of(checkpoint), request.images)
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
-    runner = make_runner(request.target, told)
+    runner = make_runner(request.target, on_transfer)
     possible = {
         IMAGE: request.image is not None,
         PUBLISHED_ANSWER: request.image is not None and expectation is not None,

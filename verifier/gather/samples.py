@@ -45,7 +45,7 @@ def to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample
     if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
         rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
         raise GoldenError(
-            f"the golden answer to {golden.name} was made with another tokenizer, and fp32 does not give it with this one",
+            f"the golden answer to {golden.name} was made with another tokenizer, and the fp32 model gives another answer with this one",
             got="prompts with "
             + (described(said) if said else "BOS in front, and nothing between the image and what follows"),
             expected=f"prompts with {described(rule)}",

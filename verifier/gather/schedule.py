@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from verifier.audit.run import Audit, audit_weights
 from verifier.core.errors import ArtifactError, GoldenError, VerifierError
 from verifier.core.memory import return_freed
-from verifier.core.progress import Progress, Tell
+from verifier.core.progress import OnProgress, Progress
 from verifier.core.types import Missing
 from verifier.families.llava.definition import Definition
 from verifier.families.llava.reference import answer_samples, load_sample
@@ -76,16 +76,16 @@ def _parts(opened: Opened) -> frozenset[Part]:
     return with_foundations(part for check in opened.checks for part in check.needs.parts)
 
 
-def _audit(opened: Opened, tell: Tell) -> Audit | Missing:
+def _audit(opened: Opened, on_progress: OnProgress) -> Audit | Missing:
     """The audit of the constants, or why there is none."""
     try:
-        return audit_weights(opened.artifact, opened.family, opened.recipe, tell=tell)
+        return audit_weights(opened.artifact, opened.family, opened.recipe, on_progress=on_progress)
     except VerifierError as error:
         return Missing(error.one_line, "program" if isinstance(error, ArtifactError) else "verifier")
 
 
 def _compare_layers(
-    opened: Opened, audit: Audit | Missing, definition: Definition, traced: Traced | Missing, tell: Tell
+    opened: Opened, audit: Audit | Missing, definition: Definition, traced: Traced | Missing, on_progress: OnProgress
 ) -> LayerEvidence | Missing:
     """The comparison layer by layer."""
     if isinstance(traced, Missing):
@@ -101,7 +101,7 @@ def _compare_layers(
         traced,
         opened.runner,
         opened.request.reproduction,
-        tell,
+        on_progress,
     )
 
 

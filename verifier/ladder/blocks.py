@@ -19,7 +19,7 @@ from verifier.artifact.plan import Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
-from verifier.core.progress import Tell, unheard
+from verifier.core.progress import OnProgress, no_progress
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.llava.definition import Definition
 from verifier.ladder.evidence import BlockError
@@ -116,7 +116,9 @@ class DecoderBlocks:
     def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
         self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
-    def compare(self, calls: Sequence[TracedCall], tapped: Tapped, tell: Tell = unheard) -> list[BlockError]:
+    def compare(
+        self, calls: Sequence[TracedCall], tapped: Tapped, on_progress: OnProgress = no_progress
+    ) -> list[BlockError]:
         """Errors of all blocks, call by call; a stream that was not tapped leaves its blocks out.
 
         Layer by layer over all calls, so that a streamed layer is read once.
@@ -125,7 +127,7 @@ class DecoderBlocks:
         own = [(number, call) for number, call in enumerate(calls) if call.method == DECODER]
         with torch.no_grad():
             for layer in range(self.layers):
-                tell("layers of the quantized model", layer, self.layers)
+                on_progress("layers of the quantized model", layer, self.layers)
                 found += self._layer(layer, own, tapped)
             for number, _ in own:
                 found += self._output(number, tapped)
@@ -139,10 +141,10 @@ class DecoderBlocks:
         found = [error for each, own in zip(streams, made, strict=True) for error in each.errors(own)]
         if all(error.holds for error in found):
             return found
-        with self.rounding.tipped():
-            # in the order of the calls, so that the cache holds what tipped calls wrote
-            tipped = [self._blocks(index, each) for each in streams]
-        costs = [cost for each, *both in zip(streams, tipped, made, strict=True) for cost in each.costs(*both)]
+        with self.rounding.flip_ties():
+            # in the order of the calls, so that the cache holds what calls with flipped ties wrote
+            flipped = [self._blocks(index, each) for each in streams]
+        costs = [cost for each, *both in zip(streams, flipped, made, strict=True) for cost in each.costs(*both)]
         return [
             error if error.holds else replace(error, limit_db=tipped_limit_db(error.elements, cost))
             for error, cost in zip(found, costs, strict=True)
@@ -200,9 +202,9 @@ class _Streams:
         own = (self.middle, self.after)
         return [replace(error, limit_db=block_limit_db(error.elements)) for error in self._pair(own, made)]
 
-    def costs(self, tipped: tuple[Tensor, Tensor], straight: tuple[Tensor, Tensor]) -> list[float]:
-        """SQNR in dB that is left of both blocks when all ties are tipped."""
-        return [error.sqnr_db for error in self._pair(tipped, straight)]
+    def costs(self, flipped: tuple[Tensor, Tensor], straight: tuple[Tensor, Tensor]) -> list[float]:
+        """SQNR in dB that is left of both blocks when all ties are flipped."""
+        return [error.sqnr_db for error in self._pair(flipped, straight)]
 
     def _pair(self, actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> list[BlockError]:
         befores = (self.before, self.middle[:, -self.after.shape[1] :])

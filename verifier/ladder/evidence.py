@@ -61,7 +61,7 @@ AT_HOME = Missing("the program ran on this machine", "unasked")
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """Everything known layer by layer. `descents` say of a delegate that the runtime computes
+    """Everything known layer by layer. `wrong_nodes` say of a delegate that the runtime computes
     wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits. `tokens` are
     the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine."""
 
@@ -69,7 +69,7 @@ class LayerEvidence:
     replay: Replay
     blocks: tuple[BlockError, ...] = ()
     profile: tuple[BlockError, ...] = ()
-    descents: dict[tuple[str, int], str] = field(default_factory=dict)
+    wrong_nodes: dict[tuple[str, int], str] = field(default_factory=dict)
     error_shares: dict[str, float] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
     counterparts: tuple[Counterpart, ...] | Missing = AT_HOME

@@ -17,7 +17,7 @@ from verifier.artifact.program import Artifact
 from verifier.audit.run import Audit, with_recipe_constants
 from verifier.core.errors import VerifierError
 from verifier.core.memory import return_freed
-from verifier.core.progress import Tell, unheard
+from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Missing, Recipe
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.driver import Script, converse, splice
@@ -25,7 +25,6 @@ from verifier.families.family import Family
 from verifier.families.llava.definition import Definition
 from verifier.families.samples import Sample
 from verifier.interpret.machine import Machine, MethodState
-from verifier.ladder.abroad import run_here
 from verifier.ladder.align import align_program
 from verifier.ladder.blocks import (
     DecoderBlocks,
@@ -35,9 +34,10 @@ from verifier.ladder.blocks import (
     profile,
     vision_layers,
 )
-from verifier.ladder.descend import descend
+from verifier.ladder.counterparts import run_here
 from verifier.ladder.evidence import AT_HOME, BlockError, Counterpart, LayerEvidence
 from verifier.ladder.limits import over
+from verifier.ladder.node_by_node import compare_nodes
 from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
 from verifier.ladder.records import Replay
 from verifier.ladder.replay import Replayer
@@ -139,17 +139,17 @@ def compare_layers(  # noqa: PLR0917
     traced: Traced,
     runner: Runner,
     reproduction: Path | None = None,
-    tell: Tell = unheard,
+    on_progress: OnProgress = no_progress,
 ) -> LayerEvidence | Missing:
-    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `tell`
-    hears how far it is. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
+    """Replay the traces and hold them against every rung; a wrong kernel is saved in the folder `reproduction`, if there is one. `on_progress`
+    is called with the instructions that are done. Missing if the program did not get through, or does what the interpreter does not know. Raises `VerifierError` for our own failures."""
     try:
         alignment = align_program(Machine(artifact), audit)
         if traced.problem:
             return Missing(traced.problem, "program")
         taps = find_taps(artifact, audit)
         recipe_storage = with_recipe_constants(artifact, audit, large=family.large)
-        seen = _counter(artifact, traced, tell)
+        seen = _counter(artifact, traced, on_progress)
         replayer = Replayer(artifact, recipe=recipe_storage, watched=taps.watched(), seen=seen)
         traces = _replay(replayer, traced)
     except UnknownOperationError as error:
@@ -157,13 +157,13 @@ def compare_layers(  # noqa: PLR0917
     except ProgramFaultError as error:
         return Missing(str(error), "program")
     replay, tapped = replayer.finish(), replayer.tapped
-    descents = _descend(replayer.shadow, replay, traces, runner, reproduction)
+    wrong_nodes = _first_wrong_node(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
     gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
     held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
     quantized = build_quantized_decoder(family, recipe, held, rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, family.checkpoint.geometry.text.layers)
-    blocks = decoder.compare(traced.calls, tapped, tell)
+    blocks = decoder.compare(traced.calls, tapped, on_progress)
     blocks += vision_layers(definition, taps, traced.calls, tapped)
     found = profile(definition, taps, traced.calls, tapped)
     prompt = _prompt(definition, traced)
@@ -174,7 +174,7 @@ def compare_layers(  # noqa: PLR0917
         replay,
         tuple(blocks),
         tuple(found),
-        descents=descents,
+        wrong_nodes=wrong_nodes,
         error_shares=shares,
         tokens=tokens,
         counterparts=_at_home(artifact, traced, runner),
@@ -188,13 +188,13 @@ def _prompt(definition: Definition, traced: Traced) -> Tensor:
     return torch.cat([definition.embed(ids) for ids in texts], dim=1)
 
 
-def _counter(artifact: Artifact, traced: Traced, tell: Tell) -> Callable[[], None]:
+def _counter(artifact: Artifact, traced: Traced, on_progress: OnProgress) -> Callable[[], None]:
     """Counts the instructions of the traced calls."""
     whole, done = sum(len(artifact.plans[call.method].instructions) for call in traced.calls), 0
 
     def seen() -> None:
         nonlocal done
-        tell("instructions", done, whole)
+        on_progress("instructions", done, whole)
         done += 1
         if done % TRIMMED_EVERY == 0:
             return_freed()
@@ -234,13 +234,13 @@ def against_fp32(
 def _replay(replayer: Replayer, traced: Traced) -> list[CallTrace]:
     traces = [trace for folder in traced.folders for trace in read_trace(folder)]
     if len(traces) != len(traced.calls):
-        raise VerifierError("the trace has other calls than were made", got=len(traces), expected=len(traced.calls))
+        raise VerifierError("the trace has other calls than the run", got=len(traces), expected=len(traced.calls))
     for call, trace in zip(traced.calls, traces, strict=True):
         replayer.call(call.method, list(call.inputs), trace)
     return traces
 
 
-def _descend(
+def _first_wrong_node(
     machine: Machine, replay: Replay, traces: list[CallTrace], runner: Runner, reproduction: Path | None
 ) -> dict[tuple[str, int], str]:
     """Look into the first delegate that the runtime computes wrongly, if it has several nodes."""
@@ -254,12 +254,12 @@ def _descend(
     recorded = dict(zip(tensors, traces[first.call][first.instruction], strict=False))
     inputs = [torch.from_numpy(recorded[i].array()) for i in state.operands(step)]
     try:
-        wrong = next((e for e in descend(state, first.instruction, inputs, runner) if over(e.compared)), None)
+        wrong = next((e for e in compare_nodes(state, first.instruction, inputs, runner) if over(e.compared)), None)
     except VerifierError as error:
         return {place: f"Its nodes could not be run one by one ({error.what}: {error.got})"}
     if wrong is None:
         return {
-            place: "Run node by node outside of the program, the delegate computes rightly: check threads, memory and the order of calls"
+            place: "Node by node and outside of the program, the delegate gives the right result: check threads, memory and the order of calls"
         }
     said = f"The first wrong node inside it is number {wrong.node} [{wrong.compared.call_text}]"
     if reproduction is None:

@@ -33,20 +33,20 @@ SECOND_TIE_WIDTH = limit("layers.graph.second_tie").value * TIE_WIDTH
 
 class Rounding:
     """How the linears of a quantized decoder round their activations: like XNNPACK (default), with every near-tie rounded the other way
-    (`tipped`), or not at all (`left_out`)."""
+    (`flip_ties`), or not at all (`left_out`)."""
 
     def __init__(self) -> None:
-        self._tipped = False
+        self._flip_ties = False
         self._left_out = False
 
     @contextmanager
-    def tipped(self) -> Iterator[None]:
+    def flip_ties(self) -> Iterator[None]:
         """Round every near-tie the other way: the worst that another order of the same fp32 operations can do to the activations."""
-        self._tipped = True
+        self._flip_ties = True
         try:
             yield
         finally:
-            self._tipped = False
+            self._flip_ties = False
 
     @contextmanager
     def left_out(self) -> Iterator[None]:
@@ -66,7 +66,7 @@ class Rounding:
 
     def rows(self, x: Tensor, *, second: bool) -> QuantizedRows:
         """fp32 [..., K] as int8 rows; `second` if a linear of the same block lies before it."""
-        return quantize_rows(x, tie_width=SECOND_TIE_WIDTH if second else TIE_WIDTH, tipped=self._tipped)
+        return quantize_rows(x, tie_width=SECOND_TIE_WIDTH if second else TIE_WIDTH, flip_ties=self._flip_ties)
 
 
 def nothing_held(_name: str) -> None:

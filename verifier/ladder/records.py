@@ -77,8 +77,8 @@ def is_linear(record: Compared) -> bool:
 
 
 @dataclass(frozen=True)
-class Handover:
-    """An operand that is not what its producer made: `operand` is its place among the arguments."""
+class ChangedOperand:
+    """An operand that changed after it was written, by `producer` if an instruction of the call wrote it: `operand` is its place among the arguments."""
 
     call: int
     method: str
@@ -108,7 +108,7 @@ class Replay:
 
     compared: tuple[Compared, ...]
     constants: tuple[Compared, ...]
-    handovers: tuple[Handover, ...]
+    changed_operands: tuple[ChangedOperand, ...]
     computing: dict[str, tuple[int, ...]]
     covered: dict[str, tuple[int, ...]]
     covered_in: dict[int, tuple[int, ...]] = field(default_factory=dict)

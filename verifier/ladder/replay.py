@@ -25,7 +25,7 @@ from verifier.ladder.call_text import instruction_text, operator_name
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import over
-from verifier.ladder.records import Compared, Handover, RangeUse, Replay
+from verifier.ladder.records import ChangedOperand, Compared, RangeUse, Replay
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.operators.operator import ProgramFaultError
@@ -61,7 +61,7 @@ class Replayer:
         self.tapped: Tapped = {}
         self.compared: list[Compared] = []
         self.constants: list[Compared] = []
-        self.handovers: list[Handover] = []
+        self.changed_operands: list[ChangedOperand] = []
         self.ranges: list[RangeUse] = []
         self.covered: dict[tuple[str, int], set[int]] = {}
         self.overflowed = False  # whether some instruction so far made NaN or infinity of numbers
@@ -87,7 +87,7 @@ class Replayer:
         return Replay(
             tuple(self.compared),
             tuple(self.constants),
-            tuple(self.handovers),
+            tuple(self.changed_operands),
             computing,
             {method: tuple(sorted(found)) for method, found in covered.items()},
             {call: tuple(sorted(found)) for (_, call), found in self.covered.items()},
@@ -134,7 +134,7 @@ class _Follower:
         }
         if instruction.kind == "delegate":
             handed, traced = self._traced_call(instruction, traced)
-            self._check_handover(instruction, operands, handed)
+            self._check_operands(instruction, operands, handed)
             self._note_ranges(instruction, handed)
             operands |= handed
         bounds: dict[int, Tensor] = {}
@@ -213,7 +213,7 @@ class _Follower:
         plan = self.state.plan
         return isinstance(value, Tensor) and index in self.replayer.machine.methods[plan.name].state
 
-    def _check_handover(
+    def _check_operands(
         self, instruction: Instruction, operands: dict[int, Content], handed: dict[int, Tensor]
     ) -> None:
         for place, (index, tensor) in enumerate(handed.items()):
@@ -225,7 +225,9 @@ class _Follower:
             if differing:
                 call, method = self.replayer.calls, self.state.plan.name
                 producer = self.makers.get(source)
-                self.replayer.handovers.append(Handover(call, method, instruction.index, place, differing, producer))
+                self.replayer.changed_operands.append(
+                    ChangedOperand(call, method, instruction.index, place, differing, producer)
+                )
 
     def _remember(
         self,

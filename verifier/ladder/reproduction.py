@@ -36,12 +36,12 @@ def save_reproduction(
 
 
 def _text(node: int, said: str) -> str:
-    return f"""# A kernel that departs from its program
+    return f"""# A kernel that differs from its program
 
 {said}
 
 `{PROGRAM}` has one method, `node_{node}`: the delegate up to that node, with the program's own constants. `bundle.txt` calls it
-on the inputs that the runtime had (`in_00000_*.npy`); `expected_00000.npy` is what plain arithmetic makes of them.
+on the inputs that the runtime had (`in_00000_*.npy`); `expected_00000.npy` is what plain arithmetic gives.
 
     python -m verifier.runner . --target local          # or native, qemu:cortex-a76, ssh:board
     llava_main --bundle=. --result=FOLDER      # the C++ runner alone: compare FOLDER/00000.npy

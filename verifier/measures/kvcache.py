@@ -25,6 +25,7 @@ from verifier.core.errors import ArtifactError
 from verifier.core.types import Missing
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.driver import ids_array
+from verifier.measures.paired_calls import PROMPT_TOKENS, PairedCalls, one_result, random_tokens
 from verifier.measures.probes import (
     MASKED,
     PERTURBED,
@@ -37,7 +38,6 @@ from verifier.measures.probes import (
     beyond,
     chunk_name,
 )
-from verifier.measures.tape import PROMPT_TOKENS, Tape, one_result, random_tokens
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
 from verifier.runner.protocol import Array, Bundle, Part, Result
@@ -62,7 +62,7 @@ class Run(Protocol):
 
 Measure = Callable[[Asked, tuple[Cache, ...]], CacheRows]
 """From rows as they were returned to what checks look at."""
-UNREAD = Missing("the cache cannot be set: the program with readable caches did not run", "verifier")
+UNREAD = Missing("the cache cannot be set: the copy of the program with readable caches did not run", "verifier")
 
 
 def splits(limit: int) -> dict[str, tuple[int, ...]]:
@@ -143,9 +143,9 @@ def poisons(artifact: Artifact) -> dict[str, float]:
     return dict(zip(POISONS, (-HUGE if masked else float("nan"), HUGE), strict=True))
 
 
-def _ask(run: Run, pte: Path, asked: tuple[Tape, dict[str, int]]) -> Asked:
-    tape, marks = asked
-    return Asked(run(Bundle(pte, tuple(tape.script.calls))), tuple(tape.pairs), marks)
+def _ask(run: Run, pte: Path, asked: tuple[PairedCalls, dict[str, int]]) -> Asked:
+    paired, marks = asked
+    return Asked(run(Bundle(pte, tuple(paired.script.calls))), tuple(paired.pairs), marks)
 
 
 def one_by_one(ends: Iterable[int]) -> dict[int, int]:
@@ -160,10 +160,10 @@ def one_by_one(ends: Iterable[int]) -> dict[int, int]:
     return sizes
 
 
-def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[Tape, dict[str, int]]:
+def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
     """Token by token to the limit, of a `large` model where chunks end; then the same tokens in every split, each chunk's end
     against that. All splits of a large model but the whole begin behind one prefix, which they leave in the cache."""
-    tape, shared = Tape(), max(0, limit - TAIL_OF_LARGE) if large else 0
+    paired, shared = PairedCalls(), max(0, limit - TAIL_OF_LARGE) if large else 0
     cut = {name: (shared, sizes) for name, sizes in splits(limit - shared).items()}
     whole = SPLITS[0]
     cut[whole] = (0, splits(limit)[whole])
@@ -173,105 +173,105 @@ def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[Tape, dict[str, 
         else (first + end for first, sizes in cut.values() for end in accumulate(sizes))
     )
     single = one_by_one(ends)
-    alone = dict(zip(single, tape.chunks(tokens, single.values()), strict=True))
+    alone = dict(zip(single, paired.chunks(tokens, single.values()), strict=True))
     for name, (first, sizes) in cut.items():
         position = first
         for size in sizes:
-            call = tape.feed(tokens[position : position + size], position)
+            call = paired.feed(tokens[position : position + size], position)
             position += size
-            tape.same(name, call, alone[position], position - 1)
-    return tape, {"last one": alone[limit]}
+            paired.same(name, call, alone[position], position - 1)
+    return paired, {"last one": alone[limit]}
 
 
-def _capacity(tokens: Array, limit: int, *, large: bool) -> tuple[Tape, dict[str, int]]:
+def _capacity(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
     """One past the end from many starts, each behind a fresh prompt whose next token is asked before and after.
 
     What lies behind the start of a refused chunk may have been written; what lies before it must not. A `large` model gets its prompt again
     only where something before its end may have been.
     """
-    tape, marks = Tape(), {}
+    paired, marks = PairedCalls(), {}
     held = 0
     for start, size in beyond(limit):
         intact = min(start, PROMPT_TOKENS)
         if intact and not (large and held == intact == PROMPT_TOKENS):
-            tape.feed(tokens[:intact], keep=False)
-        before = tape.feed(tokens[intact : intact + 1], intact)
-        marks[chunk_name(start, size)] = tape.feed(tokens[start : start + size], start, may_fail=True)
-        after = tape.feed(tokens[intact : intact + 1], intact)
+            paired.feed(tokens[:intact], keep=False)
+        before = paired.feed(tokens[intact : intact + 1], intact)
+        marks[chunk_name(start, size)] = paired.feed(tokens[start : start + size], start, may_fail=True)
+        after = paired.feed(tokens[intact : intact + 1], intact)
         held = intact if start > intact else 0
-        tape.same(chunk_name(start, size), after, before, intact)
-    return tape, marks
+        paired.same(chunk_name(start, size), after, before, intact)
+    return paired, marks
 
 
-def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Tape, dict[str, int]]:
+def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[PairedCalls, dict[str, int]]:
     """A prompt and a few tokens behind it: in a fresh process, then with other histories and company."""
-    tape = Tape()
+    paired = PairedCalls()
     prompt, end = tokens[:PROMPT_TOKENS], PROMPT_TOKENS + STEPS
 
     def steps() -> list[int]:
-        return [tape.feed(tokens[at : at + 1], at) for at in range(PROMPT_TOKENS, end)]
+        return [paired.feed(tokens[at : at + 1], at) for at in range(PROMPT_TOKENS, end)]
 
     def agree(case: str, actual: list[int], expected: list[int]) -> None:
         for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
-            tape.same(case, a, e, end - len(actual) + number)
+            paired.same(case, a, e, end - len(actual) + number)
 
-    fresh = [tape.feed(prompt), *steps()]
-    tape.chunks(others, [limit], keep=False)
-    agree("after a full cache", [tape.feed(prompt), *steps()], fresh)
-    again = [tape.feed(prompt)]
+    fresh = [paired.feed(prompt), *steps()]
+    paired.chunks(others, [limit], keep=False)
+    agree("after a full cache", [paired.feed(prompt), *steps()], fresh)
+    again = [paired.feed(prompt)]
     for at in range(PROMPT_TOKENS, end):
-        tape.script.add(ENCODER, image, keep=False)
-        tape.script.add(EMBEDDING, ids_array([3, 4, 5]), keep=False)
-        again.append(tape.feed(tokens[at : at + 1], at))
+        paired.script.add(ENCODER, image, keep=False)
+        paired.script.add(EMBEDDING, ids_array([3, 4, 5]), keep=False)
+        again.append(paired.feed(tokens[at : at + 1], at))
     agree("other methods in between", again, fresh)
-    tape.feed(others[:PROMPT_TOKENS], instance=1, keep=False)
-    again = [tape.feed(prompt)]
+    paired.feed(others[:PROMPT_TOKENS], instance=1, keep=False)
+    again = [paired.feed(prompt)]
     for at in range(PROMPT_TOKENS, end):
-        tape.feed(others[at : at + 1], at, instance=1, keep=False)
-        again.append(tape.feed(tokens[at : at + 1], at))
+        paired.feed(others[at : at + 1], at, instance=1, keep=False)
+        again.append(paired.feed(tokens[at : at + 1], at))
     agree("another instance", again, fresh)
-    tape.feed(others[end : end + 20], end, keep=False)
+    paired.feed(others[end : end + 20], end, keep=False)
     agree("rewind behind the prompt", steps(), fresh[1:])
     head, tail = tokens[:20], others[20:PROMPT_TOKENS]
-    tape.feed(head, keep=False)
-    straight = [tape.feed(tail, 20), *steps()]
-    tape.feed(head, keep=False)
-    tape.feed(tokens[20:PROMPT_TOKENS], 20, keep=False)
-    tape.feed(tokens[PROMPT_TOKENS:end], PROMPT_TOKENS, keep=False)
-    agree("rewind into the prompt", [tape.feed(tail, 20), *steps()], straight)
-    return tape, {"next": fresh[1]}
+    paired.feed(head, keep=False)
+    straight = [paired.feed(tail, 20), *steps()]
+    paired.feed(head, keep=False)
+    paired.feed(tokens[20:PROMPT_TOKENS], 20, keep=False)
+    paired.feed(tokens[PROMPT_TOKENS:end], PROMPT_TOKENS, keep=False)
+    agree("rewind into the prompt", [paired.feed(tail, 20), *steps()], straight)
+    return paired, {"next": fresh[1]}
 
 
 def _rows(
     tokens: Array, others: Array, caches: tuple[Cache, ...], longest: int, *, large: bool
-) -> tuple[Tape, dict[str, int]]:
+) -> tuple[PairedCalls, dict[str, int]]:
     """Caches after whole prompts in two splits, of tokens moved by one, of one token repeated; and after perturbations."""
-    tape, marks = Tape(), {}
+    paired, marks = PairedCalls(), {}
     limit = min(longest, ROWS_OF_LARGE) if large else longest
 
     def parts(length: int) -> tuple[Part, ...]:
         return tuple(Part(1 + place, cache.axis, length) for place, cache in enumerate(caches))
 
     def whole(embeddings: Array) -> int:
-        return tape.feed(embeddings[:limit], keep=False, parts=parts(limit))
+        return paired.feed(embeddings[:limit], keep=False, parts=parts(limit))
 
     marks["whole"] = whole(tokens)
     sizes = splits(limit)["1, 2, 31, …"]
-    tape.chunks(tokens, sizes[:-1], keep=False)
+    paired.chunks(tokens, sizes[:-1], keep=False)
     start = limit - sizes[-1]
-    marks["split"] = tape.feed(tokens[start:limit], start, keep=False, parts=parts(limit))
+    marks["split"] = paired.feed(tokens[start:limit], start, keep=False, parts=parts(limit))
     marks["moved"] = whole(np.concatenate([others[:1], tokens[: limit - 1]]))
     marks["repeated"] = whole(np.repeat(tokens[:1], limit, axis=0))
-    marks["prompt"] = tape.feed(tokens[:PROMPT_TOKENS], keep=False, parts=parts(PROMPT_TOKENS))
+    marks["prompt"] = paired.feed(tokens[:PROMPT_TOKENS], keep=False, parts=parts(PROMPT_TOKENS))
     first, total = MASKED[0], sum(MASKED)
     perturbed = PERTURBED_OF_LARGE if large else PERTURBED
     for name, place in {"unperturbed": None, **{f"perturbed {at}": at for at in perturbed}}.items():
         given = tokens[:total].copy()
         if place is not None:
             given[place] = others[place]
-        tape.feed(given[:first], keep=False)
-        marks[name] = tape.feed(given[first:], first, keep=False, parts=parts(total))
-    return tape, marks
+        paired.feed(given[:first], keep=False)
+        marks[name] = paired.feed(given[first:], first, keep=False, parts=parts(total))
+    return paired, marks
 
 
 def _poisoned(cache: Cache, rows: Array, value: float) -> Array:
@@ -285,20 +285,20 @@ def _poisoned(cache: Cache, rows: Array, value: float) -> Array:
 
 def _poison(
     tokens: Array, caches: tuple[Cache, ...], prompt: list[Array], values: Iterable[float]
-) -> tuple[Tape, dict[str, int]]:
+) -> tuple[PairedCalls, dict[str, int]]:
     """The next token, and the next five as a chunk, behind a prompt whose cache holds a value beyond it, for each value."""
-    tape = Tape()
+    paired = PairedCalls()
     for value in values:
         filled = tuple(_poisoned(cache, rows, value) for cache, rows in zip(caches, prompt, strict=True))
         for size in POISONED:
-            tape.feed(tokens[PROMPT_TOKENS : PROMPT_TOKENS + size], PROMPT_TOKENS, caches=filled)
-    return tape, {}
+            paired.feed(tokens[PROMPT_TOKENS : PROMPT_TOKENS + size], PROMPT_TOKENS, caches=filled)
+    return paired, {}
 
 
 def _ask_poison(
     run: Run,
     pte: Path,
-    poison: Callable[[Iterable[float]], tuple[Tape, dict[str, int]]],
+    poison: Callable[[Iterable[float]], tuple[PairedCalls, dict[str, int]]],
     values: dict[str, float],
     *,
     apart: bool,

@@ -133,7 +133,7 @@ def _compare(picture: Pixels, ours: Tensor, framed: Framed, vision: VisionEncode
             if steps < 0.5:
                 break
     except VerifierError as error:
-        return Missing(f"there is nothing to compare the pixels with: {error.one_line}", "verifier")
+        return Missing(f"there are no reference pixels: {error.one_line}", "verifier")
     channel, y, x = (int(i) for i in np.unravel_index(int(np.argmax(worst)), worst.shape))
     return FramedPixels(picture_size, given, possible, steps, (channel, y, x), *_margins(actual, (width, height)))
 

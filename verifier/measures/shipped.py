@@ -145,7 +145,9 @@ def _loads(given: _Given, file: Shipped) -> _Tally:
     tally = _Tally(noted=said, counted=False, compared=1)
     if file.reader not in _READERS:
         is_ = describe(file.path.read_bytes()[:4096])
-        tally.wrong = f"ExecuTorch loads it as {file.reader}, which no LLaVA of Llama has: the file is {is_}"
+        tally.wrong = (
+            f"ExecuTorch loads it as {file.reader}, which no LLaVA with a Llama decoder uses: the file is {is_}"
+        )
     elif file.crash and not file.ids:
         tally.wrong = f"ExecuTorch's {file.reader} crashes: {file.crash}"
     elif damage := own_damage(file.path):
@@ -272,7 +274,7 @@ def _prompts(given: _Given, file: Shipped) -> _Tally:
     if blanks:
         one, two = given.tokenizer.encode(blanks[0]), behind(blanks[0])
         tail = f"{described(one[:1], given.asked.pieces.names)} more than the checkpoint's {len(two)} tokens"
-        why = "behind <image> (ExecuTorch's runner begins a new text there)"
+        why = "after <image> (ExecuTorch's runner begins a new text there)"
         tally.by_design(why, f"{blanks[0][:_SHOWN]!r} gets {tail}", len(blanks))
     return tally
 

@@ -7,8 +7,8 @@ from statistics import median
 from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
 from verifier.measures.kvcache import Run
+from verifier.measures.paired_calls import PairedCalls, random_tokens
 from verifier.measures.probes import Speed
-from verifier.measures.tape import Tape, random_tokens
 from verifier.runner.constants import LOOP
 from verifier.runner.protocol import Array, Bundle
 
@@ -20,18 +20,18 @@ TEXT = 24
 
 def ask_speed(artifact: Artifact, table: Array, image: Array, run: Run, *, patches: int, large: bool = False) -> Speed:
     """Several rounds in one process: loop, image and prefill, loop, tokens one by one. The first round warms up and does not count."""
-    tape = Tape()
+    paired = PairedCalls()
     tokens = random_tokens(table, patches + TEXT + DECODED, seed=3)
     first = patches + TEXT
     rounds = []
     for _ in range(1 + (ROUNDS_OF_LARGE if large else ROUNDS)):
-        loops = [tape.script.add(LOOP, keep=False)]
-        prefill = [tape.script.add(ENCODER, image, keep=False), tape.feed(tokens[:first], keep=False)]
-        loops.append(tape.script.add(LOOP, keep=False))
-        decode = [tape.feed(tokens[first + i : first + i + 1], first + i, keep=False) for i in range(DECODED)]
+        loops = [paired.script.add(LOOP, keep=False)]
+        prefill = [paired.script.add(ENCODER, image, keep=False), paired.feed(tokens[:first], keep=False)]
+        loops.append(paired.script.add(LOOP, keep=False))
+        decode = [paired.feed(tokens[first + i : first + i + 1], first + i, keep=False) for i in range(DECODED)]
         rounds.append((loops, prefill, decode))
-    result = run(Bundle(artifact.path, tuple(tape.script.calls)))
-    if result.finished_calls != len(tape.script.calls):
+    result = run(Bundle(artifact.path, tuple(paired.script.calls)))
+    if result.finished_calls != len(paired.script.calls):
         return Speed(result)
     took = result.call_s
     unit_s = [min(took[call] for call in loops) for loops, _, _ in rounds[1:]]

@@ -7,8 +7,8 @@ import os
 from verifier.artifact.program import Artifact
 from verifier.families.conventions import ENCODER
 from verifier.measures.kvcache import Run
+from verifier.measures.paired_calls import PairedCalls, random_tokens
 from verifier.measures.probes import CHUNKS, CONFIGURATIONS, Repeated, ThreadEvidence
-from verifier.measures.tape import Tape, random_tokens
 from verifier.runner.protocol import Array, Bundle
 
 REPEATS, REPEATS_OF_LARGE = 10, 2
@@ -22,7 +22,7 @@ def ask_threads(artifact: Artifact, table: Array, image: Array, run: Run, *, lar
     tokens = random_tokens(table, sum(CHUNKS), seed=2)
     found = {}
     for name, threads, repeats in zip(CONFIGURATIONS, (1, 2, many, 2), (often, often, often, 1), strict=True):
-        tape = Tape()
-        calls = tuple((tape.script.add(ENCODER, image), *tape.chunks(tokens, CHUNKS)) for _ in range(repeats))
-        found[name] = Repeated(threads, run(Bundle(artifact.path, tuple(tape.script.calls), threads=threads)), calls)
+        paired = PairedCalls()
+        calls = tuple((paired.script.add(ENCODER, image), *paired.chunks(tokens, CHUNKS)) for _ in range(repeats))
+        found[name] = Repeated(threads, run(Bundle(artifact.path, tuple(paired.script.calls), threads=threads)), calls)
     return found

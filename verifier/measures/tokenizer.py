@@ -132,11 +132,11 @@ def ask_tokenizer(path: Path, texts: Sequence[str], with_bos: Sequence[str], voc
             lines = file.read(_ANSWER_BYTES).split("\n")
     if ending.status == 2 or (ending.status == 1 and "Traceback" in ending.errors):
         told = ending.errors.strip().splitlines()[-1:]
-        return Shipped(path, problem=f"ExecuTorch's tokenizers cannot be asked: {' '.join(told)}")
+        return Shipped(path, problem=f"ExecuTorch's tokenizers could not be run: {' '.join(told)}")
     crash = "" if ending.status == 0 else _how(ending.status)
     answers: list[Any] = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was not finished
     if not answers:
-        return Shipped(path, crash=crash or "it said nothing")
+        return Shipped(path, crash=crash or "it printed nothing")
     head, rest = answers[0], answers[1:]
     if not head["loaded"]:
         return Shipped(path, reasons=head["reasons"])

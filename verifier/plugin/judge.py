@@ -108,7 +108,7 @@ class Judge:
         if not done.exists():
             try:
                 if begun.exists():
-                    raise Refused(f"the process that verified it did not come to its end: {begun.read_text()}")
+                    raise Refused(f"the process that verified it did not finish: {begun.read_text()}")
                 begun.write_text(self.name)
                 answer = self._child.ask({"do": "verify", "request": self.requests[number], "checks": checks})
             except Refused as error:

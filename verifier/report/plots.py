@@ -231,7 +231,7 @@ def _streams(known: JsonObject) -> str:
     bar.set_label("SQNR against fp32, dB")
     bar.outline.set_visible(False)
     low = np.unravel_index(int(np.nanargmin(table)), table.shape)
-    said = f"Least {np.nanmin(table):.1f} dB at position {known['positions'][low[1]]} behind {known['layers'][low[0]]}; median {np.nanmedian(table):.1f} dB"
+    said = f"Least {np.nanmin(table):.1f} dB at position {known['positions'][low[1]]} after {known['layers'][low[0]]}; median {np.nanmedian(table):.1f} dB"
     return _svg(figure, "streams", "Error by token position and decoder layer", said)
 
 

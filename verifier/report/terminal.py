@@ -49,7 +49,7 @@ def panel_lines(data: Report, width: int) -> list[str]:
     room, last = PANEL_LINES - 2, wrapped[-1] if data["blame"] is not None else []
     body = [row for rows in (wrapped[:-1] if last else wrapped) for row in rows]
     if len(body) + len(last) > room:
-        body = [*body[: room - len(last) - 1], "… (the rest stands in the report)"]
+        body = [*body[: room - len(last) - 1], "… (the rest is in the report)"]
     return [*body, *last]
 
 

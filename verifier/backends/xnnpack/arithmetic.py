@@ -29,10 +29,10 @@ class QuantizedRows:
     tied: Tensor
 
 
-def quantize_rows(x: Tensor, *, tie_width: float = TIE_WIDTH, tipped: bool = False) -> QuantizedRows:
+def quantize_rows(x: Tensor, *, tie_width: float = TIE_WIDTH, flip_ties: bool = False) -> QuantizedRows:
     """fp32 [..., K] -> asymmetric int8 per row, from its minimum and maximum with 0 included.
 
-    `tie_width` is how close to a tie, in steps, a number counts as tied; `tipped` rounds what is tied the other way.
+    `tie_width` is how close to a tie, in steps, a number counts as tied; `flip_ties` rounds what is tied the other way.
 
     Source: `xnn_f32_qd8_asymmetric_quantization_params` in XNNPACK's src/xnnpack/quantization.h. The zero point is taken
     from whichever end of the range leaves less error, then rounded to even.
@@ -48,7 +48,7 @@ def quantize_rows(x: Tensor, *, tie_width: float = TIE_WIDTH, tipped: bool = Fal
     nearest = scaled.round()
     rest = scaled - nearest
     tied = 0.5 - rest.abs() < tie_width
-    if tipped:
+    if flip_ties:
         nearest += tied * rest.sign()
     integers = (nearest + zero_point).clamp(QMIN, QMAX).to(torch.int8)
     return QuantizedRows(integers, 1.0 / inverse, zero_point.to(torch.int32), tied)

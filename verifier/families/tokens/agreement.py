@@ -140,7 +140,7 @@ def _compare_alone(files: TokenizerFiles) -> None:
                 raise CheckpointError(
                     f"tokenizer.model alone is read in two ways, for example {text!r}",
                     got=f"{' '.join(one[:6])} by {reference.name}, {' '.join(two[:6])} by {second.name}",
-                    expected="tokenizer.json beside it, which also says what stands behind the image",
+                    expected="tokenizer.json beside it, which also says what follows the image",
                     where=files.folder,
                     fix="copy tokenizer.json and tokenizer_config.json from the original checkpoint, or save them with the release of "
                     "transformers that the checkpoint was made with",

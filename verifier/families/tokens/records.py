@@ -44,7 +44,7 @@ class PromptRule:
 def described(rule: JsonObject) -> str:
     """A rule in words."""
     pieces = " ".join(map(str, rule.get("behind_image") or ())) or "nothing"
-    return f"{'BOS' if rule.get('bos') else 'no BOS'} in front, a newline behind the image is {pieces}"
+    return f"{'BOS' if rule.get('bos') else 'no BOS'} in front, a newline after the image is {pieces}"
 
 
 @dataclass(frozen=True)

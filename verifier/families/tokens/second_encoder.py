@@ -43,7 +43,7 @@ class SecondEncoder:
             self._model = _Merges(data.get("model")) if files.model is None else _Pieces(files.model)
         except UnknownFormError as error:
             raise CheckpointError(
-                "nothing here can confirm what the checkpoint's tokenizer does",
+                "no second encoder can confirm the ids of the checkpoint's tokenizer",
                 got=error,
                 expected="a normalizer, a pre-tokenizer and a model that a second encoder carries out too",
                 where=files.folder,

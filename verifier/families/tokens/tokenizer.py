@@ -99,7 +99,7 @@ class Tokenizer:
         found = self._read.token_to_id(self.image_token)
         if found is None:
             raise CheckpointError(
-                f"the tokenizer has no {self.image_token}: text with an image in it would be cut into letters there",
+                f"the tokenizer has no {self.image_token}: the image's place in a text would be split into other pieces",
                 expected=f"{self.image_token} among the added tokens of {self.files.source}",
                 where=self.files.folder,
                 fix="copy tokenizer.json and tokenizer_config.json from the original checkpoint",
@@ -117,9 +117,9 @@ class Tokenizer:
         front, behind = tuple(framed[:at]), tuple(framed[at + len(plain) :])
         if behind or front not in ((), (self.bos_id,)):
             raise CheckpointError(
-                "the tokenizer puts something around every text that no prompt of LLaVA has",
-                got=f"{[self.piece(i) for i in front]} in front, {[self.piece(i) for i in behind]} behind",
-                expected=f"{self.piece(self.bos_id)} in front or nothing, and nothing behind",
+                "the tokenizer adds tokens around every text that no prompt of LLaVA has",
+                got=f"{[self.piece(i) for i in front]} in front, {[self.piece(i) for i in behind]} at the end",
+                expected=f"{self.piece(self.bos_id)} in front or nothing, and nothing at the end",
                 where=self.files.folder,
                 fix="correct post_processor in tokenizer.json",
             )
@@ -184,7 +184,7 @@ class Tokenizer:
         wanted, found = given.count(Mark.IMAGE), ids.count(self.image_id)
         if wanted != found:
             raise CheckpointError(
-                "the tokenizer makes another number of images of a text than stand in it",
+                "the tokenizer gives another number of image tokens than the text has",
                 got=f"{found} of {text[-80:]!r}",
                 expected=wanted,
                 where=self.files.folder,

@@ -10,8 +10,8 @@ import pytest
 
 from verifier.audit.records import Cache
 from verifier.measures.kvcache import POISONED, _ask_poison, _poison
+from verifier.measures.paired_calls import PROMPT_TOKENS, one_result
 from verifier.measures.probes import POISONS, Asked
-from verifier.measures.tape import PROMPT_TOKENS, one_result
 from verifier.runner.protocol import Bundle, Outcome, Result
 
 VALUES = dict(zip(POISONS, (7.0, 9.0), strict=True))

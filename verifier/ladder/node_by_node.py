@@ -2,7 +2,7 @@
 
 A runtime shows a delegate's inputs and outputs, nothing in between. So the delegate is taken out of the file and cut behind
 one node after the other; each cut becomes a method of one instruction, with the very constants of the file, and runs on the inputs
-that were recorded. Nodes are cut in order; the first whose value departs from the interpreter's is named.
+that were recorded. Nodes are cut in order; the first whose value differs from the interpreter's is named.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _tensor(dtype: str, shape: tuple[int, ...]) -> Any:
     )
 
 
-def descend(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
+def compare_nodes(state: MethodState, instruction: int, inputs: list[Tensor], runner: Runner) -> list[NodeError]:
     """Every node of a delegate whose value can be an output, in order: a dynamically quantized one cannot.
 
     Raises `VerifierError` if the cuts cannot be made or run.

@@ -1,4 +1,4 @@
-"""Decoder calls in the making: chunks of tokens at positions, on one or several instances of a program."""
+"""Decoder calls to be run: chunks of tokens at positions, on one or several instances of a program."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from verifier.measures.probes import Pair
 from verifier.runner.protocol import Array, Part, Result
 
 PROMPT_TOKENS = 48
-"""A prompt of three row tiles of 16; probes continue behind it."""
+"""A prompt of three row tiles of 16; probes continue after it."""
 
 
 @dataclass
-class Tape:
-    """A script of decoder calls. `parts` are the caches that a rewired program gives besides its logits."""
+class PairedCalls:
+    """A script of decoder calls, with `pairs` of calls whose logits must be equal. `parts` are the caches that a rewired program gives besides its logits."""
 
     script: Script = field(default_factory=Script)
     pairs: list[Pair] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Tape:
         return self.script.add(DECODER, *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
 
     def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True) -> list[int]:
-        """Chunks of the given sizes one behind the other from position 0; the numbers of their calls."""
+        """Chunks of the given sizes one after the other from position 0; the numbers of their calls."""
         calls, position = [], 0
         for size in sizes:
             calls.append(self.feed(embeddings[position : position + size], position, keep=keep))
