@@ -11,10 +11,10 @@ import numpy as np
 from tests.support import EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.core.progress import hushed
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.driver import Script, converse
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.reference import answer_samples, load_sample
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.gather.conversations import run_bundle

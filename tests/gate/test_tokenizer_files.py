@@ -20,7 +20,8 @@ from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
 from verifier.core.errors import UsageError
 from verifier.core.types import CheckResult
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
 from verifier.gather.opening import Request, open_request

@@ -9,10 +9,9 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.core.errors import ArtifactError, CheckpointError
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES, recognize
 from verifier.families.family import Family
-from verifier.families.registry import FAMILIES, open_family
+from verifier.families.registry import FAMILIES, open_checkpoint, open_family
 
 
 @pytest.fixture(scope="module")

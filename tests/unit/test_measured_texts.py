@@ -10,7 +10,8 @@ import pytest
 
 from verifier.core.archive import load_archive, save_archive
 from verifier.core.types import Missing, Recipe
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.measures.prompts import PROMPTS, PromptEvidence, TemplatePrompt, measure_prompts, measure_template

@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from verifier.checks.registry import CHECKS
 from verifier.core.types import CheckResult, Prompt
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.preprocess import frame_size, prepare_image, to_tensor
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels import image_file
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.resampling import FILTERS, resample
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import Sample
 from verifier.golden.records import GoldenImage
 from verifier.measures import pixels as measuring

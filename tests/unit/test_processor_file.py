@@ -15,9 +15,10 @@ from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
 from verifier.core import upstream
 from verifier.core.types import CheckResult
-from verifier.families.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, find_processor
 from verifier.families.pixels.published import published_samples
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import PublishedAnswer, Sample
 
 Fields = dict[str, Any]

@@ -13,7 +13,7 @@ import torch
 from verifier.core.errors import CheckpointError
 from verifier.core.types import Recipe
 from verifier.families import streaming
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import Definition, build_definition
 from verifier.families.llava.hugging_face import (
     _HuggingFaceLayers,
@@ -23,7 +23,7 @@ from verifier.families.llava.hugging_face import (
 )
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.llava.reference import load_sample
-from verifier.families.registry import open_family
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
 from verifier.ladder.quantized import build_quantized_decoder

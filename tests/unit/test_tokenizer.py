@@ -12,7 +12,7 @@ import pytest
 
 from verifier.core.errors import CheckpointError
 from verifier.families.checkpoint import EMBEDDED, Checkpoint, read_json
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.prompt import caption_prompt
 from verifier.families.tokens.agreement import (
     compare_with_second,
@@ -46,7 +46,7 @@ def form(tmp_path: Path) -> Folder:
 def opened(folder: Path) -> Tokenizer:
     """The tokenizer as the gate opens it, all comparisons made."""
     config = read_json(folder / "config.json", limit_bytes=1 << 20)
-    tokenizer = open_tokenizer(Checkpoint(folder, Geometry.from_config(config), (), config))
+    tokenizer = open_tokenizer(Checkpoint(folder, read_geometry(config), (), config))
     assert compare_with_transformers(tokenizer) > 300
     return tokenizer
 

@@ -13,7 +13,8 @@ import numpy as np
 from verifier.checks.check import Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.limits import limit
 from verifier.core.types import Missing
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
+from verifier.families.geometry import Geometry, VisionGeometry
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
 from verifier.families.pixels.resampling import FILTERS
 from verifier.families.samples import PublishedAnswer

@@ -24,12 +24,13 @@ from verifier.core.errors import GoldenError, UsageError
 from verifier.core.files import replacing, sha256_of_file
 from verifier.core.progress import hushed
 from verifier.export.manifest import package_versions
-from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.driver import Script, converse_freely
 from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.llava.reference import greedy_answer, load_sample
 from verifier.families.pixels.image_file import read_image
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import Sample
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.records import described

@@ -7,11 +7,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.conventions import Convention, Sizes
+from verifier.families.conventions import Convention, Sizes, module_of
+from verifier.families.geometry import Geometry
 from verifier.families.llava.definition import Definition
-from verifier.families.llava.keymap import module_of
-from verifier.families.llava.text import ParameterHook
+from verifier.families.streaming import ParameterHook
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,16 @@ class Family(Protocol):
 
     def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> nn.Module:
         """The decoder in fp32; `on_module` may replace weights as they arrive."""
+        ...
+
+
+class Kind(Protocol):
+    """A family as the registry has it: what reads a configuration, and builds the family of a checkpoint."""
+
+    def __call__(self, checkpoint: Checkpoint, convention: Convention) -> Family:
+        """The family of a checkpoint, with programs of a convention."""
+        ...
+
+    def read_geometry(self, config: JsonObject) -> Geometry:
+        """The sizes that config.json gives. Raises `CheckpointError` for a field that the definition cannot honour."""
         ...

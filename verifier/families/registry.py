@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from verifier.core.errors import CheckpointError
-from verifier.families.checkpoint import Checkpoint
+from verifier.families.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from verifier.families.conventions import EXECUTORCH_LLAVA, Convention
-from verifier.families.family import Family
+from verifier.families.family import Family, Kind
 from verifier.families.llava.family import Llava
 
-FAMILIES = {"llava": Llava}
+FAMILIES: dict[str, Kind] = {"llava": Llava}
 """By `model_type` of config.json."""
+
+
+def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
+    """The checkpoint in a folder, the cached snapshot of a hub id, or the embedded llava_tiny for None.
+
+    Raises `CheckpointError` if there is none, if it is of no family that is known, or if its files do not say which weights are meant. Whoever
+    computes with its weights asks `require_usable` first.
+    """
+    directory, config = find_checkpoint(model)
+    # what no family claims is read as LLaVA: its reader names the original layout, and the field that is another model's
+    kind = FAMILIES.get(str(config.get("model_type")), Llava)
+    return read_checkpoint(directory, kind.read_geometry(config), config)
 
 
 def open_family(checkpoint: Checkpoint, convention: Convention = EXECUTORCH_LLAVA) -> Family:

@@ -17,7 +17,7 @@ from verifier.core.errors import UsageError
 from verifier.core.files import replacing
 from verifier.core.progress import Progress
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.synth.weights import Maker
@@ -135,7 +135,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], *, seed: int, progres
     if (folder / "model.safetensors.index.json").exists() or (folder / "model.safetensors").exists():
         raise UsageError("there is a checkpoint already", got=folder, fix="give --out an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    geometry = Geometry.from_config(config)
+    geometry = read_geometry(config)
     with progress.stage("tokenizer"):
         write_tokenizer(folder, pieces=geometry.image_token_id)
         tokenizer = Tokenizer(folder)

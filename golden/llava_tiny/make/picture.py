@@ -9,10 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
 from verifier.core.progress import hushed
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.driver import Script, converse
 from verifier.families.llava.preprocess import frame_size
 from verifier.families.llava.reference import load_sample
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_golden
 from verifier.runner.local import LocalRunner

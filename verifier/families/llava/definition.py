@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.llava.geometry import Geometry
+from verifier.families.geometry import Geometry
 from verifier.families.llava.keymap import map_keys
-from verifier.families.llava.text import ParameterHook, clear_caches, construct_decoder, load_parameters
+from verifier.families.llava.text import clear_caches, construct_decoder
 from verifier.families.llava.vision import VisionEncoder
-from verifier.families.streaming import is_large, stream_layers, unload_layers
+from verifier.families.streaming import ParameterHook, is_large, load_parameters, stream_layers, unload_layers
 
 DEFAULT_MAX_LEN = 768
 

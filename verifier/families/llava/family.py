@@ -7,15 +7,17 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import EXECUTORCH_LLAVA, Convention, Sizes
 from verifier.families.family import Parameter
+from verifier.families.geometry import Geometry
 from verifier.families.llava.definition import Definition, build_decoder, build_definition, embedding_table
 from verifier.families.llava.derived import derived_constant
+from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.keymap import KeyMap, map_keys
 from verifier.families.llava.parts import block_of, list_blocks, list_parameters, part_of, role_of
-from verifier.families.llava.text import ParameterHook
-from verifier.families.streaming import is_large
+from verifier.families.streaming import ParameterHook, is_large
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Llava:
 
     checkpoint: Checkpoint
     convention: Convention = EXECUTORCH_LLAVA
+
+    @staticmethod
+    def read_geometry(config: JsonObject) -> Geometry:
+        """The sizes in config.json. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
+        return read_geometry(config)
 
     @cached_property
     def keys(self) -> KeyMap:

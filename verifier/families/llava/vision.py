@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
+from verifier.families.geometry import Geometry, VisionGeometry
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 
 RESCALE = 1 / 255
 QUICK_GELU = 1.702
