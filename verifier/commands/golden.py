@@ -55,8 +55,8 @@ def answer(
     margins. A `program` proposes the answer, which saves passes and changes nothing."""
     tokenizer = open_tokenizer(checkpoint)
     blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
-    sample = load_sample(blank, tokenizer, open_family(checkpoint))
-    patches = checkpoint.geometry.vision.patches
+    family = open_family(checkpoint)
+    sample, patches = load_sample(blank, tokenizer, family), family.patches
     room = min(ANSWER_TOKENS, DEFAULT_MAX_LEN + 1 - sample.prompt.length(patches))
     if room < 1:
         raise UsageError(
