@@ -12,6 +12,7 @@ from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.core.errors import ArtifactError, CheckpointError
 from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES, recognize
 from verifier.families.family import Family
+from verifier.families.llava.family import Llava
 from verifier.families.registry import FAMILIES, open_checkpoint, open_family
 
 
@@ -119,6 +120,19 @@ def test_a_checkpoint_of_no_family_is_refused(family: Family) -> None:
     other = replace(family.checkpoint, config=family.checkpoint.config | {"model_type": "smolvlm"})
     with pytest.raises(CheckpointError, match=r"not known\n  got: smolvlm\n  expected: llava"):
         open_family(other)
+
+
+def test_a_decoder_of_its_own_makes_a_family(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaVA with another decoder has LLaVA's model type: the registry tells them apart, and LLaVA itself stays what it is."""
+
+    class Other(Llava):
+        """LLaVA of Mistral."""
+
+    monkeypatch.setitem(FAMILIES, "llava mistral", Other)
+    config = family.checkpoint.config
+    mistral = config | {"text_config": config["text_config"] | {"model_type": "mistral"}}
+    assert type(open_family(replace(family.checkpoint, config=mistral))) is Other
+    assert type(open_family(family.checkpoint)) is Llava
 
 
 def test_registries() -> None:
