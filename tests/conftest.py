@@ -15,7 +15,8 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.support import EMBEDDED_PTE, verify
-from verifier.families.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.registry import open_checkpoint
 from verifier.faults.subjects import make_micro_checkpoint, make_micro_model
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.runner.native import NativeRunner

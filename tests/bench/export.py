@@ -25,7 +25,7 @@ def _ours() -> None:
     from verifier.core.progress import Progress
     from verifier.core.types import Recipe
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
-    from verifier.families.checkpoint import open_checkpoint
+    from verifier.families.registry import open_checkpoint
 
     checkpoint = open_checkpoint(sys.argv[2])
     recipe = Recipe(group_size=default_group_size(checkpoint.geometry.text.width))

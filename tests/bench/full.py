@@ -22,7 +22,7 @@ from typing import Any
 from tests.bench.memory import await_peak
 from verifier.artifact.program import open_artifact
 from verifier.core.files import replacing
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.registry import open_checkpoint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROUNDS = 3

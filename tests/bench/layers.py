@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from verifier.core import upstream
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 
 
 def _theirs() -> None:

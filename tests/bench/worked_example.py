@@ -11,10 +11,10 @@ import numpy as np
 from tests.support import EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.core.progress import hushed
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.answering import answer_samples, load_sample
 from verifier.families.driver import Script, converse
 from verifier.families.llava.definition import build_definition
-from verifier.families.llava.reference import answer_samples, load_sample
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.gather.conversations import run_bundle
@@ -36,7 +36,7 @@ def main() -> None:
         constant = find_constants(broken, checkpoint)["text_decoder.layers.2.feed_forward.w1.weight"]
         assert constant.value.constant is not None
         change_bytes(broken, Span(constant.value.constant.offset + 1000, 1), lambda byte: byte ^ np.uint8(4))
-        sample = load_sample(wanted, tokenizer, side_px=336)
+        sample = load_sample(wanted, tokenizer, open_family(checkpoint))
         expected = answer_samples(build_definition(checkpoint, max_len=768), [sample])[0].logits
         lines = []
         for name, pte in (("clean", EMBEDDED_PTE), ("flipped", broken)):

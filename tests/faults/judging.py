@@ -12,9 +12,9 @@ from verifier.audit.run import audit_weights
 from verifier.checks.registry import CHECKS
 from verifier.core.types import CheckResult, Missing, Recipe
 from verifier.export.manifest import read_manifest
+from verifier.families.answering import load_sample
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.definition import build_definition
-from verifier.families.llava.reference import load_sample
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_golden
@@ -60,7 +60,7 @@ def trace_conversation(pte: Path, micro_model: Path, micro: Checkpoint, folder: 
     """A short conversation on the traced runtime."""
     golden = load_golden(micro_model, micro.sha256)
     tokenizer = Tokenizer(micro_model)
-    sample = load_sample(golden.images[0], tokenizer, side_px=56)
+    sample = load_sample(golden.images[0], tokenizer, open_family(micro))
     folder.mkdir(exist_ok=True)
     made = run_traced(open_artifact(pte), [sample], LocalRunner(), folder, patches=16)
     assert not made.problem

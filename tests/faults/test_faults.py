@@ -18,11 +18,12 @@ from verifier.audit.recipe import quantized_embedding
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
 from verifier.core.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import embedding_table
-from verifier.families.llava.hugging_face import LayerPair
 from verifier.families.llava.keymap import map_keys
 from verifier.families.pixels.processor import find_processor
+from verifier.families.registry import open_checkpoint
+from verifier.families.samples import LayerPair
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.gather.opening import Request, open_request

@@ -13,9 +13,9 @@ import pytest
 
 from tests.faults.judging import results_of
 from verifier.core.types import CheckResult, Prompt, Segment
-from verifier.families import driver
+from verifier.families import driver, prompts
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava import prompt
+from verifier.families.llava.prompt import PROMPT
 from verifier.families.samples import Sample
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.second_encoder import SecondEncoder
@@ -162,15 +162,16 @@ def test_22_stray_blank_in_the_template(gathered: Evidence) -> None:
 
 def _with(clean: Evidence, tokenizer: Tokenizer) -> Evidence:
     """Prompts and facts of a tokenizer as they are measured now."""
-    prompts = measure_prompts(
+    measured_prompts = measure_prompts(
         tokenizer,
+        PROMPT,
         [case.sample.golden.question for case in clean.cases],
         patches=clean.patches,
         limit=clean.program.max_seq_len,
         side_px=clean.geometry.vision.image_px,
     )
     tokens = measure_tokens(tokenizer, vocabulary=clean.geometry.text.vocabulary, answers=(), logits=())
-    return replace(clean, tokens=tokens, prompts=prompts)
+    return replace(clean, tokens=tokens, prompts=measured_prompts)
 
 
 def _published(clean: Evidence, folder: Path, change: Callable[[Prompt], Prompt] = lambda given: given) -> Evidence:
@@ -179,8 +180,9 @@ def _published(clean: Evidence, folder: Path, change: Callable[[Prompt], Prompt]
         shutil.copy(EMBEDDED / name, folder / name)
     as_transformers_4(folder)
     tokenizer = Tokenizer(folder)
-    prompts = iter([prompt.caption_prompt(tokenizer, c.sample.golden.question) for c in clean.cases[:COUNT]])
-    return _scripted(_with(clean, tokenizer), lambda _given: change(next(prompts)))
+    questions = [case.sample.golden.question for case in clean.cases[:COUNT]]
+    given = iter([prompts.caption_prompt(tokenizer, PROMPT, question) for question in questions])
+    return _scripted(_with(clean, tokenizer), lambda _given: change(next(given)))
 
 
 @pytest.mark.parametrize("form", ["own", "published"])
@@ -207,7 +209,7 @@ def test_61_blank_in_dialogues(
 ) -> None:
     """Each stretch of text encoded by itself: with a blank in front it is wrong for the own form and right for the published one; without
     one it is the other way round."""
-    monkeypatch.setattr(measured, "dialogue_segments", encoded_in_stretches(prompt.dialogue_segments, blank=blank))
+    monkeypatch.setattr(measured, "dialogue_segments", encoded_in_stretches(prompts.dialogue_segments, blank=blank))
     failed = {}
     for form, evidence_ in (
         ("own", _with(gathered, Tokenizer(EMBEDDED))),
@@ -364,12 +366,12 @@ def test_history_that_shows_fails(gathered: Evidence) -> None:
 
 def test_dialogue_is_spelled_as_hugging_face_spells_it() -> None:
     """Segments of two turns with an image: BOS first, EOS behind the first answer, the image between text."""
-    turns = (prompt.Turn("What?", answer="A cat."), prompt.Turn("Why?", images=0))
+    turns = (prompts.Turn("What?", answer="A cat."), prompts.Turn("Why?", images=0))
     tokenizer = Tokenizer(EMBEDDED)
-    segments = prompt.dialogue_segments(tokenizer, turns)
+    segments = prompts.dialogue_segments(tokenizer, PROMPT, turns)
     assert [segment is None for segment in segments] == [False, True, False]
     assert segments[0] is not None and segments[2] is not None
     assert segments[0][0] == tokenizer.bos_id
     assert segments[2].count(tokenizer.eos_id) == 1
-    spelled = tokenizer.spelled(prompt.dialogue_parts(turns))
+    spelled = tokenizer.spelled(PROMPT.dialogue_parts(turns))
     assert spelled.endswith("ASSISTANT: A cat.</s>USER: Why? ASSISTANT:")

@@ -14,7 +14,7 @@ from tests.support import EMBEDDED_PTE, export, verify
 from verifier.artifact.program import open_artifact
 from verifier.core.files import sha256_of_file
 from verifier.export.manifest import cpu_kind, read_manifest
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.registry import open_checkpoint
 
 CPU_ROUNDING = 1e-5
 """Relative. Two AVX-512 machines of different models measured 2.8e-7 between their activation scales, and no integer

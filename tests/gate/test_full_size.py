@@ -12,7 +12,8 @@ import pytest
 from tests.support import export, verify
 from verifier.commands.synthesize import main as synthesize
 from verifier.families import streaming
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.faults.subjects import answer_images
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.synth import folder as synth_folder

@@ -11,7 +11,7 @@ import pytest
 from tests.gate.cases import without_golden_data
 from tests.support import EMBEDDED_PTE, verify
 from verifier.checks.registry import CHECKS
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.registry import open_checkpoint
 from verifier.faults.surgery import change_bytes, find_constants
 
 

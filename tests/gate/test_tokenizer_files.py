@@ -20,7 +20,9 @@ from verifier.checks.registry import select
 from verifier.checks.tokenizer import CHECKS
 from verifier.core.errors import UsageError
 from verifier.core.types import CheckResult
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.llava.prompt import PROMPT
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.faults.tokenizer_forms import prepend, read_bin, rewrite, write_bin
 from verifier.gather.opening import Request, open_request
@@ -39,7 +41,7 @@ def judge(pte: Path, named: Path | None = None, model: Path = EMBEDDED) -> Resul
     golden = load_golden(checkpoint.directory, checkpoint.sha256)
     evidence: Any = SimpleNamespace(
         subjects=SimpleNamespace(tokenizers=to_ship.cases),
-        shipped=measure_shipped(to_ship, checkpoint.directory, open_tokenizer(checkpoint), golden.images),
+        shipped=measure_shipped(to_ship, checkpoint.directory, open_tokenizer(checkpoint), golden.images, PROMPT),
     )
     found = [result for check in CHECKS for result in check.results(evidence)]
     several = len(to_ship.cases) > 1

@@ -14,7 +14,8 @@ import pytest
 import sentencepiece
 
 from tests.support import EMBEDDED_PTE
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.faults.tokenizer_forms import write_bin
 from verifier.golden.records import load_golden
 from verifier.runner.native import NativeRunner

@@ -19,7 +19,8 @@ from tests.gate.cases import copy_of_llava_tiny
 from tests.support import EMBEDDED_PTE
 from verifier.core.errors import RunnerError
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, after_image, caption_prompt
+from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
+from verifier.families.prompts import caption_prompt
 from verifier.families.tokens.texts import texts
 from verifier.families.tokens.tokenizer import Tokenizer as OwnTokenizer
 from verifier.faults.tokenizer_forms import prepend, rewrite, write_bin
@@ -173,9 +174,9 @@ def test_prompt_is_the_one_that_the_gate_feeds(form: str, tmp_path: Path) -> Non
     )
     ours = open_tokenizer(model / "tokenizer.json")
     for question in (DEFAULT_QUESTION, "Was ist das? 日本 🙂", "What does <image> or </s> mean?", " two  blanks "):
-        fed = caption_prompt(OwnTokenizer(model), question)
-        assert fed.before == (ours.bos, *ours.encode(BEFORE_IMAGE))
-        assert fed.after == tuple(ours.encode_behind(after_image(question)))
+        fed = caption_prompt(OwnTokenizer(model), PROMPT, question)
+        assert fed.before == (ours.bos, *ours.encode(PROMPT.before_image))
+        assert fed.after == tuple(ours.encode_behind(PROMPT.after_image(question)))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])

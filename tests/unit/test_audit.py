@@ -100,7 +100,7 @@ def test_scale_that_is_no_number_is_wrong(scale: float) -> None:
         factor = Constant("vision_encoder", 0, None, "factor", graph, PerTensor(value, 0))
         return (
             compare._check_scales(record, linear, expected, storage, None, source).reason,
-            compare._check_factor(record, factor, torch.tensor(1.702 / SCALE)).reason,
+            compare._check_factor(record, factor, torch.tensor(1.702 / SCALE), 1.702).reason,
         )
 
     assert judged(SCALE) == ("", "")

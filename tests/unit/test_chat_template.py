@@ -14,7 +14,7 @@ from verifier.checks import splice
 from verifier.core.errors import CheckpointError
 from verifier.core.types import CheckResult
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.prompt import caption_parts
+from verifier.families.llava.prompt import PROMPT
 from verifier.families.tokens.chat_template import ChatTemplate, find_template, render
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.tokenizer_forms import rewrite
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def judged(folder: Path) -> CheckResult:
     """What the check says."""
-    evidence: Any = SimpleNamespace(template=measure_template(folder, Tokenizer(folder)), subjects=None)
+    evidence: Any = SimpleNamespace(template=measure_template(folder, Tokenizer(folder), PROMPT), subjects=None)
     (result,) = splice.template.results(evidence)
     return result
 
@@ -61,7 +61,7 @@ def test_template_without_system_prompt_is_shown_and_no_failure(folder: Path) ->
     assert result.verdict == "pass"
     assert "renders another prompt" in result.message
     assert repr("USER: <image>\nDescribe the image. ASSISTANT:") in result.message
-    assert repr(Tokenizer(folder).spelled(caption_parts())) in result.message
+    assert repr(Tokenizer(folder).spelled(PROMPT.caption_parts())) in result.message
 
 
 def test_checkpoint_without_template_is_not_asked(folder: Path) -> None:

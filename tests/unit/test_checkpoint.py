@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from verifier.core.errors import CheckpointError
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.definition import build_definition
+from verifier.families.registry import open_checkpoint
 
 
 @pytest.fixture

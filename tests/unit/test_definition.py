@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.support import sqnr_db
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.hugging_face import load_hugging_face
+from verifier.families.registry import open_checkpoint
 
 
 @pytest.mark.parametrize("custom_sdpa", [True, False])

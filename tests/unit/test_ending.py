@@ -15,7 +15,7 @@ from verifier.artifact.program import _facts, read_program
 from verifier.core.errors import CheckpointError
 from verifier.core.types import Recipe
 from verifier.export.lower import metadata, to_edge, to_program
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import begin_statements, end_ids
 from verifier.faults.tokenizer_forms import rewrite

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.core.errors import ArtifactError, CheckpointError
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES, recognize
 from verifier.families.family import Family
-from verifier.families.registry import FAMILIES, open_family
+from verifier.families.llava.family import Llava
+from verifier.families.registry import FAMILIES, open_checkpoint, open_family
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,21 @@ def test_the_projector_is_a_part_that_is_judged_with_the_last_layer(family: Fami
     assert part == f"{ENCODER}.projector"
     last = family.checkpoint.geometry.vision.layers_used - 1
     assert family.block_of(part) == f"{ENCODER}.layers.{last}"
+
+
+def test_the_encoder_in_halves_is_the_encoder(family: Family) -> None:
+    """The halves of its layers one after the other give the image tokens to the bit, and each names a norm that owns a parameter."""
+    definition = family.definition(max_len=8)
+    encoder = definition.encoder
+    norms = [encoder.first_norm, *(norm for layer in encoder.blocks for norm in layer.norms)]
+    assert {f"{ENCODER}.{norm}" for norm in norms} <= {p.module for p in family.parameters()}
+    assert len(set(norms)) == 1 + 2 * len(encoder.blocks) == 1 + 2 * family.checkpoint.geometry.vision.layers_used
+    image = torch.randint(0, 256, (3, 336, 200), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stream = encoder.embedded(image)
+        for layer in encoder.blocks:
+            stream = layer.feed_forward(layer.attention(stream))
+        assert torch.equal(encoder.project(stream), definition.image_tokens(image))
 
 
 def test_roles_of_parameters(family: Family) -> None:
@@ -104,6 +120,19 @@ def test_a_checkpoint_of_no_family_is_refused(family: Family) -> None:
     other = replace(family.checkpoint, config=family.checkpoint.config | {"model_type": "smolvlm"})
     with pytest.raises(CheckpointError, match=r"not known\n  got: smolvlm\n  expected: llava"):
         open_family(other)
+
+
+def test_a_decoder_of_its_own_makes_a_family(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaVA with another decoder has LLaVA's model type: the registry tells them apart, and LLaVA itself stays what it is."""
+
+    class Other(Llava):
+        """LLaVA of Mistral."""
+
+    monkeypatch.setitem(FAMILIES, "llava mistral", Other)
+    config = family.checkpoint.config
+    mistral = config | {"text_config": config["text_config"] | {"model_type": "mistral"}}
+    assert type(open_family(replace(family.checkpoint, config=mistral))) is Other
+    assert type(open_family(family.checkpoint)) is Llava
 
 
 def test_registries() -> None:

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from verifier.core.errors import CheckpointError
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.keymap import expected_keys, map_keys
 from verifier.faults.subjects import micro_config
 
@@ -30,7 +30,7 @@ LLAVA_7B = {
 
 def test_geometry_of_7b_fills_in_the_defaults() -> None:
     """The published config names few text fields; Llama-2-7B's stand behind them."""
-    geometry = Geometry.from_config(LLAVA_7B)
+    geometry = read_geometry(LLAVA_7B)
     assert (geometry.vision.layers_used, geometry.vision.patches, geometry.vision.width) == (23, 576, 1024)
     text = geometry.text
     assert (text.width, text.layers, text.heads, text.kv_heads, text.head_dim, text.hidden) == (
@@ -45,7 +45,7 @@ def test_geometry_of_7b_fills_in_the_defaults() -> None:
 
 def test_geometry_reads_grouped_queries() -> None:
     """kv_heads below heads is allowed."""
-    assert Geometry.from_config(micro_config()).text.kv_heads == 2
+    assert read_geometry(micro_config()).text.kv_heads == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_geometry_refuses_other_models_by_field(path: tuple[str, ...], value: ob
         section = section[name]  # type: ignore[assignment]
     section[path[-1]] = value
     with pytest.raises(CheckpointError, match=said):
-        Geometry.from_config(config)
+        read_geometry(config)
 
 
 def _published(key: str) -> str:
@@ -85,15 +85,13 @@ def _published(key: str) -> str:
 
 
 def _keys_7b() -> set[str]:
-    mapped = expected_keys(Geometry.from_config(LLAVA_7B))
+    mapped = expected_keys(read_geometry(LLAVA_7B))
     return {_published(key) for key in mapped.used | mapped.unused}
 
 
 def test_keymap_takes_the_published_spelling() -> None:
     """Keys of llava-hf/llava-1.5-7b-hf as published: 23 used vision layers, the 24th unused."""
-    mapped = map_keys(
-        _keys_7b() | {"vision_tower.vision_model.embeddings.position_ids"}, Geometry.from_config(LLAVA_7B)
-    )
+    mapped = map_keys(_keys_7b() | {"vision_tower.vision_model.embeddings.position_ids"}, read_geometry(LLAVA_7B))
     assert mapped.text["layers.31.feed_forward.w2.weight"] == "language_model.model.layers.31.mlp.down_proj.weight"
     assert len(mapped.text) == 32 * 9 + 2
     assert "vision_tower.vision_model.encoder.layers.23.mlp.fc1.weight" in mapped.unused
@@ -103,4 +101,4 @@ def test_keymap_names_a_renamed_key() -> None:
     """A key that was renamed is both missing and unknown (ET#12324 passed it in silence)."""
     keys = _keys_7b() - {"language_model.model.norm.weight"} | {"language_model.model.final_norm.weight"}
     with pytest.raises(CheckpointError, match=r"missing language_model\.model\.norm\.weight; unknown .*final_norm"):
-        map_keys(keys, Geometry.from_config(LLAVA_7B))
+        map_keys(keys, read_geometry(LLAVA_7B))

@@ -9,7 +9,8 @@ import pytest
 
 from verifier.core.errors import GoldenError
 from verifier.core.files import sha256_of_file
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.bands import Band, load_tolerances
 from verifier.golden.records import load_golden

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from verifier.commands.golden import main
+from verifier.families.answering import greedy_answer, load_sample
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.llava.definition import build_definition
-from verifier.families.llava.reference import greedy_answer, load_sample
+from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_expectation, load_golden
 
@@ -48,7 +49,7 @@ def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
     definition = build_definition(micro)
     tokenizer = Tokenizer(micro.directory)
     golden = load_golden(micro.directory, micro.sha256).images[0]
-    sample = load_sample(golden, tokenizer, side_px=micro.geometry.vision.image_px)
+    sample = load_sample(golden, tokenizer, open_family(micro))
     room = 6
     ids, margins = greedy_answer(definition, sample, ends=(tokenizer.eos_id,), room=room)
     passes: list[int] = []

@@ -12,7 +12,8 @@ from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.program import open_artifact
 from verifier.artifact.storage import Span
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.registry import open_checkpoint
 from verifier.faults.fault import Fault, Work
 from verifier.faults.in_program import activation_scale, vision_attention_scale, zero_point_misread
 from verifier.faults.surgery import change_bytes

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from verifier.core.errors import CheckpointError
-from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.llava.hugging_face import load_hugging_face
 from verifier.families.llava.keymap import expected_keys, map_keys
+from verifier.families.registry import open_checkpoint
 
 Rename = Callable[[str], str]
 

@@ -15,8 +15,8 @@ from verifier.audit.lifetimes import find_overlaps
 from verifier.audit.lifetimes import lifetimes as tensor_lifetimes
 from verifier.checks.structure import lifetimes
 from verifier.core.types import CheckResult
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.conventions import ROLES
+from verifier.families.registry import open_checkpoint
 from verifier.measures.program_facts import program_facts
 
 

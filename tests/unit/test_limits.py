@@ -42,7 +42,7 @@ NOT_A_JUDGEMENT = {
     "steps < 0.5": "the second order of two passes need not be tried",
     "off <= allowed.value": "negated: names the first place of what was judged",
     "value.count > 1": "a plural",
-    "tokens_of(dialogue_segments(tokenizer, (Turn(text),)), patches) <= limit": "a length in tokens",
+    "tokens_of(dialogue_segments(tokenizer, form, (Turn(text),)), patches) <= limit": "a length in tokens",
     "needed > limit": "a length in tokens",
     "sum(kept) + size < limit": "a length in tokens",
     "start < limit": "a position",

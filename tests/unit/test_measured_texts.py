@@ -10,7 +10,9 @@ import pytest
 
 from verifier.core.archive import load_archive, save_archive
 from verifier.core.types import Missing, Recipe
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.llava.prompt import PROMPT
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.measures.prompts import PROMPTS, PromptEvidence, TemplatePrompt, measure_prompts, measure_template
@@ -71,8 +73,8 @@ def test_what_is_measured_can_be_saved(tokenizer: Tokenizer, tmp_path: Path) -> 
     checkpoint = open_checkpoint(EMBEDDED)
     measured = Measured(
         measure_tokens(tokenizer, vocabulary=VOCABULARY, answers=[_answer(tokenizer)], logits=()),
-        measure_prompts(tokenizer, ["", "What?"], patches=16, limit=768, side_px=56),
-        measure_template(EMBEDDED, tokenizer),
+        measure_prompts(tokenizer, PROMPT, ["", "What?"], patches=16, limit=768, side_px=56),
+        measure_template(EMBEDDED, tokenizer, PROMPT),
         measure_metadata(checkpoint, Recipe(), tokenizer),
     )
     save_archive(measured, tmp_path / "measured", schema="test/1")

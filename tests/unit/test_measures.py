@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from verifier.core.types import Missing, Recipe
-from verifier.families.llava.hugging_face import LayerPair
-from verifier.families.samples import Answered
+from verifier.families.samples import Answered, LayerPair
 from verifier.measures.channels import measure_channels
 from verifier.measures.mapping import layer_errors
 from verifier.measures.vocabulary import measure_vocabulary

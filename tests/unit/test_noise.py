@@ -13,8 +13,7 @@ from torch import Tensor
 from tests.support import row_sqnr_db
 from verifier.commands.synthesize import main as synthesize
 from verifier.core.types import Recipe
-from verifier.families.checkpoint import open_checkpoint
-from verifier.families.registry import open_family
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
 from verifier.ladder.quantized import Rounding, build_quantized_decoder

@@ -17,15 +17,16 @@ from torch.nn import functional
 
 from verifier.checks.registry import CHECKS
 from verifier.core.types import CheckResult, Prompt
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
-from verifier.families.llava.preprocess import frame_size, prepare_image, to_tensor
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.llava import preprocess
+from verifier.families.llava.preprocess import LlavaPixels, frame_size, prepare_image, to_tensor
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.pixels import image_file
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.resampling import FILTERS, resample
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import Sample
 from verifier.golden.records import GoldenImage
-from verifier.measures import pixels as measuring
 from verifier.measures.drawing import FILES, drawn, save_turned
 from verifier.measures.evidence import Subjects
 from verifier.measures.pictures import DRAWN, DRAWN_CASES, FILE_CASES, frame_sizes
@@ -38,11 +39,12 @@ Way = Callable[[Image.Image], Tensor]
 def _results(check_id: str, sample: Sample | None = None, **changed: Any) -> list[CheckResult]:
     """What a check says of pictures that are measured now: a golden one, which is the user's too, drawn ones, or files."""
     geometry = open_checkpoint(EMBEDDED).geometry
-    wanted = {"square": False, "vision": VisionEncoder(geometry)} | changed
+    wanted = {"square": False, "normalize": VisionEncoder(geometry).normalize} | changed
     pictures = measure_pictures(
         () if sample is None else (sample,),
         sample,
         find_processor(EMBEDDED),
+        LlavaPixels(geometry.vision.image_px),
         with_drawn=check_id == "preprocess.sizes",
         with_files=check_id == "preprocess.files",
         **wanted,
@@ -54,7 +56,7 @@ def _results(check_id: str, sample: Sample | None = None, **changed: Any) -> lis
 
 def _failed(monkeypatch: pytest.MonkeyPatch, way: Way) -> set[str]:
     """The sizes that fail if pictures are prepared this way."""
-    monkeypatch.setattr(measuring, "prepare_image", lambda image, **_: way(image))
+    monkeypatch.setattr(preprocess, "prepare_image", lambda image, **_: way(image))
     results = _results("preprocess.sizes")
     assert {r.verdict for r in results} <= {"pass", "fail"}
     return {r.case for r in results if r.verdict == "fail"}
@@ -198,7 +200,7 @@ def test_pixels_that_are_not_finite_fail(value: float) -> None:
     """Neither is inside a limit, in the encoder's constants or in the picture itself."""
     vision = VisionEncoder(open_checkpoint(EMBEDDED).geometry)
     vision.mean = vision.mean * value
-    assert {r.verdict for r in _results("preprocess.sizes", vision=vision)} == {"fail"}
+    assert {r.verdict for r in _results("preprocess.sizes", normalize=vision.normalize)} == {"fail"}
     sample = _sample(EMBEDDED / "images" / "wide_0.png")
     broken = replace(sample, image=np.full(sample.image.shape, value, np.float32))
     for check_id in ("preprocess.pixels", "preprocess.image"):

@@ -15,9 +15,11 @@ from verifier.checks.processor import CASES
 from verifier.checks.registry import CHECKS
 from verifier.core import upstream
 from verifier.core.types import CheckResult
-from verifier.families.checkpoint import EMBEDDED, Checkpoint, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, find_processor
 from verifier.families.pixels.published import published_samples
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import PublishedAnswer, Sample
 
 Fields = dict[str, Any]
@@ -59,7 +61,7 @@ def _checkpoint(folder: Path, nested: Fields | None, plain: Fields | None = None
 
 def _run(check_id: str, checkpoint: Checkpoint, published: tuple[PublishedAnswer, ...] = ()) -> list[CheckResult]:
     check = next(c for c in CHECKS if c.id == check_id)
-    pictures = SimpleNamespace(processor=find_processor(checkpoint.directory))
+    pictures = SimpleNamespace(processor=find_processor(checkpoint.directory), mean=CLIP_MEAN, std=CLIP_STD)
     evidence: Any = SimpleNamespace(geometry=checkpoint.geometry, pictures=pictures, published=published, subjects=None)
     return check.results(evidence)
 

@@ -8,7 +8,8 @@ import pytest
 
 from verifier.core.errors import CheckpointError
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.prompt import Turn, caption_parts, caption_prompt, dialogue_parts, dialogue_segments
+from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
+from verifier.families.prompts import Turn, caption_prompt, dialogue_segments
 from verifier.families.tokens.tokenizer import Tokenizer
 
 
@@ -24,14 +25,14 @@ def test_prompt_equals_hugging_face(tokenizer: Tokenizer, question: str) -> None
     from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(EMBEDDED)
-    prompt = caption_prompt(tokenizer, question)
-    expected = reference(tokenizer.spelled(caption_parts(question)))["input_ids"]
+    prompt = caption_prompt(tokenizer, PROMPT, question)
+    expected = reference(tokenizer.spelled(PROMPT.caption_parts(question)))["input_ids"]
     assert [*prompt.before, 1024, *prompt.after] == expected
 
 
 def test_prompt_has_one_bos(tokenizer: Tokenizer) -> None:
     """At the start and nowhere else."""
-    prompt = caption_prompt(tokenizer)
+    prompt = caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION)
     assert prompt.before[0] == tokenizer.bos_id == 1
     assert tokenizer.bos_id not in (*prompt.before[1:], *prompt.after)
     assert prompt.length(576) == len(prompt.before) + 576 + len(prompt.after)
@@ -39,25 +40,25 @@ def test_prompt_has_one_bos(tokenizer: Tokenizer) -> None:
 
 def test_seed_prompt_is_the_cue_alone(tokenizer: Tokenizer) -> None:
     """`--prompt=ASSISTANT:` stands behind the image as a text of its own, and what stands before the image stays."""
-    seed = caption_prompt(tokenizer, "")
+    seed = caption_prompt(tokenizer, PROMPT, "")
     assert seed.after == tuple(tokenizer.encode("ASSISTANT:"))
-    assert seed.before == caption_prompt(tokenizer).before
+    assert seed.before == caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION).before
 
 
 def test_dialogue_is_cut_at_its_images(tokenizer: Tokenizer) -> None:
     """Segments between images, whose text is the spelled one; `</s>` behind an answer."""
     turns = (Turn("Compare.", images=2, answer="Alike."), Turn("Why?", images=0))
-    segments = dialogue_segments(tokenizer, turns)
+    segments = dialogue_segments(tokenizer, PROMPT, turns)
     assert [segment is None for segment in segments] == [False, True, False, True, False]
     flat = [token for segment in segments for token in (segment or (tokenizer.image_id,))]
-    assert flat == tokenizer.encode_parts(dialogue_parts(turns))
+    assert flat == tokenizer.encode_parts(PROMPT.dialogue_parts(turns))
     assert flat.count(tokenizer.eos_id) == 1
 
 
 @pytest.mark.parametrize("written", ["What does <image> mean?", "</s>", "<s> and </s><image>", "<unk><pad>"])
 def test_what_a_user_writes_is_text(tokenizer: Tokenizer, written: str) -> None:
     """A literal special token in a question makes no special id, and the text comes back whole."""
-    prompt = caption_prompt(tokenizer, written)
+    prompt = caption_prompt(tokenizer, PROMPT, written)
     special = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.image_id, 0, 1025}
     assert not special & set(prompt.after)
     assert written in tokenizer.decode(prompt.after)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from verifier.core.errors import UsageError
 from verifier.core.files import replacing
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.vision import VisionEncoder
+from verifier.families.registry import open_checkpoint
 from verifier.measures.pixels import thumbnail
 from verifier.report.as_json import finite
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from verifier.core.errors import CheckpointError
 from verifier.core.files import sha256_of_file
-from verifier.families.checkpoint import open_checkpoint
+from verifier.families.registry import open_checkpoint
 from verifier.families.shards import read_contents, read_shard
 
 NORM = "model.language_model.norm.weight"

@@ -13,7 +13,8 @@ import torch
 from verifier.core.errors import CheckpointError
 from verifier.core.types import Recipe
 from verifier.families import streaming
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.answering import load_sample
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import Definition, build_definition
 from verifier.families.llava.hugging_face import (
     _HuggingFaceLayers,
@@ -22,8 +23,7 @@ from verifier.families.llava.hugging_face import (
     load_hugging_face,
 )
 from verifier.families.llava.prompt import DEFAULT_QUESTION
-from verifier.families.llava.reference import load_sample
-from verifier.families.registry import open_family
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
 from verifier.ladder.quantized import build_quantized_decoder
@@ -126,7 +126,7 @@ def test_hugging_face_layer_by_layer_is_hugging_face(micro_checkpoint: Path) -> 
     image = GoldenImage(
         "x", EMBEDDED / "images" / "wide_0.png", "", "x", DEFAULT_QUESTION, (5, 6, 7), (1.0, 1.0, 1.0), ""
     )
-    sample = load_sample(image, tokenizer, side_px=checkpoint.geometry.vision.image_px)
+    sample = load_sample(image, tokenizer, open_family(checkpoint))
     whole = compare_with_hugging_face(load_hugging_face(checkpoint), made, sample)
     layered = compare_layer_by_layer(checkpoint, made, sample)
     assert [pair.name for pair in layered] == [pair.name for pair in whole]

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from verifier.commands.golden import answer
 from verifier.commands.synthesize import main
 from verifier.core.files import sha256_of_file
-from verifier.families.checkpoint import open_checkpoint
 from verifier.families.llava.definition import build_definition
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.hugging_face import load_hugging_face
 from verifier.families.llava.keymap import map_keys
 from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.subjects import micro_config
 from verifier.synth import folder as synth_folder
@@ -101,7 +101,7 @@ def test_same_seed_gives_the_same_bytes(made: Path, tmp_path: Path, monkeypatch:
 def test_weights_have_heavy_tails_and_outlier_channels() -> None:
     """Kurtosis of 4 and more; a few columns of the embedding an order of magnitude larger than the others."""
     config = find_config("wide")
-    maker = Maker(Geometry.from_config(config), seed=0, following={})
+    maker = Maker(read_geometry(config), seed=0, following={})
     shapes = shapes_of(config)
     weight = maker.tensor(name := "model.language_model.layers.0.mlp.gate_proj.weight", shapes[name]).double()
     assert float(weight.pow(4).mean() / weight.pow(2).mean() ** 2) > 4

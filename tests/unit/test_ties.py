@@ -14,8 +14,7 @@ from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.commands.synthesize import main as synthesize
 from verifier.core.types import Recipe
 from verifier.export.run import default_group_size
-from verifier.families.checkpoint import open_checkpoint
-from verifier.families.registry import open_family
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db

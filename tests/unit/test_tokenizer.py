@@ -12,8 +12,9 @@ import pytest
 
 from verifier.core.errors import CheckpointError
 from verifier.families.checkpoint import EMBEDDED, Checkpoint, read_json
-from verifier.families.llava.geometry import Geometry
-from verifier.families.llava.prompt import caption_prompt
+from verifier.families.llava.geometry import read_geometry
+from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
+from verifier.families.prompts import caption_prompt
 from verifier.families.tokens.agreement import (
     compare_with_second,
     compare_with_transformers,
@@ -46,7 +47,7 @@ def form(tmp_path: Path) -> Folder:
 def opened(folder: Path) -> Tokenizer:
     """The tokenizer as the gate opens it, all comparisons made."""
     config = read_json(folder / "config.json", limit_bytes=1 << 20)
-    tokenizer = open_tokenizer(Checkpoint(folder, Geometry.from_config(config), (), config))
+    tokenizer = open_tokenizer(Checkpoint(folder, read_geometry(config), (), config))
     assert compare_with_transformers(tokenizer) > 300
     return tokenizer
 
@@ -72,7 +73,9 @@ def test_what_stands_behind_the_image_is_read(form: Folder, name: str, behind: t
     """A lone blank in the published form, nothing in the other; the rule says which."""
     tokenizer = opened(form(name))
     blank = tokenizer.encode("\n")[:1]
-    assert caption_prompt(tokenizer).after[:2] == tuple([*(blank if behind else ()), 13, 1003][:2])
+    assert caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION).after[:2] == tuple(
+        [*(blank if behind else ()), 13, 1003][:2]
+    )
     assert tokenizer.rule.behind_image == tokenizer.rule.behind_end == (*behind, "<0x0A>")
     assert tokenizer.rule.at_start == (BLANK, "<0x0A>")
     assert tokenizer.rule.bos
@@ -80,7 +83,7 @@ def test_what_stands_behind_the_image_is_read(form: Folder, name: str, behind: t
 
 def test_published_ids_are_those_of_the_7b_form(form: Folder) -> None:
     """The ids around the image that transformers 4, ExecuTorch's exporter and its C++ tokenizers make: blank, image, blank, newline."""
-    prompt = caption_prompt(opened(form("published")))
+    prompt = caption_prompt(opened(form("published")), PROMPT, DEFAULT_QUESTION)
     assert (*prompt.before[-1:], *prompt.after[:2]) == (936, 936, 13)
 
 
@@ -181,7 +184,7 @@ def test_image_token_that_eats_blanks(form: Folder, name: str, flags: dict[str, 
         rewrite(folder / "tokenizer_config.json", lambda data: data.update(decoder))
     tokenizer = opened(folder)
     newline = tokenizer.encode("\n")[-1]
-    prompt = caption_prompt(tokenizer)
+    prompt = caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION)
     assert (newline in prompt.after) is ("rstrip" not in flags)
     assert (tokenizer.piece(prompt.before[-1]) == BLANK) is ("lstrip" not in flags)
 
@@ -269,7 +272,7 @@ def test_prompt_without_bos_is_the_files_word(form: Folder) -> None:
     rewrite(folder / "tokenizer.json", lambda data: data.update(post_processor=None))
     tokenizer = opened(folder)
     assert not tokenizer.rule.bos
-    assert caption_prompt(tokenizer).before[0] != tokenizer.bos_id
+    assert caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION).before[0] != tokenizer.bos_id
 
 
 def test_text_that_ends_with_eos_is_refused(form: Folder) -> None:

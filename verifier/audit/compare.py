@@ -20,7 +20,6 @@ from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.compare import decibels
 from verifier.core.limits import limit
 from verifier.families.family import Parameter
-from verifier.families.llava.vision import QUICK_GELU
 from verifier.interpret.machine import constant_tensor
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
@@ -54,7 +53,7 @@ def compare_constant(
     record = _same(record, stored, values, expected.what)
     record = _check_scales(record, constant, expected, storage, weight_scale, source)
     if parameter is None:
-        return _check_factor(record, constant, stored)
+        return _check_factor(record, constant, stored, expected.number)
     return _fidelity(record, constant, stored, source.tensor(parameter.key), storage)
 
 
@@ -143,14 +142,14 @@ def _check_scales(  # noqa: PLR0917
     return record
 
 
-def _check_factor(record: Audited, constant: Constant, stored: Tensor) -> Audited:
+def _check_factor(record: Audited, constant: Constant, stored: Tensor, number: float | None) -> Audited:
     """QuickGELU's factor has an int8 range of its own, and so is exact but for the rounding of its scale."""
     given = constant.quantization
-    if constant.role != "factor" or not isinstance(given, PerTensor):
+    if number is None or not isinstance(given, PerTensor):
         return record
     real = (float(stored) - given.zero_point) * given.scale
-    off = not FACTOR.admits(abs(real / QUICK_GELU - 1))
-    return _wrong(record, f"QuickGELU's factor is {real:.7g}, expected {QUICK_GELU}") if off else record
+    off = not FACTOR.admits(abs(real / number - 1))
+    return _wrong(record, f"QuickGELU's factor is {real:.7g}, expected {number:.7g}") if off else record
 
 
 def _fidelity(record: Audited, constant: Constant, stored: Tensor, weight: Tensor, storage: Storage) -> Audited:

@@ -37,11 +37,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Expected:
-    """Contents in the shape and dtype of the store, 4-bit integers unpacked to int8; `scales` of a weight; `what` they are."""
+    """Contents in the shape and dtype of the store, 4-bit integers unpacked to int8; `scales` of a weight; `what` they are; the `number` that a quantized factor
+    stands for."""
 
     values: Tensor
     what: str
     scales: Tensor | None = None
+    number: float | None = None
 
 
 def expected_contents(constant: Constant, parameter: Parameter | None, source: Source) -> Expected | None:
@@ -95,9 +97,9 @@ def _derived(constant: Constant, source: Source) -> Expected | None:
     if found is None:
         return None
     value, what = found
-    if given is not None and constant.role == "factor":
-        value = quantized_static(value, scale=given.scale, zero_point=given.zero_point)
-    return Expected(value, what)
+    if given is None or constant.role != "factor":
+        return Expected(value, what)
+    return Expected(quantized_static(value, scale=given.scale, zero_point=given.zero_point), what, number=float(value))
 
 
 def stored_bytes(constant: Constant, expected: Expected, recipe: Recipe) -> dict[Span, Bytes]:

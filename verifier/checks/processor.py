@@ -13,7 +13,7 @@ import numpy as np
 from verifier.checks.check import Finding, check, failed, fixed_cases, need, one_case, passed, unverified
 from verifier.core.limits import limit
 from verifier.core.types import Missing
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
+from verifier.families.geometry import Geometry, VisionGeometry
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
 from verifier.families.pixels.resampling import FILTERS
 from verifier.families.samples import PublishedAnswer
@@ -24,16 +24,20 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Stated:
-    """The checkpoint's shape, its processor files, and what they cost where they differ by design."""
+    """The checkpoint's shape, its processor files, mean and std of the program, and what the files cost where they differ by design."""
 
     geometry: Geometry
     processor: Processor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     published: tuple[PublishedAnswer, ...] = ()
 
 
 def _take(evidence: Evidence) -> Stated | Missing:
-    found = evidence.pictures.processor
-    return found if isinstance(found, Missing) else Stated(evidence.geometry, found, evidence.published)
+    pictures = evidence.pictures
+    if isinstance(pictures.processor, Missing):
+        return pictures.processor
+    return Stated(evidence.geometry, pictures.processor, pictures.mean, pictures.std, evidence.published)
 
 
 @need()
@@ -52,7 +56,7 @@ def files_and_cost(evidence: Evidence) -> Stated | Missing:
 def constants(stated: Stated, _case: str) -> Finding:
     """The mean and std in the checkpoint's processor files are those that are built into the program."""
     for source in stated.processor.sources:
-        for field, expected in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        for field, expected in (("image_mean", stated.mean), ("image_std", stated.std)):
             actual = source.value(field)
             if not _near(actual, expected):
                 return failed(

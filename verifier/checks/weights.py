@@ -8,8 +8,7 @@ from verifier.audit.records import Audited, AuditRecords
 from verifier.checks.check import Fields, Finding, check, failed, need, one_case, passed, per_parameter, unverified
 from verifier.core.limits import limit
 from verifier.core.types import Missing, Where
-from verifier.families.conventions import ENCODER
-from verifier.families.llava.keymap import module_of
+from verifier.families.conventions import ENCODER, module_of
 from verifier.measures.evidence import Evidence, Part
 
 STEPS = limit("weights.tensors.worst_steps")

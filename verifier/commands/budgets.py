@@ -18,7 +18,7 @@ from verifier.core.limits import limit
 from verifier.core.progress import hushed
 from verifier.core.records import JsonObject
 from verifier.export.manifest import package_versions
-from verifier.families.llava.reference import load_sample
+from verifier.families.answering import load_sample
 from verifier.gather.children import measure_speed
 from verifier.gather.opening import Opened, Request, open_request
 from verifier.golden.records import BUDGET_SCHEMA, stored
@@ -32,10 +32,8 @@ MARGINS = {name: limit(f"budget.{name}").value for name in FIGURES}
 
 def measure_runs(opened: Opened, runs: int) -> dict[str, float]:
     """The largest of several measurements of each figure of a run. Raises `RunnerError` if the program did not finish every call."""
-    vision = opened.checkpoint.geometry.vision
-    sample = load_sample(
-        opened.golden.images[0], opened.tokenizer, side_px=vision.image_px, square=opened.recipe.static_image_shape
-    )
+    square = opened.recipe.static_image_shape
+    sample = load_sample(opened.golden.images[0], opened.tokenizer, opened.family, square=square)
     table = opened.family.embedding_table()
     found = [measure_speed(opened, table, sample.image) for _ in range(runs)]
     figures: dict[str, float] = {}

@@ -34,8 +34,8 @@ from verifier.core.progress import Progress, hushed
 from verifier.core.records import JsonObject
 from verifier.core.scales import SCALES
 from verifier.export.manifest import cpu_kind, package_versions
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.reference import answer_samples
+from verifier.families.answering import answer_samples
+from verifier.families.definition import Definition
 from verifier.families.samples import Answered, Sample
 from verifier.gather.opening import Opened, Request, open_request
 from verifier.gather.schedule import AnswerSamples, gather

@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from verifier.core.progress import Progress
     from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
-    from verifier.families.checkpoint import open_checkpoint
     from verifier.families.pixels.image_file import read_image
+    from verifier.families.registry import open_checkpoint
 
     checkpoint = open_checkpoint(options.model)
     recipe = Recipe(

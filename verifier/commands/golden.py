@@ -24,12 +24,12 @@ from verifier.core.files import replacing, sha256_of_file
 from verifier.core.progress import hushed
 from verifier.core.records import JsonObject
 from verifier.export.manifest import package_versions
-from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.answering import greedy_answer, load_sample
+from verifier.families.checkpoint import Checkpoint
+from verifier.families.definition import DEFAULT_MAX_LEN, Definition
 from verifier.families.driver import Script, converse_freely
-from verifier.families.llava.definition import DEFAULT_MAX_LEN, Definition, build_definition
-from verifier.families.llava.prompt import DEFAULT_QUESTION
-from verifier.families.llava.reference import greedy_answer, load_sample
 from verifier.families.pixels.image_file import read_image
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.samples import Sample
 from verifier.families.tokens.agreement import compare_with_transformers, open_tokenizer
 from verifier.families.tokens.records import described
@@ -55,8 +55,8 @@ def answer(
     margins. A `program` proposes the answer, which saves passes and changes nothing."""
     tokenizer = open_tokenizer(checkpoint)
     blank = GoldenImage(path.stem, path, "", kind, question, (), (), "")
-    sample = load_sample(blank, tokenizer, side_px=checkpoint.geometry.vision.image_px)
-    patches = checkpoint.geometry.vision.patches
+    family = open_family(checkpoint)
+    sample, patches = load_sample(blank, tokenizer, family), family.patches
     room = min(ANSWER_TOKENS, DEFAULT_MAX_LEN + 1 - sample.prompt.length(patches))
     if room < 1:
         raise UsageError(
@@ -161,12 +161,13 @@ def _add(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -> P
     here = target.exists() and target.samefile(source)
     if target.exists() and not here:
         raise UsageError("another file of this name exists", got=target, fix="rename the image")
+    family = open_family(checkpoint)
     entry = answer(
         checkpoint,
-        build_definition(checkpoint),
+        family.definition(max_len=DEFAULT_MAX_LEN),
         source,
         kind=options.kind,
-        question=options.question,
+        question=family.prompt.default_question if options.question is None else options.question,
         program=options.draft,
     )
     if not here:
@@ -182,7 +183,7 @@ def _update(checkpoint: Checkpoint, folder: Path, options: argparse.Namespace) -
     unknown = sorted(set(options.names) - set(names))
     if unknown or not entries:
         raise UsageError("no such golden image", got=", ".join(unknown) or "an empty set", expected=", ".join(names))
-    definition = build_definition(checkpoint)
+    definition = open_family(checkpoint).definition(max_len=DEFAULT_MAX_LEN)
     made = []
     for entry in entries:
         if options.names and entry["name"] not in options.names:
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="what there is, and why")
     add = commands.add_parser("add", help="add an image with the fp32 model's answer")
     add.add_argument("image", type=Path)
-    add.add_argument("--question", default=DEFAULT_QUESTION, help="empty asks as the seed's command does")
+    add.add_argument("--question", help="empty asks as the seed's command does")
     add.add_argument("--kind", default="added")
     update = commands.add_parser("update", help="answer images again, all or those named")
     update.add_argument("names", nargs="*")

@@ -9,7 +9,7 @@ from statistics import median
 from verifier.core.errors import UsageError
 from verifier.core.progress import Progress, hushed
 from verifier.core.records import JsonObject
-from verifier.families.llava.reference import load_sample
+from verifier.families.answering import load_sample
 from verifier.gather.children import measure_speed
 from verifier.gather.opening import Opened, Request, open_request
 from verifier.pipeline import verify
@@ -55,8 +55,8 @@ def _in_turns(paths: list[Path], model: str | None, target: str, progress: Progr
 
 
 def _once(opened: Opened) -> dict[str, float]:
-    side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
-    image = load_sample(opened.golden.images[0], opened.tokenizer, side_px=side_px, square=square).image
+    square = opened.recipe.static_image_shape
+    image = load_sample(opened.golden.images[0], opened.tokenizer, opened.family, square=square).image
     speed = measure_speed(opened, opened.family.embedding_table(), image)
     figures = {name: getattr(speed, name) for name in ("prefill_loops", "decode_loops", "peak_rss_bytes")}
     missing = [name for name, value in figures.items() if value is None]

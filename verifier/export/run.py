@@ -20,8 +20,8 @@ from verifier.export.manifest import Manifest, cpu_kind, package_versions, write
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, ROLES
-from verifier.families.llava.preprocess import prepare_image
 from verifier.families.pixels.image_file import READABLE, list_images, read_image
+from verifier.families.registry import open_family
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.ending import end_ids
 from verifier.families.tokens.tokenizer import Tokenizer
@@ -97,11 +97,11 @@ def lowered(method: str, trace: Callable[[], ExportedProgram], progress: Progres
 
 
 def _traces(checkpoint: Checkpoint, recipe: Recipe, images: Sequence[Path]) -> dict[str, Callable[[], ExportedProgram]]:
-    side_px = checkpoint.geometry.vision.image_px
+    pixels = open_family(checkpoint).pixels
 
     def vision_encoder() -> ExportedProgram:
         square = recipe.static_image_shape
-        calibration = [prepare_image(read_image(path), side_px=side_px, square=square) for path in images]
+        calibration = [pixels.prepare(read_image(path), square=square) for path in images]
         return trace_vision_encoder(checkpoint, recipe, calibration)
 
     return {
@@ -169,10 +169,10 @@ def _write_artifacts(checkpoint: Checkpoint, folder: Path, image: Path) -> list[
     tokenizer, images = folder / "tokenizer.bin", [folder / "image.pt", folder / "image.npy"]
     with replacing(tokenizer) as temporary, hushed():
         upstream.LLAMA2C_TOKENIZER.resolve()(str(checkpoint.directory / TOKENIZER_MODEL)).export(str(temporary))
-    side_px = checkpoint.geometry.vision.image_px
+    prepared = open_family(checkpoint).pixels.prepare(read_image(image))
     with hushed():
         for path in images:
-            save_image_tensor(prepare_image(read_image(image), side_px=side_px), path)
+            save_image_tensor(prepared, path)
     return [tokenizer, *images]
 
 

@@ -1,4 +1,4 @@
-"""Find, check, hash and stream a Hugging Face LLaVA-1.5 checkpoint.
+"""Find, check, hash and stream a checkpoint in Hugging Face layout.
 
 Nothing here loads a whole model: tensors come one at a time from memory-mapped safetensors files.
 """
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from verifier.core.errors import CheckpointError
 from verifier.core.files import refuse_stand_in, sha256_of_file
-from verifier.families.llava.geometry import Geometry
+from verifier.core.records import JsonObject
+from verifier.families.geometry import Geometry
 from verifier.families.shards import (
     INDEX,
     SINGLE,
@@ -197,11 +198,10 @@ def _require_one_set(directory: Path, index: dict[str, str]) -> None:
     require_one_set(read_shard(directory / SINGLE), [read_shard(directory / name) for name in names], index)
 
 
-def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
-    """The checkpoint in a folder, the cached snapshot of a hub id, or the embedded llava_tiny for None.
+def find_checkpoint(model: str | Path | None) -> tuple[Path, JsonObject]:
+    """Folder and configuration of a checkpoint in a folder, of the cached snapshot of a hub id, or of the embedded llava_tiny for None.
 
-    Raises `CheckpointError` if there is none, if it is not LLaVA-1.5, or if its files do not say which weights are meant. Whoever computes
-    with its weights asks `require_usable` first.
+    Raises `CheckpointError` if there is none.
     """
     directory = EMBEDDED if model is None else Path(model)
     if not directory.is_dir() and model is not None:
@@ -209,7 +209,12 @@ def open_checkpoint(model: str | Path | None = None) -> Checkpoint:
     config = read_json(directory / "config.json", limit_bytes=_CONFIG_LIMIT_BYTES)
     for name in _SMALL_FILES:
         refuse_stand_in(directory / name, CheckpointError)
-    geometry, index = Geometry.from_config(config), _read_index(directory)
+    return directory, config
+
+
+def read_checkpoint(directory: Path, geometry: Geometry, config: JsonObject) -> Checkpoint:
+    """The checkpoint in a folder. Raises `CheckpointError` if its files do not say which weights are meant."""
+    index = _read_index(directory)
     shards = find_shards(directory, index)
     if index is not None and shards == (directory / SINGLE,):
         _require_one_set(directory, index)

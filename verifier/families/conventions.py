@@ -13,6 +13,11 @@ ROLES = (ENCODER, EMBEDDING, DECODER)
 """What a method does, in the order of the computation. Parameters, blocks and reports are named by it."""
 
 
+def module_of(parameter: str) -> str:
+    """The module that owns a parameter: its name without `.weight` or `.bias`."""
+    return parameter.removesuffix(".weight").removesuffix(".bias")
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a method takes and returns, at the upper bounds of its sizes."""

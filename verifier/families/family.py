@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from PIL.Image import Image
+from torch import Tensor
 
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.conventions import Convention, Sizes
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.keymap import module_of
-from verifier.families.llava.text import ParameterHook
+from verifier.families.conventions import Convention, Sizes, module_of
+from verifier.families.definition import Decoder, Definition
+from verifier.families.geometry import Geometry
+from verifier.families.prompts import PromptFormat
+from verifier.families.samples import LayerPair, Sample
+from verifier.families.streaming import ParameterHook
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,29 @@ class Parameter:
     def module(self) -> str:
         """The module that owns it."""
         return module_of(self.name)
+
+
+class PixelFormat(Protocol):
+    """Pictures on their way into a program of a family."""
+
+    @property
+    def side_px(self) -> int:
+        """The side H of the square that a picture is framed in."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What the program takes off red, green and blue, from 0 to 1."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """What it divides them by."""
+        ...
+
+    def prepare(self, image: Image, *, square: bool = False) -> Tensor:
+        """A picture as programs take it, uint8 [3, h, w]; `square` for one that takes no other pictures. Raises `ImageError`."""
+        ...
 
 
 class Family(Protocol):
@@ -54,6 +82,16 @@ class Family(Protocol):
     @property
     def unused(self) -> tuple[str, ...]:
         """Keys of the checkpoint that no program of the family holds."""
+        ...
+
+    @property
+    def prompt(self) -> PromptFormat:
+        """How a conversation is spelled."""
+        ...
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """How pictures go in."""
         ...
 
     def sizes(self, longest: int) -> Sizes:
@@ -91,10 +129,27 @@ class Family(Protocol):
         """The fp32 reference for sequences of at most `max_len` tokens."""
         ...
 
+    def compare_with_hugging_face(self, definition: Definition, samples: Sequence[Sample]) -> Iterator[list[LayerPair]]:
+        """Image tokens, the output of every decoder layer, and logits of each sample, by the definition and by Hugging Face's own model of
+        the checkpoint. Raises `CheckpointError`."""
+        ...
+
     def embedding_table(self) -> Tensor:
         """The token embedding in fp32, [V, D]."""
         ...
 
-    def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> nn.Module:
+    def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> Decoder:
         """The decoder in fp32; `on_module` may replace weights as they arrive."""
+        ...
+
+
+class Kind(Protocol):
+    """A family as the registry has it: what reads a configuration, and builds the family of a checkpoint."""
+
+    def __call__(self, checkpoint: Checkpoint, convention: Convention) -> Family:
+        """The family of a checkpoint, with programs of a convention."""
+        ...
+
+    def read_geometry(self, config: JsonObject) -> Geometry:
+        """The sizes that config.json gives. Raises `CheckpointError` for a field that the definition cannot honour."""
         ...

@@ -32,6 +32,15 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class LayerPair:
+    """The same activation by the definition (actual) and by Hugging Face's model (expected), both in fp32."""
+
+    name: str
+    actual: Array
+    expected: Array
+
+
+@dataclass(frozen=True)
 class PublishedAnswer:
     """A golden image framed by the checkpoint's own processor: SQNR of the program's image tokens against those in dB, None where they
     cannot be compared, and whether the fp32 model still favours every token of the golden answer."""

@@ -1,4 +1,4 @@
-"""A decoder whose layers are read from the checkpoint when they are called, one at a time: fp32 of a 7B model is 26 GB.
+"""Modules filled from a checkpoint, tensor by tensor, and a decoder that reads a layer when it is called: fp32 of a 7B model is 26 GB.
 
 Modules stay what they are; hooks fill a layer before it, or one of its parts, is called, and empty the layer that was filled before.
 Whoever goes through the layers once for all sequences reads each of them once.
@@ -6,18 +6,69 @@ Whoever goes through the layers once for all sequences reads each of them once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from verifier.core.errors import CheckpointError
 from verifier.core.memory import return_freed
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.llava.text import ParameterHook, load_parameters
 
+ParameterHook = Callable[[nn.Module, str], None]
+"""Is told a module that was filled, and its name."""
 STREAMED_BYTES = 2 << 30
 """Weight files of at least this size are streamed."""
+
+
+def load_parameters(
+    module: nn.Module,
+    mapping: dict[str, str],
+    checkpoint: Checkpoint,
+    *,
+    on_module: ParameterHook | None = None,
+    into: dict[str, Tensor] | None = None,
+) -> None:
+    """Fill a module from a checkpoint in fp32, one submodule at a time. `on_module` sees each one as soon as it is whole. `into` keeps the
+    memory of each parameter for the next module that is filled with it.
+
+    Every parameter must be mapped and every shape must fit: raises `CheckpointError` otherwise.
+    """
+    wanted = dict(module.named_parameters())
+    if set(wanted) != set(mapping):
+        odd = sorted(set(wanted) ^ set(mapping))
+        raise CheckpointError("the key map does not fit the model", got=odd[:4], expected="one key for each parameter")
+    owners: dict[str, list[str]] = {}
+    for name in wanted:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    for owner_name, names in owners.items():
+        owner = module.get_submodule(owner_name)
+        for name in names:
+            tensor = checkpoint.tensor(mapping[name])
+            _check_tensor(name, tensor, wanted[name], mapping[name])
+            if into is None:
+                held = tensor.to(torch.float32)
+            else:
+                held = into.setdefault(name, torch.empty(0)).resize_(tensor.shape).copy_(tensor)
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(held, requires_grad=False))
+        if on_module is not None:
+            on_module(owner, owner_name)
+
+
+def _check_tensor(name: str, tensor: Tensor, parameter: Tensor, key: str) -> None:
+    expected = tuple(parameter.shape)
+    # Hugging Face keeps CLIP's class embedding as [D]; very old exports as [1, D].
+    if tuple(tensor.shape) != expected:
+        raise CheckpointError(
+            f"tensor {key} has the wrong shape",
+            got=list(tensor.shape),
+            expected=f"{list(expected)} for {name}",
+            fix="check that config.json belongs to these weights",
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"tensor {key} has the wrong dtype", got=tensor.dtype, expected="a floating-point dtype")
 
 
 class _Stream:

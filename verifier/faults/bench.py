@@ -27,8 +27,8 @@ from verifier.checks.registry import CHECKS
 from verifier.commands.verify import main as gate
 from verifier.core.errors import VerifierError
 from verifier.core.records import JsonObject
+from verifier.families.definition import Definition
 from verifier.families.family import Family
-from verifier.families.llava.definition import Definition
 from verifier.families.samples import Answered, Sample
 from verifier.faults import today
 from verifier.faults.fault import FAILED, Fault, Work, patch

@@ -15,7 +15,8 @@ from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.inventory import Constant
 from verifier.core.errors import VerifierError
 from verifier.core.types import Step
-from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.checkpoint import Checkpoint
+from verifier.families.registry import open_checkpoint
 from verifier.faults.lowered import reuse
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.runner.protocol import Array

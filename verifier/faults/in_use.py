@@ -17,8 +17,9 @@ from torch import Tensor
 
 from verifier.core.errors import CheckpointError
 from verifier.core.types import Prompt
-from verifier.families import driver
-from verifier.families.llava import preprocess, prompt
+from verifier.families import driver, prompts
+from verifier.families.llava import preprocess
+from verifier.families.llava.prompt import PROMPT
 from verifier.families.pixels import image_file
 from verifier.families.tokens.records import Mark, Part
 from verifier.families.tokens.tokenizer import Tokenizer
@@ -38,12 +39,12 @@ def _everywhere(owner: Any, name: str, value: Any) -> None:
 
 
 def _prompts(change: Callable[[Tokenizer, Prompt], Prompt]) -> None:
-    right = prompt.caption_prompt
+    right = prompts.caption_prompt
 
-    def changed(tokenizer: Tokenizer, question: str = prompt.DEFAULT_QUESTION) -> Prompt:
-        return change(tokenizer, right(tokenizer, question))
+    def changed(tokenizer: Tokenizer, form: prompts.PromptFormat, question: str) -> Prompt:
+        return change(tokenizer, right(tokenizer, form, question))
 
-    _everywhere(prompt, "caption_prompt", changed)
+    _everywhere(prompts, "caption_prompt", changed)
 
 
 def _images(prepare: Callable[..., Tensor]) -> None:
@@ -209,7 +210,7 @@ def encoded_in_stretches(right: Callable[..., Any], *, blank: bool) -> Callable[
 def in_stretches(*, blank: bool) -> None:
     """Let all prompts be encoded so. The tokenizer itself stays right: it is looked at when the checkpoint is opened."""
     for name in ("caption_prompt", "dialogue_segments"):
-        _everywhere(prompt, name, encoded_in_stretches(getattr(prompt, name), blank=blank))
+        _everywhere(prompts, name, encoded_in_stretches(getattr(prompts, name), blank=blank))
 
 
 @fault(
@@ -324,7 +325,7 @@ def two_token_ids(work: Work) -> None:
     path = work.own_model() / "tokenizer.model"
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(path.read_bytes())
-    used = Tokenizer(path.parent).encode(prompt.BEFORE_IMAGE)
+    used = Tokenizer(path.parent).encode(PROMPT.before_image)
     first, second = sorted(set(used))[-2:]
     if first == second:
         raise CheckpointError("the prompt has too few tokens", got=used)

@@ -18,9 +18,10 @@ from verifier.commands.golden import answer, write_entries
 from verifier.core.errors import ExportError
 from verifier.core.progress import hushed
 from verifier.export.run import CALIBRATION, calibration_images
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.prompt import DEFAULT_QUESTION
+from verifier.families.registry import open_checkpoint
 from verifier.faults.lowered import keep, reuse
 
 MICRO_IMAGES = ("blank.png", "wide_0.png", "small_97x131.png")

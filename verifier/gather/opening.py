@@ -14,11 +14,11 @@ from verifier.checks.registry import select
 from verifier.core.errors import CheckpointError, GoldenError, ManifestError, UsageError
 from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
-from verifier.families.checkpoint import Checkpoint, open_checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import recognize
 from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
-from verifier.families.registry import open_family
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import (

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from verifier.core.errors import GoldenError
+from verifier.families.answering import greedy_answer, load_sample, with_margins
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.prompt import DEFAULT_QUESTION
-from verifier.families.llava.reference import greedy_answer, load_sample, with_margins
+from verifier.families.definition import Definition
+from verifier.families.family import Family
 from verifier.families.pixels.published import published_samples
 from verifier.families.samples import Answered, Sample
 from verifier.families.tokens.records import described
@@ -28,13 +28,12 @@ def golden_by_its_processor(opened: Opened, samples: list[Sample]) -> list[Sampl
     return published_samples(opened.checkpoint, golden, large=opened.family.large)
 
 
-def probe_sample(tokenizer: Tokenizer, *, side_px: int, square: bool) -> Sample:
+def probe_sample(tokenizer: Tokenizer, family: Family, *, square: bool) -> Sample:
     """A picture of our own with a forced answer, for a checkpoint without golden data: layers, cache and threads are compared on it, and no
     check takes the answer for the model's."""
     picture = EMBEDDED / "images" / PROBE_PICTURE
-    probe = load_sample(
-        GoldenImage(PROBE, picture, "", PROBE, DEFAULT_QUESTION, (), (), ""), tokenizer, side_px=side_px, square=square
-    )
+    wanted = GoldenImage(PROBE, picture, "", PROBE, family.prompt.default_question, (), (), "")
+    probe = load_sample(wanted, tokenizer, family, square=square)
     return replace(probe, golden=replace(probe.golden, ids=probe.prompt.after[:PROBE_TOKENS]))
 
 
@@ -60,9 +59,8 @@ def user_sample(opened: Opened, definition: Definition) -> Sample:
     tokenizer = opened.tokenizer
     path = opened.request.image
     assert path is not None
-    side_px = opened.checkpoint.geometry.vision.image_px
     wanted = GoldenImage(path.name, path, "", USER, _question(opened), (), (), "")
-    sample = load_sample(wanted, tokenizer, side_px=side_px, square=opened.recipe.static_image_shape)
+    sample = load_sample(wanted, tokenizer, opened.family, square=opened.recipe.static_image_shape)
     room = min(
         USER_ANSWER_TOKENS,
         opened.artifact.max_seq_len - sample.prompt.length(opened.family.patches),
@@ -76,4 +74,4 @@ def _question(opened: Opened) -> str:
     """What is asked about the user's image: nothing, as the published answer's prompt, where there is one."""
     if opened.expectation is not None:
         return ""
-    return opened.golden.images[0].question if opened.golden.images else DEFAULT_QUESTION
+    return opened.golden.images[0].question if opened.golden.images else opened.family.prompt.default_question

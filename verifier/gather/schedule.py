@@ -16,9 +16,8 @@ from verifier.core.errors import ArtifactError, GoldenError, VerifierError
 from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, Progress
 from verifier.core.types import Missing
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.reference import answer_samples, load_sample
-from verifier.families.llava.vision import VisionEncoder
+from verifier.families.answering import answer_samples, load_sample
+from verifier.families.definition import Definition
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.published import compare_published
 from verifier.families.samples import Answered, Sample
@@ -133,7 +132,13 @@ def gather(
         # first: this process waits for it first
         tracing = children.submit(Part.LAYERS, "a trace", trace, opened, list(samples), folder)
         probed = children.submit(Part.CACHE, "the cache", probe_cache, opened, parts, image)
-        files = (opened.to_ship, opened.checkpoint.directory, opened.tokenizer, opened.golden.images)
+        files = (
+            opened.to_ship,
+            opened.checkpoint.directory,
+            opened.tokenizer,
+            opened.golden.images,
+            opened.family.prompt,
+        )
         shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
         with progress.stage("fp32 reference"):
             definition = opened.family.definition(max_len=_longest(opened, samples))
@@ -217,7 +222,7 @@ def _compare(  # noqa: PLR0917
     with progress.stage("definition against Hugging Face"):
         mapping = measure_mapping(opened.family, definition, samples) if Part.MAPPING in parts else {}
     with progress.stage("pictures"):
-        pictures = _pictures(opened, parts, definition.vision, samples)
+        pictures = _pictures(opened, parts, definition, samples)
     with progress.stage("audit of the constants"):
         audit = _audit(opened, progress.counted) if Part.AUDIT in parts else unasked("the audit")
     with progress.stage("layer by layer"):
@@ -229,7 +234,7 @@ def _compare(  # noqa: PLR0917
 
 
 def _pictures(
-    opened: Opened, parts: frozenset[Part], vision: VisionEncoder, samples: Sequence[Sample]
+    opened: Opened, parts: frozenset[Part], definition: Definition, samples: Sequence[Sample]
 ) -> PictureEvidence:
     count = len(opened.golden.images) if Part.PIXELS in parts else 0
     given = Part.PIXELS in parts and opened.request.image is not None
@@ -237,7 +242,8 @@ def _pictures(
         samples[:count],
         samples[-1] if given else None,
         find_processor(opened.checkpoint.directory),
-        vision,
+        opened.family.pixels,
+        definition.encoder.normalize,
         square=opened.recipe.static_image_shape,
         with_drawn=Part.DRAWN_PIXELS in parts,
         with_files=Part.PICTURE_FILES in parts,
@@ -267,7 +273,7 @@ def _evidence(  # noqa: PLR0917
         vocabulary = measure_vocabulary(table, definition.embedding.numpy(), recipe, runtime.message)
     channels: ChannelError | Missing = unasked("the channels of the final hidden state")
     if Part.CHANNELS in parts:
-        head = definition.decoder.output.weight.numpy()
+        head = definition.head.numpy()
         channels = measure_channels([case.logits for case in cases[:count]], answers[:count], head)
     return Evidence(
         program=program_facts(opened.artifact),
@@ -277,7 +283,9 @@ def _evidence(  # noqa: PLR0917
         patches=opened.family.patches,
         tokens=_tokens(opened, cases, runtime),
         prompts=_if_needed(parts, Part.PROMPTS, "prompts", _prompts, opened),
-        template=_if_needed(parts, Part.TEMPLATE, "the chat template", measure_template, folder, opened.tokenizer),
+        template=_if_needed(
+            parts, Part.TEMPLATE, "the chat template", measure_template, folder, opened.tokenizer, opened.family.prompt
+        ),
         implied=_if_needed(
             parts, Part.METADATA, "the metadata", measure_metadata, opened.checkpoint, opened.recipe, opened.tokenizer
         ),
@@ -320,6 +328,7 @@ def _tokens(opened: Opened, cases: Sequence[Case], runtime: RuntimeEvidence) -> 
 def _prompts(opened: Opened) -> PromptEvidence:
     return measure_prompts(
         opened.tokenizer,
+        opened.family.prompt,
         [image.question for image in opened.golden.images],
         patches=opened.family.patches,
         limit=opened.artifact.max_seq_len,
@@ -329,6 +338,6 @@ def _prompts(opened: Opened) -> PromptEvidence:
 
 def _samples(opened: Opened) -> list[Sample]:
     """The golden images with their prompts; one that is made up where there are none."""
-    side_px, square = opened.checkpoint.geometry.vision.image_px, opened.recipe.static_image_shape
-    golden = [load_sample(i, opened.tokenizer, side_px=side_px, square=square) for i in opened.golden.images]
-    return golden or [probe_sample(opened.tokenizer, side_px=side_px, square=square)]
+    family, square = opened.family, opened.recipe.static_image_shape
+    golden = [load_sample(image, opened.tokenizer, family, square=square) for image in opened.golden.images]
+    return golden or [probe_sample(opened.tokenizer, family, square=square)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from verifier.audit.run import Audit
 from verifier.core.types import Missing
-from verifier.families.llava.definition import Definition
+from verifier.families.definition import Decoder, Definition
 from verifier.families.samples import Sample
 from verifier.gather.opening import Opened
 from verifier.ladder.divergence import quantized_token
@@ -40,7 +39,7 @@ class QuantizedRung:
         return rounding_noise_db(quantized, rounding, self.definition.embed(ids))
 
     @cached_property
-    def _decoder(self) -> Any:
+    def _decoder(self) -> Decoder:
         return build_quantized_decoder(self.opened.family, self.opened.recipe)
 
     def tokens(self, case: Case, places: Iterable[int]) -> dict[int, int]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from verifier.artifact.plan import Instruction
 from verifier.audit.run import Audit
 from verifier.backends.calls import written_by
-from verifier.families.conventions import EMBEDDING, ROLES
+from verifier.families.conventions import EMBEDDING, ROLES, module_of
 from verifier.families.family import Family
-from verifier.families.llava.keymap import module_of
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.records import Aligned
 from verifier.operators.registry import OPERATORS

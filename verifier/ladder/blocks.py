@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from verifier.audit.run import Audit
 from verifier.core.compare import Difference, Mismatch, compare
 from verifier.core.progress import OnProgress, no_progress
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.families.llava.definition import Definition
+from verifier.families.definition import Decoder, Definition
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db, tipped_limit_db
 from verifier.ladder.quantized import Rounding
@@ -113,7 +112,7 @@ def _said(reason: str) -> str:
 class DecoderBlocks:
     """The decoder, block by block over the calls of conversations; keeps the reference's own KV-cache."""
 
-    def __init__(self, decoder: Any, rounding: Rounding, taps: Taps, layers: int) -> None:
+    def __init__(self, decoder: Decoder, rounding: Rounding, taps: Taps, layers: int) -> None:
         self.decoder, self.rounding, self.taps, self.layers = decoder, rounding, taps, layers
 
     def compare(
@@ -227,32 +226,29 @@ def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall
 def _vision_layers(
     definition: Definition, taps: Taps, number: int, call: TracedCall, tapped: Tapped
 ) -> list[BlockError]:
-    tower: Any = definition.vision.tower
-    found: list[BlockError] = []
+    encoder, found = definition.encoder, list[BlockError]()
 
-    def tap(name: str) -> Tensor | None:
-        return taps.read_by(f"{ENCODER}.tower.{name}", tapped, number)
+    def tap(norm: str) -> Tensor | None:
+        return taps.read_by(f"{ENCODER}.{norm}", tapped, number)
 
-    tokens = taps.result(ENCODER, tapped, number)
+    layers, tokens = encoder.blocks, taps.result(ENCODER, tapped, number)
     with torch.no_grad():
-        embedded = tap("pre_norm")
+        embedded = tap(encoder.first_norm)
         if embedded is not None:
-            made = tower.tokens(definition.vision.normalize(call.inputs[0]))
+            made = encoder.tokens(call.inputs[0])
             found.append(_added(f"{ENCODER}.input", "embedding", number, torch.zeros(()), embedded, made))
-        for index, layer in enumerate(tower.layers):
-            name = f"layers.{index}"
-            before, middle, after = tap(f"{name}.norm1"), tap(f"{name}.norm2"), tap(f"layers.{index + 1}.norm1")
+        for index, layer in enumerate(layers):
+            before, middle = (tap(norm) for norm in layer.norms)
+            after = tap(layers[index + 1].norms[0]) if index + 1 < len(layers) else None
             if before is None or middle is None:
                 continue
-            block = f"{ENCODER}.{name}"
-            mixed = before + layer.attention(layer.norm1(before))
-            found.append(_added(block, "attention", number, before, middle, mixed))
-            made = middle + layer.feed_forward(layer.norm2(middle))
+            block = f"{ENCODER}.layers.{index}"
+            found.append(_added(block, "attention", number, before, middle, layer.attention(before)))
+            made = layer.feed_forward(middle)
             if after is not None:
                 found.append(_added(block, "feed_forward", number, middle, after, made))
             elif tokens is not None:
-                projected = definition.vision.projector(made[:, 1:])
-                found.append(_added(block, "feed_forward", number, torch.zeros(()), tokens, projected))
+                found.append(_added(block, "feed_forward", number, torch.zeros(()), tokens, encoder.project(made)))
     return found
 
 
@@ -270,15 +266,16 @@ def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], tap
 def _vision_profile(
     definition: Definition, taps: Taps, number: int, call: TracedCall, tapped: Tapped
 ) -> list[BlockError]:
-    tower, found = definition.vision.tower, []
+    encoder, found = definition.encoder, []
+    layers = encoder.blocks
     with torch.no_grad():
-        x = tower.embed(definition.vision.normalize(call.inputs[0]))
-        for index, layer in enumerate(tower.layers):
-            x = layer(x)
-            expected, actual = x, taps.read_by(f"{ENCODER}.tower.layers.{index + 1}.norm1", tapped, number)
-            if index + 1 == len(tower.layers):
-                expected = definition.vision.projector(x[:, 1:])
-                actual = taps.result(ENCODER, tapped, number)
+        x = encoder.embedded(call.inputs[0])
+        for index, layer in enumerate(layers):
+            x = layer.feed_forward(layer.attention(x))
+            if index + 1 < len(layers):
+                expected, actual = x, taps.read_by(f"{ENCODER}.{layers[index + 1].norms[0]}", tapped, number)
+            else:
+                expected, actual = encoder.project(x), taps.result(ENCODER, tapped, number)
             if actual is not None:
                 block = f"{ENCODER}.layers.{index}"
                 found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
@@ -323,7 +320,7 @@ def _decoder_inputs(
             ids = None
 
 
-def error_shares(definition: Definition, quantized: Any, embeddings: Tensor) -> dict[str, float]:
+def error_shares(definition: Definition, quantized: Decoder, embeddings: Tensor) -> dict[str, float]:
     """How much each decoder layer's quantization contributes to the error of the last logits: shares that add up to 1.
 
     `embeddings` [1, S, D] run through the fp32 decoder with one layer at a time replaced by its quantized counterpart. Errors

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from verifier.core.compare import Array
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.reference import splice
+from verifier.families.answering import splice
+from verifier.families.definition import Decoder, Definition
 from verifier.families.samples import Sample
 
 
-def quantized_token(decoder: Any, definition: Definition, sample: Sample, vision: Array, at: int) -> int:
+def quantized_token(decoder: Decoder, definition: Definition, sample: Sample, vision: Array, at: int) -> int:
     """The token that the `quantized` rung's decoder favours at place `at` of the golden answer, fed with image tokens [P, D]."""
     answer = (*sample.golden.ids[:at], 0)  # splice drops the last one
     x = splice(definition, sample, torch.from_numpy(vision)[None], answer)

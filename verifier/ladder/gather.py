@@ -20,9 +20,9 @@ from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Missing, Recipe
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.definition import Definition
 from verifier.families.driver import Script, converse, splice
 from verifier.families.family import Family
-from verifier.families.llava.definition import Definition
 from verifier.families.samples import Sample
 from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.align import align_program

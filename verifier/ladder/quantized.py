@@ -22,6 +22,7 @@ from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.limits import limit
 from verifier.core.types import Recipe
 from verifier.families.conventions import DECODER
+from verifier.families.definition import Decoder
 from verifier.families.family import Family
 
 Held = Callable[[str], Quantized | None]
@@ -104,7 +105,7 @@ def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, round
 
 def build_quantized_decoder(
     family: Family, recipe: Recipe, held: Held = nothing_held, rounding: Rounding | None = None
-) -> Any:
+) -> Decoder:
     """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8. `held` gives the integers and
     scales of a weight by its name with the method in front, where they are known to be the recipe's."""
     return family.decoder(

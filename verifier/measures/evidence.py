@@ -12,7 +12,7 @@ from verifier.core.types import Missing, Recipe
 from verifier.export.manifest import Manifest
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import Signature
-from verifier.families.llava.geometry import Geometry
+from verifier.families.geometry import Geometry
 from verifier.families.samples import Answered, PublishedAnswer, Sample
 from verifier.golden.bands import Tolerances
 from verifier.golden.records import Budget, Expectation

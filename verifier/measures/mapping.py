@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from verifier.core.compare import Mismatch, compare
+from verifier.families.definition import Definition
 from verifier.families.family import Family
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.hugging_face import (
-    LayerPair,
-    compare_layer_by_layer,
-    compare_with_hugging_face,
-    load_hugging_face,
-)
-from verifier.families.samples import Sample
+from verifier.families.samples import LayerPair, Sample
 from verifier.measures.against_fp32 import LayerError
 
 MAPPING_SAMPLES = 2
@@ -23,14 +17,9 @@ def measure_mapping(
     family: Family, definition: Definition, samples: Sequence[Sample]
 ) -> dict[str, tuple[LayerError, ...]]:
     """Errors of image tokens, decoder layers and logits by image, for a few samples, for one if the model is large. Raises `CheckpointError`."""
-    if family.large:
-        return {
-            s.golden.name: layer_errors(compare_layer_by_layer(family.checkpoint, definition, s)) for s in samples[:1]
-        }
-    model = load_hugging_face(family.checkpoint)
-    return {
-        s.golden.name: layer_errors(compare_with_hugging_face(model, definition, s)) for s in samples[:MAPPING_SAMPLES]
-    }
+    chosen = samples[: 1 if family.large else MAPPING_SAMPLES]
+    compared = family.compare_with_hugging_face(definition, chosen)
+    return {sample.golden.name: layer_errors(pairs) for sample, pairs in zip(chosen, compared, strict=True)}
 
 
 def layer_errors(pairs: Iterable[LayerPair]) -> tuple[LayerError, ...]:

@@ -91,13 +91,15 @@ class PictureRead:
 
 @dataclass(frozen=True)
 class PictureEvidence:
-    """What the checkpoint's `processor` files say. Pixels of the `golden` pictures by name, of the `user`'s own, and of those that are `drawn`, by case; small `files` as they are read, by case."""
+    """What the checkpoint's `processor` files say, and the `mean` and `std` that are built into the program, of red, green and blue. Pixels of the `golden` pictures by name, of the `user`'s own, and of those that are `drawn`, by case; small `files` as they are read, by case."""
 
     processor: Processor | Missing
     golden: dict[str, FramedPixels | Missing]
     user: FramedPixels | Missing
     drawn: dict[str, FramedPixels | Missing]
     files: dict[str, PictureRead]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def frame_sizes(width: int, height: int, side_px: int) -> tuple[Size, ...]:

@@ -16,9 +16,8 @@ from torch import Tensor
 from verifier.core.errors import ImageError, VerifierError
 from verifier.core.limits import limit
 from verifier.core.types import Missing
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
-from verifier.families.llava.preprocess import prepare_image
-from verifier.families.llava.vision import VisionEncoder
+from verifier.families.definition import Module
+from verifier.families.family import PixelFormat
 from verifier.families.pixels.image_file import read_image
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, Processor
 from verifier.families.pixels.published import hugging_face_frame, hugging_face_image, normalization
@@ -48,7 +47,8 @@ def measure_pictures(
     golden: Sequence[Sample],
     user: Sample | None,
     processor: Processor | Missing,
-    vision: VisionEncoder,
+    form: PixelFormat,
+    normalize: Module,
     *,
     square: bool,
     with_drawn: bool = True,
@@ -57,14 +57,18 @@ def measure_pictures(
     """Pixels of the golden pictures and of the user's, and, if they are wanted, of drawn ones; small files. `square` if the program takes no other pictures."""
     return PictureEvidence(
         processor,
-        {sample.golden.name: measure_pixels(sample, processor, vision) for sample in golden},
-        Missing("no image was given", "verifier") if user is None else measure_pixels(user, processor, vision),
-        measure_drawn(processor, vision, square=square) if with_drawn else {},
+        {sample.golden.name: measure_pixels(sample, processor, form, normalize) for sample in golden},
+        Missing("no image was given", "verifier") if user is None else measure_pixels(user, processor, form, normalize),
+        measure_drawn(processor, form, normalize, square=square) if with_drawn else {},
         measure_picture_files() if with_files else {},
+        form.mean,
+        form.std,
     )
 
 
-def measure_pixels(sample: Sample, processor: Processor | Missing, vision: VisionEncoder) -> FramedPixels | Missing:
+def measure_pixels(
+    sample: Sample, processor: Processor | Missing, form: PixelFormat, normalize: Module
+) -> FramedPixels | Missing:
     """A golden picture or the user's: Hugging Face's loader reads the file, and Hugging Face's image processor resizes it to the same size."""
     fields = _fields(processor)
     try:
@@ -75,19 +79,19 @@ def measure_pixels(sample: Sample, processor: Processor | Missing, vision: Visio
     def expected(width: int, height: int) -> Iterator[Array]:
         yield hugging_face_frame(fields, picture, width, height)
 
-    return _compare(picture, torch.from_numpy(sample.image), expected, vision)
+    return _compare(picture, torch.from_numpy(sample.image), expected, form, normalize)
 
 
 def measure_drawn(
-    processor: Processor | Missing, vision: VisionEncoder, *, square: bool
+    processor: Processor | Missing, form: PixelFormat, normalize: Module, *, square: bool
 ) -> dict[str, FramedPixels | Missing]:
     """Textured pictures of many shapes and modes, by case. The reference resizes by the filter's definition."""
     found = {}
     for case, (width, height, mode) in zip(DRAWN_CASES, DRAWN, strict=True):
         picture = drawn(width, height, mode)
-        ours = prepare_image(picture, side_px=vision.side_px, square=square)
+        ours = form.prepare(picture, square=square)
         framed = _by_definition(_fields(processor), picture)
-        found[case] = _compare(hugging_face_image(picture), ours, framed, vision)
+        found[case] = _compare(hugging_face_image(picture), ours, framed, form, normalize)
     return found
 
 
@@ -113,21 +117,23 @@ def _by_definition(fields: ImageFields, image: Image.Image) -> Framed:
     return framed
 
 
-def _compare(picture: Pixels, ours: Tensor, framed: Framed, vision: VisionEncoder) -> FramedPixels | Missing:
+def _compare(
+    picture: Pixels, ours: Tensor, framed: Framed, form: PixelFormat, normalize: Module
+) -> FramedPixels | Missing:
     """uint8 [3, h, w] behind the encoder's normalization; the order of passes that comes nearer counts."""
     picture_size, given = _size(picture), (ours.shape[2], ours.shape[1])
-    possible = frame_sizes(*picture_size, vision.side_px)
-    if given not in possible and given != (vision.side_px, vision.side_px):
+    possible = frame_sizes(*picture_size, form.side_px)
+    if given not in possible and given != (form.side_px, form.side_px):
         return FramedPixels(picture_size, given, possible)
     width, height = given if given in possible else possible[0]
     with torch.no_grad():
-        actual = vision.normalize(ours)[0].numpy()
-    left, top = (vision.side_px - width) // 2, (vision.side_px - height) // 2
+        actual = normalize(ours)[0].numpy()
+    left, top = (form.side_px - width) // 2, (form.side_px - height) // 2
     inside = actual[:, top : top + height, left : left + width]
     steps, worst = float("inf"), np.full(inside.shape, np.nan)
     try:
         for expected in framed(width, height):
-            away = np.abs(inside - expected) * np.array(CLIP_STD).reshape(3, 1, 1) * 255
+            away = np.abs(inside - expected) * np.array(form.std).reshape(3, 1, 1) * 255
             if not steps <= float(away.max()):  # a NaN comes through
                 steps, worst = float(away.max()), away
             if steps < 0.5:
@@ -135,15 +141,15 @@ def _compare(picture: Pixels, ours: Tensor, framed: Framed, vision: VisionEncode
     except VerifierError as error:
         return Missing(f"there are no reference pixels: {error.one_line}", "verifier")
     channel, y, x = (int(i) for i in np.unravel_index(int(np.argmax(worst)), worst.shape))
-    return FramedPixels(picture_size, given, possible, steps, (channel, y, x), *_margins(actual, (width, height)))
+    return FramedPixels(picture_size, given, possible, steps, (channel, y, x), *_margins(actual, (width, height), form))
 
 
-def _margins(actual: Array, size: Size) -> tuple[float, tuple[int, int]]:
+def _margins(actual: Array, size: Size, form: PixelFormat) -> tuple[float, tuple[int, int]]:
     """How far the margin around a picture in the middle of normalized pixels [3, H, H] is from black, and its first element (row, column) that is
     beyond the limit."""
     (width, height), side_px = size, actual.shape[-1]
     left, top = (side_px - width) // 2, (side_px - height) // 2
-    black = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).reshape(3, 1, 1)
+    black = (-np.array(form.mean) / np.array(form.std)).reshape(3, 1, 1)
     margin = np.ones((side_px, side_px), bool)
     margin[top : top + height, left : left + width] = False
     if not margin.any():

@@ -12,15 +12,7 @@ from verifier.core.errors import CheckpointError, UsageError
 from verifier.core.types import Missing, Segment
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.driver import Script, splice
-from verifier.families.llava.prompt import (
-    BEFORE_IMAGE,
-    DEFAULT_QUESTION,
-    SEED_CUE,
-    Turn,
-    caption_parts,
-    dialogue_parts,
-    dialogue_segments,
-)
+from verifier.families.prompts import PromptFormat, Turn, dialogue_segments
 from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.records import Mark
 from verifier.families.tokens.records import Part as TextPart
@@ -95,24 +87,24 @@ class TemplatePrompt:
 
 
 def measure_prompts(
-    tokenizer: Tokenizer, questions: Iterable[str], *, patches: int, limit: int, side_px: int
+    tokenizer: Tokenizer, form: PromptFormat, questions: Iterable[str], *, patches: int, limit: int, side_px: int
 ) -> PromptEvidence:
     """Golden prompts by both references, unusual prompts as they are fed to a program that holds `limit` tokens, `patches` of them for a picture
     of `side_px` pixels. Raises `CheckpointError` for a prompt that the tokenizer cannot make."""
-    captions = {question: _caption(tokenizer, question) for question in dict.fromkeys(questions)}
+    captions = {question: _caption(tokenizer, form, question) for question in dict.fromkeys(questions)}
     dialogues = {
-        name: _dialogue(tokenizer, turns or _longest(tokenizer, patches, limit), patches, limit, side_px)
+        name: _dialogue(tokenizer, form, turns or _longest(tokenizer, form, patches, limit), patches, limit, side_px)
         for name, turns in PROMPTS.items()
     }
     return PromptEvidence(tokenizer.second.name, limit, captions, dialogues)
 
 
-def _caption(tokenizer: Tokenizer, question: str) -> ReferenceIds | Missing:
+def _caption(tokenizer: Tokenizer, form: PromptFormat, question: str) -> ReferenceIds | Missing:
     """The seed's prompt, without a question, has no Hugging Face spelling: its cue is a text of its own, behind the image."""
     if question:
-        return _reference(tokenizer, caption_parts(question))
-    cue = tokenizer.second_ids((SEED_CUE,))
-    second = (*_front(tokenizer), *tokenizer.second_ids((BEFORE_IMAGE, Mark.IMAGE)), *cue)
+        return _reference(tokenizer, form.caption_parts(question))
+    cue = tokenizer.second_ids((form.cue,))
+    second = (*_front(tokenizer), *tokenizer.second_ids((form.before_image, Mark.IMAGE)), *cue)
     return ReferenceIds(second, second)
 
 
@@ -137,11 +129,11 @@ def tokens_of(segments: Iterable[Segment], patches: int) -> int:
     return sum(patches if segment is None else len(segment) for segment in segments)
 
 
-def _longest(tokenizer: Tokenizer, patches: int, limit: int) -> tuple[Turn, ...]:
+def _longest(tokenizer: Tokenizer, form: PromptFormat, patches: int, limit: int) -> tuple[Turn, ...]:
     """One question of as many words as the program holds, to the token if the tokenizer allows it."""
 
     def fits(text: str) -> bool:
-        return tokens_of(dialogue_segments(tokenizer, (Turn(text),)), patches) <= limit
+        return tokens_of(dialogue_segments(tokenizer, form, (Turn(text),)), patches) <= limit
 
     words = next(count for count in range(limit) if not fits(LONG * (count + 1)))
     text = LONG * words
@@ -150,11 +142,13 @@ def _longest(tokenizer: Tokenizer, patches: int, limit: int) -> tuple[Turn, ...]
     return (Turn(text),)
 
 
-def _dialogue(tokenizer: Tokenizer, turns: tuple[Turn, ...], patches: int, limit: int, side_px: int) -> Dialogue:
+def _dialogue(  # noqa: PLR0917
+    tokenizer: Tokenizer, form: PromptFormat, turns: tuple[Turn, ...], patches: int, limit: int, side_px: int
+) -> Dialogue:
     """A prompt as the driver feeds it."""
-    segments, images = dialogue_segments(tokenizer, turns), sum(turn.images for turn in turns)
+    segments, images = dialogue_segments(tokenizer, form, turns), sum(turn.images for turn in turns)
     text = tokenizer.decode([id for segment in segments if segment is not None for id in segment])
-    reference = _reference(tokenizer, dialogue_parts(turns))
+    reference = _reference(tokenizer, form.dialogue_parts(turns))
     script, pictures = Script(), [np.full((3, side_px, side_px), number, np.uint8) for number in range(images)]
     try:
         splice(script, segments, pictures, patches=patches, limit=limit)
@@ -200,14 +194,14 @@ def _array(value: Array | OutputOf | ArgmaxOf) -> Array:
     return value
 
 
-def measure_template(folder: Path, tokenizer: Tokenizer) -> TemplatePrompt | Missing:
+def measure_template(folder: Path, tokenizer: Tokenizer, form: PromptFormat) -> TemplatePrompt | Missing:
     """The prompt by the chat template of a checkpoint's folder. Missing if the template cannot be read or rendered."""
-    verified = tokenizer.spelled(caption_parts(DEFAULT_QUESTION))
+    verified = tokenizer.spelled(form.caption_parts(form.default_question))
     try:
         template = find_template(folder)
         if template is None:
             return TemplatePrompt(verified)
-        spells = render(template, tokenizer, DEFAULT_QUESTION).removeprefix(tokenizer.piece(tokenizer.bos_id))
+        spells = render(template, tokenizer, form.default_question).removeprefix(tokenizer.piece(tokenizer.bos_id))
     except CheckpointError as error:
         return Missing(error.one_line, "verifier")
     return TemplatePrompt(verified, spells, template.source)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from verifier.families.llava.prompt import BEFORE_IMAGE, DEFAULT_QUESTION, SEED_CUE, after_image
 from verifier.families.tokens.spelling import BLANK, described, first_out_of_order, own_damage
 from verifier.measures.tokenizer import Shipped, TokenizerEvidence, ToShip, ask_tokenizers
 from verifier.runner.file_kinds import describe
@@ -16,6 +15,7 @@ from verifier.runner.file_kinds import describe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from verifier.families.prompts import PromptFormat
     from verifier.families.tokens.tokenizer import Tokenizer
     from verifier.golden.records import GoldenImage
 
@@ -58,16 +58,16 @@ class ShippedTokenizers:
 
 
 def measure_shipped(
-    to_ship: ToShip, folder: Path, tokenizer: Tokenizer, images: Sequence[GoldenImage]
+    to_ship: ToShip, folder: Path, tokenizer: Tokenizer, images: Sequence[GoldenImage], form: PromptFormat
 ) -> ShippedTokenizers:
     """Ask every file, and compare it with the tokenizer of the checkpoint in `folder`, on the prompts and answers of golden `images` too.
     Raises `CheckpointError`."""
-    questions = [image.question for image in images] or [DEFAULT_QUESTION]
+    questions = [image.question for image in images] or [form.default_question]
     asked = ask_tokenizers(
         to_ship,
         folder,
-        before=[BEFORE_IMAGE],
-        behind=[after_image(question) if question else SEED_CUE for question in questions],
+        before=[form.before_image],
+        behind=[form.after_image(question) if question else form.cue for question in questions],
         front=[tokenizer.bos_id] if tokenizer.adds_bos else [],
     )
     return compare_shipped(asked, tokenizer, images)

@@ -17,8 +17,9 @@ from verifier.core.files import replacing
 from verifier.core.progress import Progress
 from verifier.core.records import JsonObject
 from verifier.families.checkpoint import EMBEDDED
-from verifier.families.llava.geometry import Geometry
-from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
+from verifier.families.llava.geometry import read_geometry
+from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
+from verifier.families.prompts import caption_prompt
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.synth.weights import Maker
 
@@ -122,7 +123,7 @@ def write_tokenizer(folder: Path, *, pieces: int) -> None:
 
 def chain(tokenizer: Tokenizer, *, length: int, pieces: int, seed: int) -> dict[int, int]:
     """What follows what: behind the prompt an answer of `length` printable tokens and EOS, whatever the image is."""
-    asked = caption_prompt(tokenizer, DEFAULT_QUESTION)
+    asked = caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION)
     generator = torch.Generator().manual_seed(seed)
     usable = [i for i in range(300, pieces) if i not in {*asked.before, *asked.after}]
     answer = [usable[int(i)] for i in torch.randperm(len(usable), generator=generator)[:length]]
@@ -135,7 +136,7 @@ def write_checkpoint(folder: Path, config: JsonObject, *, seed: int, progress: P
     if (folder / "model.safetensors.index.json").exists() or (folder / "model.safetensors").exists():
         raise UsageError("there is a checkpoint already", got=folder, fix="give --out an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    geometry = Geometry.from_config(config)
+    geometry = read_geometry(config)
     with progress.stage("tokenizer"):
         write_tokenizer(folder, pieces=geometry.image_token_id)
         tokenizer = Tokenizer(folder)

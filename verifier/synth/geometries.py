@@ -7,7 +7,7 @@ from pathlib import Path
 from verifier.core.errors import UsageError
 from verifier.core.records import JsonObject
 from verifier.families.checkpoint import EMBEDDED, read_json
-from verifier.families.llava.geometry import Geometry
+from verifier.families.llava.geometry import read_geometry
 
 _CONFIG_LIMIT_BYTES = 1 << 20
 _CLIP_LARGE = {
@@ -82,5 +82,5 @@ def find_config(geometry: str) -> JsonObject:
             fix="give --geometry one of them",
         )
     config = read_json(path, limit_bytes=_CONFIG_LIMIT_BYTES)
-    Geometry.from_config(config)
+    read_geometry(config)
     return config

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from verifier.families.llava.geometry import Geometry
+from verifier.families.geometry import Geometry
 
 CUBE = 0.05
 CUBE_NORM = 1 / math.sqrt(1 + 6 * CUBE + 15 * CUBE**2)

@@ -17,12 +17,14 @@ import numpy as np
 from golden.llava_tiny.make.scenes import render, sample_split
 from verifier.core.compare import agreement_interval
 from verifier.core.progress import hushed
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.answering import answer_samples
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.driver import Script, converse
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.preprocess import prepare_image
-from verifier.families.llava.prompt import DEFAULT_QUESTION, caption_prompt
-from verifier.families.llava.reference import answer_samples
+from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
+from verifier.families.prompts import caption_prompt
+from verifier.families.registry import open_checkpoint
 from verifier.families.samples import Sample
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
@@ -38,7 +40,9 @@ def unseen_samples(count: int, tokenizer: Tokenizer, *, seed: str = "evaluate") 
         scene = sample_split(rng, held_out=True)
         ids = (*tokenizer.encode(scene.caption), tokenizer.eos_id)
         wanted = GoldenImage(f"scene_{number}", Path(), "", "scene", DEFAULT_QUESTION, ids, (), scene.caption)
-        samples.append(Sample(wanted, prepare_image(render(scene)).numpy(), caption_prompt(tokenizer)))
+        samples.append(
+            Sample(wanted, prepare_image(render(scene)).numpy(), caption_prompt(tokenizer, PROMPT, DEFAULT_QUESTION))
+        )
     return samples
 
 

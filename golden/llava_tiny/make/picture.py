@@ -9,10 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from golden.llava_tiny.make.scenes import FILLS, pad_to_frame
 from verifier.core.progress import hushed
-from verifier.families.checkpoint import EMBEDDED, open_checkpoint
+from verifier.families.answering import load_sample
+from verifier.families.checkpoint import EMBEDDED
 from verifier.families.driver import Script, converse
 from verifier.families.llava.preprocess import frame_size
-from verifier.families.llava.reference import load_sample
+from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import load_golden
 from verifier.runner.local import LocalRunner
@@ -26,7 +27,7 @@ def main() -> None:
     """Caption eight images on the runtime and write `docs/golden.png`."""
     golden = {image.name: image for image in load_golden(EMBEDDED, open_checkpoint().sha256).images}
     tokenizer = Tokenizer(EMBEDDED)
-    samples = [load_sample(golden[name], tokenizer, side_px=336) for name in SHOWN]
+    samples = [load_sample(golden[name], tokenizer, open_family(open_checkpoint())) for name in SHOWN]
     script = Script()
     talks = [converse(script, image=s.image, prompt=s.prompt, answer=s.golden.ids, patches=576) for s in samples]
     with hushed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.llava.geometry import Geometry
+from verifier.families.definition import DEFAULT_MAX_LEN, LayerObserver
+from verifier.families.geometry import Geometry
 from verifier.families.llava.keymap import map_keys
-from verifier.families.llava.text import ParameterHook, clear_caches, construct_decoder, load_parameters
+from verifier.families.llava.text import clear_caches, construct_decoder
 from verifier.families.llava.vision import VisionEncoder
-from verifier.families.streaming import is_large, stream_layers, unload_layers
-
-DEFAULT_MAX_LEN = 768
+from verifier.families.streaming import ParameterHook, is_large, load_parameters, stream_layers, unload_layers
 
 
 def embedding_table(checkpoint: Checkpoint) -> Tensor:
@@ -51,10 +50,6 @@ def build_decoder(
     return decoder
 
 
-LayerObserver = Callable[[int, int, Tensor], None]
-"""Is told the number of the sequence, the number of the layer, and the state [1, S, D] behind it."""
-
-
 @dataclass(frozen=True)
 class Definition:
     """Eager LLaVA in fp32. Calls at position 0 start anew; later positions go on in the decoder's cache."""
@@ -63,6 +58,17 @@ class Definition:
     vision: VisionEncoder
     decoder: Any  # ExecuTorch's Transformer, which has no types
     embedding: Tensor
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        """The encoder of images."""
+        return self.vision
+
+    @property
+    def head(self) -> Tensor:
+        """The weights of the last linear [V, D]."""
+        weight: Tensor = self.decoder.output.weight
+        return weight
 
     def image_tokens(self, image: Tensor) -> Tensor:
         """uint8 [3, h, w] -> [1, P, D]."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from verifier.families.conventions import ENCODER
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry
+from verifier.families.geometry import Geometry
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.llava.text import rope_tables
 from verifier.families.llava.vision import QUICK_GELU, RESCALE
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import EXECUTORCH_LLAVA, Convention, Sizes
+from verifier.families.definition import Decoder
+from verifier.families.definition import Definition as Reference
 from verifier.families.family import Parameter
+from verifier.families.geometry import Geometry
 from verifier.families.llava.definition import Definition, build_decoder, build_definition, embedding_table
 from verifier.families.llava.derived import derived_constant
+from verifier.families.llava.geometry import read_geometry
+from verifier.families.llava.hugging_face import compare_samples
 from verifier.families.llava.keymap import KeyMap, map_keys
 from verifier.families.llava.parts import block_of, list_blocks, list_parameters, part_of, role_of
-from verifier.families.llava.text import ParameterHook
-from verifier.families.streaming import is_large
+from verifier.families.llava.preprocess import LlavaPixels
+from verifier.families.llava.prompt import PROMPT, LlavaPrompt
+from verifier.families.samples import LayerPair, Sample
+from verifier.families.streaming import ParameterHook, is_large
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,11 @@ class Llava:
 
     checkpoint: Checkpoint
     convention: Convention = EXECUTORCH_LLAVA
+
+    @staticmethod
+    def read_geometry(config: JsonObject) -> Geometry:
+        """The sizes in config.json. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
+        return read_geometry(config)
 
     @cached_property
     def keys(self) -> KeyMap:
@@ -44,6 +59,16 @@ class Llava:
     def unused(self) -> tuple[str, ...]:
         """Tensors that LLaVA-1.5 carries and does not use: the last layers of the tower."""
         return tuple(sorted(self.keys.unused))
+
+    @property
+    def prompt(self) -> LlavaPrompt:
+        """Vicuna's conversation."""
+        return PROMPT
+
+    @property
+    def pixels(self) -> LlavaPixels:
+        """CLIP's pictures, padded with black."""
+        return LlavaPixels(self.checkpoint.geometry.vision.image_px)
 
     def sizes(self, longest: int) -> Sizes:
         """What signatures depend on."""
@@ -86,16 +111,21 @@ class Llava:
         """The fp32 reference for sequences of at most `max_len` tokens."""
         return build_definition(self.checkpoint, max_len=max_len)
 
+    def compare_with_hugging_face(self, definition: Reference, samples: Sequence[Sample]) -> Iterator[list[LayerPair]]:
+        """With `LlavaForConditionalGeneration`; of a large checkpoint one decoder layer at a time."""
+        return compare_samples(self.checkpoint, definition, samples, layer_by_layer=self.large)
+
     def embedding_table(self) -> Tensor:
         """[V, D] in fp32."""
         return embedding_table(self.checkpoint)
 
-    def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> nn.Module:
+    def decoder(self, *, max_seq_len: int, max_context_len: int, on_module: ParameterHook | None = None) -> Decoder:
         """ExecuTorch's transformer, filled from the checkpoint; of a large one layer by layer."""
-        return build_decoder(
+        made = build_decoder(
             self.checkpoint,
             max_seq_len=max_seq_len,
             max_context_len=max_context_len,
             on_module=on_module,
             streamed=self.large,
         )
+        return cast(Decoder, made)  # ExecuTorch's Transformer has no types

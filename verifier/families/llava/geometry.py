@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from verifier.core.errors import CheckpointError
 from verifier.core.records import JsonObject
+from verifier.families.geometry import Geometry, TextGeometry, VisionGeometry
 
 # What `transformers` leaves out of config.json because it equals its own defaults (CLIPVisionConfig, LlamaConfig).
 _VISION_DEFAULTS = {
@@ -32,70 +32,18 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of red, green and blue, from 0 to 1: the program subtracts the one and divides by the other."""
 
 
-@dataclass(frozen=True)
-class VisionGeometry:
-    """CLIP tower. `layers_used` counts the encoder layers that feed the projector (23 of 24 in LLaVA-1.5)."""
-
-    width: int
-    hidden: int
-    layers: int
-    layers_used: int
-    heads: int
-    image_px: int
-    patch_px: int
-    norm_eps: float
-
-    @property
-    def patches(self) -> int:
-        """Image tokens that reach the decoder (class token dropped): (image / patch) squared."""
-        return (self.image_px // self.patch_px) ** 2
-
-
-@dataclass(frozen=True)
-class TextGeometry:
-    """Llama decoder. `tied`: a checkpoint without an output head uses the embedding table, or the other way around. `max_positions` are
-    those that the model was trained for (`max_position_embeddings`)."""
-
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    norm_eps: float
-    rope_theta: float
-    tied: bool = False
-    max_positions: int = 2048
-
-    def cache_bytes(self, length: int) -> int:
-        """The KV-cache of fp32 for `length` positions: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
-        return 2 * self.layers * length * self.kv_heads * self.head_dim * 4
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A LLaVA-1.5: tower, projector (one GELU between two linears) and decoder."""
-
-    vision: VisionGeometry
-    text: TextGeometry
-    image_token_id: int
-
-    @classmethod
-    def from_config(cls, config: JsonObject) -> Geometry:
-        """Read a parsed `config.json`. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
-        _refuse_original_layout(config)
-        _expect(config, "model_type", "llava")
-        _expect(config, "vision_feature_select_strategy", "default", default="default")
-        _expect(config, "projector_hidden_act", "gelu", default="gelu")
-        vision, text = _section(config, "vision_config"), _section(config, "text_config")
-        return cls(
-            _vision(_VISION_DEFAULTS | vision, _integer(config, "vision_feature_layer", default=-2, signed=True)),
-            _text(
-                _TEXT_DEFAULTS | text, tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-            ),
-            _integer(config, "image_token_index" if "image_token_index" in config else "image_token_id"),
-        )
+def read_geometry(config: JsonObject) -> Geometry:
+    """Read a parsed `config.json`. Raises `CheckpointError` naming the field that is not LLaVA-1.5."""
+    _refuse_original_layout(config)
+    _expect(config, "model_type", "llava")
+    _expect(config, "vision_feature_select_strategy", "default", default="default")
+    _expect(config, "projector_hidden_act", "gelu", default="gelu")
+    vision, text = _section(config, "vision_config"), _section(config, "text_config")
+    return Geometry(
+        _vision(_VISION_DEFAULTS | vision, _integer(config, "vision_feature_layer", default=-2, signed=True)),
+        _text(_TEXT_DEFAULTS | text, tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))),
+        _integer(config, "image_token_index" if "image_token_index" in config else "image_token_id"),
+    )
 
 
 def _refuse(field: str, got: object, expected: object) -> CheckpointError:

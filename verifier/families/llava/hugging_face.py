@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from verifier.core import upstream
-from verifier.core.compare import Array
 from verifier.core.errors import CheckpointError
+from verifier.families.answering import image_tokens, splice
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.llava.definition import Definition
+from verifier.families.definition import Definition
 from verifier.families.llava.keymap import TEXT, canonical, is_buffer
-from verifier.families.llava.reference import image_tokens, splice
-from verifier.families.samples import Sample
+from verifier.families.samples import LayerPair, Sample
 
 
 def load_hugging_face(checkpoint: Checkpoint, *, layers: int | None = None) -> Any:
@@ -41,18 +40,9 @@ def load_hugging_face(checkpoint: Checkpoint, *, layers: int | None = None) -> A
         ) from error
 
 
-@dataclass(frozen=True)
-class LayerPair:
-    """The same activation by both fp32 rungs, [1, S, D] each."""
-
-    name: str
-    actual: Array
-    expected: Array
-
-
 def _image_tokens(model: Any, definition: Definition, sample: Sample) -> tuple[Tensor, Tensor]:
     """Image tokens by the definition [1, P, D] and by Hugging Face [P, D]."""
-    expected = model.get_image_features(pixel_values=definition.vision.normalize(torch.from_numpy(sample.image)))
+    expected = model.get_image_features(pixel_values=definition.encoder.normalize(torch.from_numpy(sample.image)))
     expected = getattr(expected, "pooler_output", expected)
     expected = expected[0] if isinstance(expected, (list, tuple)) else expected
     vision = image_tokens(definition, sample)
@@ -113,6 +103,17 @@ def compare_layer_by_layer(checkpoint: Checkpoint, definition: Definition, sampl
             LayerPair("logits", np.asarray(actual), np.asarray(model.lm_head(model.model.language_model.norm(state))))
         )
     return pairs
+
+
+def compare_samples(
+    checkpoint: Checkpoint, definition: Definition, samples: Sequence[Sample], *, layer_by_layer: bool
+) -> Iterator[list[LayerPair]]:
+    """The activations of each sample, with the whole model in memory or one decoder layer at a time. Raises `CheckpointError`."""
+    if layer_by_layer:
+        yield from (compare_layer_by_layer(checkpoint, definition, sample) for sample in samples)
+        return
+    model = load_hugging_face(checkpoint)
+    yield from (compare_with_hugging_face(model, definition, sample) for sample in samples)
 
 
 class _HuggingFaceLayers:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from verifier.core.errors import CheckpointError
-from verifier.families.llava.geometry import CONVERT, Geometry
+from verifier.families.geometry import Geometry
+from verifier.families.llava.geometry import CONVERT
 
 _ORIGINAL = re.compile(
     r"^(?:model\.)?(?:mm_projector\.|vision_tower\.vision_tower\.)|^model\.(?:layers\.\d+|embed_tokens)\."
@@ -29,11 +30,6 @@ _TEXT_LAYER = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-
-
-def module_of(parameter: str) -> str:
-    """The module that owns a parameter: its name without `.weight` or `.bias`."""
-    return parameter.removesuffix(".weight").removesuffix(".bias")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, module_of
 from verifier.families.family import Parameter
-from verifier.families.llava.geometry import Geometry
-from verifier.families.llava.keymap import KeyMap, module_of
+from verifier.families.geometry import Geometry
+from verifier.families.llava.keymap import KeyMap
 
 TABLE = f"{EMBEDDING}.weight"
 _TEXT_STAGES = (

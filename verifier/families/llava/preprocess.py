@@ -6,11 +6,14 @@ LLaVA-1.5 pads an image to a square and resizes it to 336 px with a bicubic filt
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.pixels.image_file import check_size, to_rgb
 
 
@@ -43,3 +46,16 @@ def prepare_image(image: Image.Image, *, side_px: int = 336, square: bool = Fals
         frame.paste(resized, ((side_px - width) // 2, (side_px - height) // 2))
         resized = frame
     return to_tensor(resized)
+
+
+@dataclass(frozen=True)
+class LlavaPixels:
+    """Pictures of LLaVA-1.5 in a frame of `side_px`."""
+
+    side_px: int
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def prepare(self, image: Image.Image, *, square: bool = False) -> Tensor:
+        """A picture as the program takes it, uint8 [3, h, w]. Raises `ImageError`."""
+        return prepare_image(image, side_px=self.side_px, square=square)

@@ -6,19 +6,14 @@ its linears are quantized on arrival.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from verifier.core import upstream
-from verifier.core.errors import CheckpointError
 from verifier.core.memory import untouched_zeros
-from verifier.families.checkpoint import Checkpoint
-from verifier.families.llava.geometry import TextGeometry
-
-ParameterHook = Callable[[nn.Module, str], None]
+from verifier.families.geometry import TextGeometry
 
 
 def construct_decoder(
@@ -87,51 +82,3 @@ def rope_tables(geometry: TextGeometry, *, max_context_len: int) -> tuple[Tensor
 def _use_custom_ops(decoder: nn.Module) -> None:
     upstream.USE_CUSTOM_CACHE.resolve()(decoder)
     upstream.USE_CUSTOM_SDPA.resolve()(decoder)
-
-
-def load_parameters(
-    module: nn.Module,
-    mapping: dict[str, str],
-    checkpoint: Checkpoint,
-    *,
-    on_module: ParameterHook | None = None,
-    into: dict[str, Tensor] | None = None,
-) -> None:
-    """Fill a module from a checkpoint in fp32, one submodule at a time. `on_module` sees each one as soon as it is whole. `into` keeps the
-    memory of each parameter for the next module that is filled with it.
-
-    Every parameter must be mapped and every shape must fit: raises `CheckpointError` otherwise.
-    """
-    wanted = dict(module.named_parameters())
-    if set(wanted) != set(mapping):
-        odd = sorted(set(wanted) ^ set(mapping))
-        raise CheckpointError("the key map does not fit the model", got=odd[:4], expected="one key for each parameter")
-    owners: dict[str, list[str]] = {}
-    for name in wanted:
-        owners.setdefault(name.rpartition(".")[0], []).append(name)
-    for owner_name, names in owners.items():
-        owner = module.get_submodule(owner_name)
-        for name in names:
-            tensor = checkpoint.tensor(mapping[name])
-            _check_tensor(name, tensor, wanted[name], mapping[name])
-            if into is None:
-                held = tensor.to(torch.float32)
-            else:
-                held = into.setdefault(name, torch.empty(0)).resize_(tensor.shape).copy_(tensor)
-            setattr(owner, name.rpartition(".")[2], nn.Parameter(held, requires_grad=False))
-        if on_module is not None:
-            on_module(owner, owner_name)
-
-
-def _check_tensor(name: str, tensor: Tensor, parameter: Tensor, key: str) -> None:
-    expected = tuple(parameter.shape)
-    # Hugging Face keeps CLIP's class embedding as [D]; very old exports as [1, D].
-    if tuple(tensor.shape) != expected:
-        raise CheckpointError(
-            f"tensor {key} has the wrong shape",
-            got=list(tensor.shape),
-            expected=f"{list(expected)} for {name}",
-            fix="check that config.json belongs to these weights",
-        )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"tensor {key} has the wrong dtype", got=tensor.dtype, expected="a floating-point dtype")

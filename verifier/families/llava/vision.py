@@ -6,11 +6,15 @@ Radford et al. 2021 (CLIP, pre-norm ViT with QuickGELU) and Liu et al. 2023 (LLa
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD, Geometry, VisionGeometry
+from verifier.families.definition import EncoderLayer
+from verifier.families.geometry import Geometry, VisionGeometry
+from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 
 RESCALE = 1 / 255
 QUICK_GELU = 1.702
@@ -50,7 +54,15 @@ class VisionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, P+1, D] -> [B, P+1, D]."""
-        x = x + self.attention(self.norm1(x))
+        return self.transform(self.attend(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The first half: the stream before it -> the stream behind it, [B, P+1, D]."""
+        out: Tensor = x + self.attention(self.norm1(x))
+        return out
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The second half: the stream before it -> the stream behind it, [B, P+1, D]."""
         return x + self.feed_forward(self.norm2(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -71,6 +83,11 @@ class VisionTower(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(geometry.patches + 1, width))
         self.pre_norm = nn.LayerNorm(width, eps=geometry.norm_eps)
         self.layers = nn.ModuleList(VisionLayer(geometry) for _ in range(geometry.layers_used))
+
+    @property
+    def used(self) -> list[VisionLayer]:
+        """The layers that feed the projector."""
+        return [cast(VisionLayer, layer) for layer in self.layers]
 
     def embed(self, pixels: Tensor) -> Tensor:
         """The tokens, normalized: [B, P+1, D]."""
@@ -130,6 +147,34 @@ class VisionEncoder(nn.Module):
             torch._check(margin >= 0)  # type: ignore[no-untyped-call]
         square = functional.pad(image, (left, right, top, bottom))
         return ((square * RESCALE - self.mean) / self.std).unsqueeze(0)
+
+    @property
+    def first_norm(self) -> str:
+        """The norm that reads what `tokens` gives."""
+        return "tower.pre_norm"
+
+    @property
+    def blocks(self) -> list[EncoderLayer]:
+        """The tower's layers that are used."""
+        return [
+            EncoderLayer(
+                (f"tower.layers.{number}.norm1", f"tower.layers.{number}.norm2"), layer.attend, layer.transform
+            )
+            for number, layer in enumerate(self.tower.used)
+        ]
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """uint8 [3, h, w] -> class token and patches with their positions [1, P+1, D]."""
+        return self.tower.tokens(self.normalize(image))
+
+    def embedded(self, image: Tensor) -> Tensor:
+        """uint8 [3, h, w] -> the same behind the first norm [1, P+1, D]."""
+        return self.tower.embed(self.normalize(image))
+
+    def project(self, stream: Tensor) -> Tensor:
+        """The stream behind the last layer [1, P+1, D] -> image tokens [1, P, D'], without the class token's."""
+        out: Tensor = self.projector(stream[:, 1:])
+        return out
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [3, h, w] -> image tokens [1, P, D']."""

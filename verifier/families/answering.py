@@ -1,4 +1,4 @@
-"""The fp32 rungs on the golden images: what the checkpoint computes (Hugging Face) and what the definition computes."""
+"""What an fp32 definition answers to pictures: forced along a golden answer, or greedily."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from verifier.core.compare import top2_margin
-from verifier.families.llava.definition import Definition
-from verifier.families.llava.preprocess import prepare_image
-from verifier.families.llava.prompt import caption_prompt
+from verifier.families.definition import Definition
+from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
+from verifier.families.prompts import caption_prompt
 from verifier.families.samples import Answered, Sample
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
 
 
-def load_sample(golden: GoldenImage, tokenizer: Tokenizer, *, side_px: int, square: bool = False) -> Sample:
-    """Read and preprocess a golden image. Raises `ImageError`."""
-    image = prepare_image(read_image(golden.path), side_px=side_px, square=square)
-    return Sample(golden, image.numpy(), caption_prompt(tokenizer, golden.question))
+def load_sample(golden: GoldenImage, tokenizer: Tokenizer, family: Family, *, square: bool = False) -> Sample:
+    """Read and preprocess a golden image; `square` for a program that takes no other pictures. Raises `ImageError`."""
+    image = family.pixels.prepare(read_image(golden.path), square=square)
+    return Sample(golden, image.numpy(), caption_prompt(tokenizer, family.prompt, golden.question))
 
 
 def splice(definition: Definition, sample: Sample, vision: Tensor, answer: tuple[int, ...]) -> Tensor:
