@@ -84,7 +84,7 @@ def _flag(field: str, expected: bool, means: str) -> Rule:
     return Rule(lambda source, _: source.value(field) is expected, lambda _: expected, means)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -220,11 +220,11 @@ def _stated(source: ImageFields, field: str) -> str:
     return f"{source.file} has no {field}, for which transformers takes {shown}"
 
 
-def _names_filter(value: Any) -> TypeGuard[int]:
+def _names_filter(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value in FILTERS
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return json.dumps(value)[:200] if value is not None else "none"
 
 
@@ -296,7 +296,9 @@ def _counted(found: Processor, vision: VisionGeometry) -> int | None:
     return (vision.image_px // patch) ** 2 + more - dropped
 
 
-def _judge_image_token(expected: int, ids: dict[str, int] | Missing | None, source: ImageFields, token: Any) -> Finding:
+def _judge_image_token(
+    expected: int, ids: dict[str, int] | Missing | None, source: ImageFields, token: object
+) -> Finding:
     if ids is None:
         return passed(f"{source.file} has image_token {_shown(token)}; there is no tokenizer.json that gives its id")
     if isinstance(ids, Missing):

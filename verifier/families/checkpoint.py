@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verifier.core.errors import CheckpointError
 from verifier.core.files import refuse_stand_in, sha256_of_file
@@ -55,7 +55,7 @@ _SMALL_FILES = (
 """Files of a checkpoint's folder besides config and weights that are read, if they are there."""
 
 
-def read_json(path: Path, *, limit_bytes: int) -> dict[str, Any]:
+def read_json(path: Path, *, limit_bytes: int) -> JsonObject:
     """A JSON object from a file of bounded size. Raises `CheckpointError`."""
     if not path.is_file():
         raise CheckpointError(
@@ -88,7 +88,7 @@ class Checkpoint:
     directory: Path
     geometry: Geometry
     shards: tuple[Path, ...]
-    config: dict[str, Any] = field(repr=False)
+    config: JsonObject = field(repr=False)
     index: dict[str, str] | None = field(default=None, repr=False)
 
     @property
@@ -167,7 +167,7 @@ class Checkpoint:
         return tensor
 
 
-def _quantization_settings(config: dict[str, Any], section: str = "") -> Iterator[tuple[str, str, object]]:
+def _quantization_settings(config: JsonObject, section: str = "") -> Iterator[tuple[str, str, object]]:
     """Section, name and value of every setting by which `transformers` quantizes a model when it loads it, nested ones too."""
     for name, value in config.items():
         if name in _QUANTIZED_BY and value is not None:

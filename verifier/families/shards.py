@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from verifier.core.errors import CheckpointError
 from verifier.core.files import refuse_stand_in
+from verifier.core.records import JsonObject
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _BLOCK_BYTES = 1 << 20
@@ -56,7 +57,7 @@ def read_shard(path: Path) -> Shard:
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+            header: JsonObject = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} is not a readable safetensors file", got=error, where=path, fix=_COPY_AGAIN

@@ -12,6 +12,9 @@ from verifier.backends.backend import Graph, GraphValue, Node
 from verifier.backends.quantization import PerGroup
 from verifier.interpret.machine import MethodState
 
+SHOWN_NODES = 5
+"""Nodes of a delegate that a message names; of more, three."""
+
 
 def operator_name(state: MethodState, step: Instruction) -> str:
     """The kernel's name, or the nodes of a delegate."""
@@ -26,9 +29,16 @@ def tensor_text(x: Tensor) -> str:
 
 
 def instruction_text(state: MethodState, step: Instruction, operands: Iterable[object], result: Tensor) -> str:
-    """`aten::add.out(f32[1,17,256], f32[1,17,256]) -> f32[1,17,256]`; a delegate by its nodes."""
+    """`aten::add.out(f32[1,17,256], f32[1,17,256]) -> f32[1,17,256]`; a delegate by its nodes, of many the first two and the last."""
     given = ", ".join(tensor_text(x) for x in operands if isinstance(x, Tensor))
-    return f"{operator_name(state, step)}({given}) -> {tensor_text(result)}"
+    return f"{_short(operator_name(state, step))}({given}) -> {tensor_text(result)}"
+
+
+def _short(operator: str) -> str:
+    nodes = operator.split("+")
+    if len(nodes) <= SHOWN_NODES:
+        return operator
+    return f"{nodes[0]}+{nodes[1]}+…+{nodes[-1]}, {len(nodes)} nodes"
 
 
 def node_text(graph: Graph, node: Node, result: Tensor) -> str:

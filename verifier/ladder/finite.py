@@ -7,7 +7,7 @@ the program, added before a softmax, and in what is computed of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -44,21 +44,21 @@ def non_finite(result: Tensor, computed: Iterable[Any], given: Callable[[], list
     )
 
 
-def has_nan(x: Any) -> bool:
+def has_nan(x: object) -> bool:
     """Whether a value is a tensor with NaN in it."""
     return _is_float(x) and not all_finite(x) and bool(x.isnan().any())
 
 
-def is_finite(x: Any) -> bool:
+def is_finite(x: object) -> bool:
     """Whether a value is anything but a tensor with NaN or infinity in it."""
-    return not _is_float(x) or all_finite(x)
+    return all_finite(x) if _is_float(x) else True
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: object) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def _is_mask(x: Any) -> bool:
+def _is_mask(x: object) -> bool:
     """Zeros and -inf, at least one of them -inf; or the number -inf, which a kernel fills with."""
     if isinstance(x, float):
         return x == float("-inf")

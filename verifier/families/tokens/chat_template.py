@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verifier.core.errors import CheckpointError
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import read_json
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def render(template: ChatTemplate, tokenizer: Tokenizer, question: str) -> str:
     )
 
 
-def _in_child(given: dict[str, Any]) -> dict[str, Any]:
+def _in_child(given: JsonObject) -> JsonObject:
     """What the child answers, under limits on time and memory: `text`, or `error`."""
     words = [sys.executable, "-I", str(_CHILD)]
     try:
@@ -107,7 +108,7 @@ def _in_child(given: dict[str, Any]) -> dict[str, Any]:
         )
         if ran.returncode != 0:
             return {"error": f"it needs too much time or memory (status {ran.returncode})"}
-        answer: dict[str, Any] = json.loads(ran.stdout)
+        answer: JsonObject = json.loads(ran.stdout)
         return answer
     except (subprocess.TimeoutExpired, OSError, ValueError) as error:
         return {"error": error}

@@ -17,6 +17,7 @@ import regex
 import sentencepiece
 
 from verifier.core.errors import CheckpointError
+from verifier.core.records import JsonObject
 from verifier.families.tokens.tokenizer_files import AddedToken, TokenizerFiles
 
 BLANK = "\u2581"
@@ -226,7 +227,7 @@ def _cut_through(steps: list[Cut], text: str, first: bool) -> list[str]:
     return pieces
 
 
-def _metaspace(data: dict[str, Any]) -> Cut:
+def _metaspace(data: JsonObject) -> Cut:
     blank = str(data.get("replacement", BLANK))
     scheme = data.get("prepend_scheme", "always" if data.get("add_prefix_space", True) else "never")
     split = bool(data.get("split", True))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verifier.core.errors import CheckpointError, RunnerError
+from verifier.core.records import JsonObject
 from verifier.runner.constants import FILE_LIMIT_BYTES
 from verifier.runner.tokenizer_files import parse_vocabulary
 from verifier.runner.vocabulary import NotThisError, Spelling
@@ -111,7 +112,7 @@ def _of_json(path: Path) -> Pieces:
     data = json.loads(_bounded(path))
     added = {token["content"]: int(token["id"]) for token in data.get("added_tokens") or ()}
     whole = tokenizers.Tokenizer.from_str(json.dumps(data | {"truncation": None, "padding": None}))
-    bare: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    bare: JsonObject = {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
     alone = tokenizers.Tokenizer.from_str(json.dumps(data | bare | {"truncation": None, "padding": None}))
     names = {number: piece for piece, number in data["model"]["vocab"].items()} if _has_pieces(data) else {}
     return Pieces(

@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from verifier.core.errors import CheckpointError
+from verifier.core.records import JsonObject
 from verifier.families.tokens.records import Mark, Part, PromptRule
 from verifier.families.tokens.reference_tokenizer import ReferenceTokenizer
 from verifier.families.tokens.second_encoder import SecondEncoder
@@ -232,6 +232,6 @@ class Tokenizer:
         return f"<{id}>" if found is None else str(found)
 
 
-def _flags(token: AddedToken) -> dict[str, Any]:
+def _flags(token: AddedToken) -> JsonObject:
     names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
     return {name: getattr(token, name) for name in names}

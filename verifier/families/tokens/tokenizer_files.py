@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.core.errors import CheckpointError
+from verifier.core.records import JsonObject
 from verifier.families.checkpoint import read_json
 
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
@@ -47,11 +48,11 @@ class TokenizerFiles:
     are none."""
 
     folder: Path
-    tokenizer: dict[str, Any] | None
-    config: dict[str, Any]
-    special: dict[str, Any]
-    processor: dict[str, Any]
-    model_config: dict[str, Any]
+    tokenizer: JsonObject | None
+    config: JsonObject
+    special: JsonObject
+    processor: JsonObject
+    model_config: JsonObject
     model: bytes | None
 
     @property
@@ -101,7 +102,7 @@ def _number(item: tuple[str, Any]) -> int:
     return int(item[0])
 
 
-def _optional(path: Path, *, limit_bytes: int = _CONFIG_LIMIT_BYTES) -> dict[str, Any]:
+def _optional(path: Path, *, limit_bytes: int = _CONFIG_LIMIT_BYTES) -> JsonObject:
     return read_json(path, limit_bytes=limit_bytes) if path.is_file() else {}
 
 
