@@ -38,7 +38,7 @@ def _short(operator: str) -> str:
     nodes = operator.split("+")
     if len(nodes) <= SHOWN_NODES:
         return operator
-    return f"{nodes[0]}+{nodes[1]}+…+{nodes[-1]}, {len(nodes)} nodes"
+    return f"{len(nodes)} nodes {nodes[0]}+{nodes[1]}+…+{nodes[-1]}"
 
 
 def node_text(graph: Graph, node: Node, result: Tensor) -> str:
