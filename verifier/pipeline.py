@@ -12,13 +12,13 @@ from dataclasses import replace
 from verifier.checks.bands import ties_leave_a_difference
 from verifier.checks.greedy import beyond_noise
 from verifier.checks.registry import CHECKS
-from verifier.core.archive import refuse_other_folder
+from verifier.core.archive import require_free_folder
 from verifier.core.progress import Progress, hushed
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.gather.opening import Opened, Request, open_request
-from verifier.gather.schedule import gather
+from verifier.gather.schedule import gather, parts_needed
 from verifier.gather.second_look import QuantizedRung
-from verifier.measures.evidence import Case, Evidence
+from verifier.measures.evidence import Case, Evidence, Part
 from verifier.record.judging import Asked, Cost, Gathered, Machines, Run, judge, keep
 
 
@@ -27,7 +27,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
     progress = progress or Progress(quiet=True)
     begun = time.perf_counter()
     if request.keep_evidence is not None:
-        refuse_other_folder(request.keep_evidence)
+        require_free_folder(request.keep_evidence)
     with hushed() as stream:
         progress.stream = stream
         with progress.stage("open"):
@@ -49,7 +49,7 @@ def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) ->
     """The evidence with what the price of rounding is, and what the quantized rung says of wrong tokens, where a check asks for it."""
     if ties_leave_a_difference(CHECKS, evidence):
         evidence = replace(evidence, rounding_db=quantized.rounding_db())
-    if not any(check.id in ("greedy.golden", "greedy.image") for check in opened.checks):
+    if Part.QUANTIZED_TOKENS not in parts_needed(opened):
         return evidence
 
     def looked_at(case: Case, most: int | None) -> Case:

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from verifier.core.archive import ARRAYS, RECORD, load_archive, save_archive
+from verifier.core import archive
+from verifier.core.archive import ARRAYS, RECORD, load_archive, require_free_folder, save_archive
 from verifier.core.errors import ArchiveError, UsageError
 from verifier.runner.protocol import Array
 
@@ -190,3 +192,38 @@ def test_only_an_earlier_archive_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         save_archive(_outer(), other, schema=SCHEMA)
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+def test_a_record_beside_other_files_is_not_replaced(tmp_path: Path) -> None:
+    """A folder that happens to hold a record.json is not an archive: its other files stay."""
+    save_archive(_outer(kind="a"), tmp_path / "kept", schema=SCHEMA)
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError):
+        save_archive(_outer(kind="b"), tmp_path / "kept", schema=SCHEMA)
+    assert (tmp_path / "kept" / "notes.txt").read_text() == "mine"
+    assert load_archive(tmp_path / "kept", Outer, schema=SCHEMA).kind == "a"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """Its parent is a file; nothing is left beside it."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError):
+        require_free_folder(tmp_path / "file" / "kept")
+    require_free_folder(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_archive_that_cannot_be_finished_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full while arrays are written."""
+    save_archive(_outer(kind="a"), tmp_path / "kept", schema=SCHEMA)
+
+    def full(*_given: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(archive, "save_file", full)
+    with pytest.raises(UsageError):
+        save_archive(_outer(kind="b"), tmp_path / "kept", schema=SCHEMA)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert load_archive(tmp_path / "kept", Outer, schema=SCHEMA).kind == "a"

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from verifier.checks.bands import Conversations, band_of, conversations
+from verifier.checks.bands import Conversations, band_of, conversations, take_conversations
 from verifier.checks.check import (
     ALL_IMAGES,
     IMAGE,
@@ -71,7 +71,11 @@ def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
     return None
 
 
-@need(Part.CONVERSATIONS, computed=True)
+golden_answers = need(Part.QUANTIZED_TOKENS, golden=True, computed=True)(take_conversations)
+"""The golden answers, with what the quantized model says of wrong tokens."""
+
+
+@need(Part.QUANTIZED_TOKENS, computed=True)
 def own_answer(evidence: Evidence) -> Conversations | Missing:
     """The answer to the user's own image."""
     if evidence.user_case is None:
@@ -79,7 +83,7 @@ def own_answer(evidence: Evidence) -> Conversations | Missing:
     return Conversations(evidence, {OWN: evidence.user_case})
 
 
-@check("greedy.golden", step="quantization", needs=conversations, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
+@check("greedy.golden", step="quantization", needs=golden_answers, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
 def golden(given: Conversations, name: str) -> Finding:
     """The greedy tokens equal the golden ones. A different token is accepted only where the top-2 margin of fp32 is smaller than the noise of a clean
     export; teacher forcing keeps the tokens behind it comparable."""

@@ -10,7 +10,8 @@ import json
 import math
 import shutil
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -260,38 +261,58 @@ def _member(hint: object, data: Json, where: str) -> object:
     raise TypeError(f"{where} is {str(data)[:60]!r}, expected {hint}")
 
 
-def refuse_other_folder(folder: Path) -> None:
-    """Raise `UsageError` if a folder holds something that is not an archive: saving would replace it."""
-    if folder.exists() and not (folder.is_dir() and ((folder / RECORD).is_file() or not any(folder.iterdir()))):
+def require_free_folder(folder: Path) -> None:
+    """Raise `UsageError` if an archive cannot be saved in a folder, before the work that makes it: because the folder holds anything but an earlier
+    archive, which saving replaces, or cannot be written."""
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECORD, ARRAYS}):
         raise UsageError(
             "the folder holds something else",
             got=folder,
-            expected="a new folder, or one with an earlier archive, which is replaced",
+            expected="a new folder, or one with an earlier archive alone, which is replaced",
             fix="give another folder",
         )
+    with _written(folder):
+        begun = _beside(folder, "begun")
+        shutil.rmtree(begun, ignore_errors=True)
+        begun.mkdir(parents=True)
+        begun.rmdir()
+
+
+def _beside(folder: Path, state: str) -> Path:
+    return folder.with_name(f".{folder.name}.{state}")
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Raises `UsageError` for what keeps the block from writing."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(_beside(folder, "begun"), ignore_errors=True)
+        fix = "check space and permissions, or give another folder"
+        raise UsageError("the archive cannot be written", got=error, where=folder, fix=fix) from error
 
 
 def save_archive(value: object, folder: Path, *, schema: str) -> None:
     """Write a frozen dataclass into a folder, whole or not at all; an earlier archive there is replaced. Raises `ArchiveError` for a field
     that is not data, `UsageError` if the folder cannot be written."""
-    refuse_other_folder(folder)
-    writer = _Writer()
+    require_free_folder(folder)
+    folder, writer = folder.resolve(), _Writer()
     try:
         record = {"schema": schema, "value": writer.write(type(value), value, type(value).__name__)}
     except TypeError as error:
         raise ArchiveError("a record cannot be saved", got=error, expected="values as their annotations say") from error
-    begun = folder.with_name(f".{folder.name}.begun")
-    try:
-        shutil.rmtree(begun, ignore_errors=True)
-        begun.mkdir(parents=True)
+    begun, earlier = _beside(folder, "begun"), _beside(folder, "earlier")
+    with _written(folder):
+        begun.mkdir()
         (begun / RECORD).write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         save_file({name: np.asarray(array, order="C") for name, array in writer.arrays.items()}, begun / ARRAYS)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
+        if folder.exists():
+            folder.rename(earlier)
         begun.rename(folder)
-    except OSError as error:
-        shutil.rmtree(begun, ignore_errors=True)
-        fix = "check space and permissions, or give another folder"
-        raise UsageError("the archive cannot be written", got=error, where=folder, fix=fix) from error
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def load_archive(folder: Path, kind: type[T], *, schema: str) -> T:

@@ -70,7 +70,7 @@ R = TypeVar("R")
 AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
 
 
-def _parts(opened: Opened) -> frozenset[Part]:
+def parts_needed(opened: Opened) -> frozenset[Part]:
     """What the chosen checks need."""
     return with_foundations(part for check in opened.checks for part in check.needs.parts)
 
@@ -120,7 +120,7 @@ def gather(
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
     """
-    parts, samples = _parts(opened), _samples(opened)
+    parts, samples = parts_needed(opened), _samples(opened)
     if Part.PROMPTS in parts:
         with progress.stage("tokenizer against Hugging Face"):
             compare_with_transformers(opened.tokenizer)
@@ -262,7 +262,7 @@ def _evidence(  # noqa: PLR0917
     result: Result | Missing,
 ) -> Evidence:
     """All of it. Whole tables that the program gave are measured here, and not kept."""
-    parts, samples, answers = _parts(opened), reference.samples, reference.answers
+    parts, samples, answers = parts_needed(opened), reference.samples, reference.answers
     folder, side_px = opened.checkpoint.directory, opened.checkpoint.geometry.vision.image_px
     count = len(opened.golden.images)
     cases = collect_cases(made, result, samples, answers[: len(samples)], side_px=side_px) if answers else ()

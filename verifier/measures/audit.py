@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from dataclasses import replace
+from operator import itemgetter
 
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Span
@@ -13,6 +15,7 @@ from verifier.audit.run import Audit
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerChannel, PerGroup
 from verifier.core.types import Missing
+from verifier.families.family import Parameter
 
 DIGEST_BYTES = 8
 """Enough to tell two contents apart that nobody made alike on purpose; what the bytes are worth is the audit's question."""
@@ -23,7 +26,7 @@ def audit_records(artifact: Artifact, audit: Audit | Missing) -> AuditRecords | 
     if isinstance(audit, Missing):
         return audit
     return AuditRecords(
-        tuple(replace(record, owner=_owner(audit, record)) for record in audit.constants),
+        tuple(replace(record, owner=owner) for record, owner in zip(audit.constants, _owners(audit), strict=True)),
         sum(parameter is not None for parameter in audit.parameters),
         audit.misplaced,
         audit.unused,
@@ -32,15 +35,21 @@ def audit_records(artifact: Artifact, audit: Audit | Missing) -> AuditRecords | 
     )
 
 
-def _owner(audit: Audit, record: Audited) -> str:
-    """The module whose instruction uses a constant; else the block of the latest weight before it, or the method, and the constant's role."""
-    block = record.method
+def _owners(audit: Audit) -> list[str]:
+    """Of every constant the module whose instruction uses it; else the block of the latest weight before it, or the method, and the constant's role."""
+    weights: dict[str, list[tuple[int, Parameter]]] = {}
     for constant, parameter in zip(audit.inventory, audit.parameters, strict=True):
-        if parameter is None or constant.method != record.method or constant.instruction > record.instruction:
-            continue
-        if constant.instruction == record.instruction:
-            return parameter.module
-        block = audit.source.family.part_of(parameter.name)
+        if parameter is not None:
+            weights.setdefault(constant.method, []).append((constant.instruction, parameter))
+    return [_owner(audit, weights.get(record.method, []), record) for record in audit.constants]
+
+
+def _owner(audit: Audit, weights: list[tuple[int, Parameter]], record: Audited) -> str:
+    """`weights` of the constant's method, in the order of their instructions."""
+    at = bisect_left(weights, record.instruction, key=itemgetter(0))
+    if at < len(weights) and weights[at][0] == record.instruction:
+        return weights[at][1].module
+    block = audit.source.family.part_of(weights[at - 1][1].name) if at else record.method
     return f"{block}.{record.role.replace(' ', '_')}"
 
 

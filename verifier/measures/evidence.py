@@ -46,6 +46,8 @@ class Part(Enum):
     """Which microkernels the machine chooses: a few calls are made."""
     CONVERSATIONS = auto()
     """The golden conversations, by the fp32 definition and by the program."""
+    QUANTIZED_TOKENS = auto()
+    """What the quantized model favours where the program's token is wrong: a second look."""
     PUBLISHED = auto()
     """Golden pictures framed by the checkpoint's own processor, answered by the definition."""
     MAPPING = auto()
@@ -80,6 +82,7 @@ RESTS_ON: dict[Part, tuple[Part, ...]] = {
     Part.TEMPLATE: (Part.PROMPTS,),
     Part.INSTRUCTIONS: (Part.RUNTIME,),
     Part.CONVERSATIONS: (Part.RUNTIME, Part.PROMPTS),
+    Part.QUANTIZED_TOKENS: (Part.CONVERSATIONS,),
     Part.PUBLISHED: (Part.CONVERSATIONS,),
     Part.VOCABULARY: (Part.CONVERSATIONS,),
     Part.CHANNELS: (Part.CONVERSATIONS,),
