@@ -267,7 +267,7 @@ def require_free_folder(folder: Path) -> None:
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {RECORD, ARRAYS}):
         raise UsageError(
-            "the folder holds something else",
+            "the folder holds other files, which saving would replace",
             got=folder,
             expected="a new folder, or one with an earlier archive alone, which is replaced",
             fix="give another folder",

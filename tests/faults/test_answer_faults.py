@@ -1,0 +1,144 @@
+"""Faults that show in answers: wrong tokens, ties, the quantized model's opinion, and an image of the user's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.faults.judging import results_of
+from tests.support import EMBEDDED_PTE
+from verifier.checks.greedy import beyond_noise
+from verifier.checks.registry import select
+from verifier.core.types import Missing
+from verifier.gather.opening import Request, open_request
+from verifier.gather.second_look import QuantizedRung
+from verifier.measures import evidence
+from verifier.pipeline import second_look
+
+pytestmark = pytest.mark.xdist_group("faults")
+UNASKED = Missing("no check asked for it", "unasked")
+
+
+def _verdicts(check_id: str, broken: evidence.Evidence) -> set[str]:
+    return {result.verdict for result in results_of(check_id, broken)}
+
+
+def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Evidence) -> None:
+    """The winner and the runner-up swapped at one token."""
+    case = max(gathered.cases, key=lambda c: min(c.sample.golden.margins))
+    at = gathered.cases.index(case)
+    logits = np.array(case.logits)
+    order = logits[0].argsort()
+    logits[0, order[-1]], logits[0, order[-2]] = logits[0, order[-2]], logits[0, order[-1]]
+    cases = list(gathered.cases)
+    cases[at] = replace(case, logits=logits, quantized={0: case.sample.golden.ids[0]})
+    broken = replace(gathered, cases=tuple(cases))
+    failed = [result for result in results_of("greedy.golden", broken) if result.verdict == "fail"]
+    assert [result.case for result in failed] == [case.sample.golden.name]
+    position = case.sample.prompt.length(gathered.patches) - 1
+    assert f"at token 0 (position {position})" in failed[0].message
+    assert "The eager model with the recipe's quantization gives" in failed[0].message
+    assert "step lowering or kernel" in failed[0].message
+
+
+def test_the_quantized_rung_is_asked_about_wrong_tokens(gathered: evidence.Evidence) -> None:
+    """It favours the golden tokens of a sound program; the first place where it favours another than the program ends the questions."""
+    case, ids = gathered.cases[0], gathered.cases[0].sample.golden.ids
+    assert case.logits is not None
+    opened = open_request(Request(EMBEDDED_PTE, checks=("greedy.golden",)))
+    length = case.sample.prompt.length(gathered.patches) + len(ids)
+    rung = QuantizedRung(opened, UNASKED, opened.family.definition(max_len=length), case.sample)
+    assert rung.tokens(case, (0, 2)) == {0: ids[0], 2: ids[2]}
+    wrong = replace(case, logits=np.roll(case.logits, 1, axis=-1))
+    assert rung.tokens(wrong, (0, 2)) == {0: ids[0]}
+    assert rung.tokens(replace(case, vision=None), (0, 2)) == {}
+
+
+def test_tie_of_the_reference_is_nobodys_fault(gathered: evidence.Evidence) -> None:
+    """Where fp32 is undecided to a thousandth of a logit, another machine's fp32 may say otherwise; elsewhere it may not."""
+    case = gathered.cases[0]
+    logits = np.array(case.expected.logits)
+    order = logits[0].argsort()
+    logits[0, order[-1]], logits[0, order[-2]] = logits[0, order[-2]], logits[0, order[-1]]
+    parted = replace(case, expected=replace(case.expected, logits=logits))
+    alone = replace(gathered, subjects=replace(gathered.subjects, images=(case.sample.golden.name,)))
+    assert _verdicts("greedy.golden", replace(alone, cases=(parted,))) == {"error"}
+    golden = case.sample.golden
+    tied = replace(golden, margins=(1e-4, *golden.margins[1:]))
+    undecided = replace(parted, sample=replace(case.sample, golden=tied))
+    assert _verdicts("greedy.golden", replace(alone, cases=(undecided,))) == {"pass"}
+
+
+def test_wrong_answer_about_the_users_image_fails(gathered: evidence.Evidence) -> None:
+    """The user's image is judged as the golden ones are; without an image nothing was verified."""
+    assert _verdicts("greedy.image", gathered) == {"error"}
+    case = gathered.cases[0]
+    assert _verdicts("greedy.image", replace(gathered, user_case=case)) == {"pass"}
+    assert case.logits is not None
+    wrong = case.logits.copy()
+    sure = int(np.argmax(case.sample.golden.margins))
+    wrong[sure, int(wrong[sure].argmin())] = wrong[sure].max() + 1
+    assert _verdicts("greedy.image", replace(gathered, user_case=replace(case, logits=wrong))) == {"fail"}
+
+
+def test_recipes_own_noise_about_the_users_image_is_no_fault(gathered: evidence.Evidence) -> None:
+    """A picture without bands: a wrong token passes if the eager model with the recipe's quantization says it too and the image tokens
+    are as near to fp32's as a golden image's may be. Either alone is not enough, and a golden image has bands of its own."""
+    case = gathered.cases[0]
+    assert case.logits is not None and case.vision is not None
+    wrong = case.logits.copy()
+    sure = int(np.argmax(case.sample.golden.margins))
+    said = int(wrong[sure].argmin())
+    wrong[sure, said] = wrong[sure].max() + 1
+    other = replace(case, logits=wrong, quantized={sure: said})
+    assert _verdicts("greedy.image", replace(gathered, user_case=other)) == {"pass"}
+    (result,) = results_of("greedy.image", replace(gathered, user_case=other))
+    assert "1 of them where the recipe's quantization alone changes the token" in result.message
+    assert "fail" in _verdicts("greedy.golden", replace(gathered, cases=(other, *gathered.cases[1:]), user_case=None))
+    noisy = replace(
+        other,
+        vision=case.vision
+        + np.float32(case.vision.std()) * (np.arange(case.vision.size).reshape(case.vision.shape) % 2),
+    )
+    assert _verdicts("greedy.image", replace(gathered, user_case=noisy)) == {"fail"}
+    unlike = replace(other, quantized={sure: said + 1})
+    assert _verdicts("greedy.image", replace(gathered, user_case=unlike)) == {"fail"}
+
+
+class _Rung:
+    """A quantized rung that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+        self.priced = 0
+
+    def tokens(self, _case: object, places: tuple[int, ...]) -> dict[int, int]:
+        """Token 7 everywhere."""
+        self.asked.append(places)
+        return dict.fromkeys(places, 7)
+
+    def rounding_db(self) -> float:
+        """Some decibels."""
+        self.priced += 1
+        return 30.0
+
+
+@pytest.mark.parametrize(("checks", "asks"), [("greedy.golden", True), ("greedy.free", False)])
+def test_the_second_look_is_for_checks_that_need_it(gathered: evidence.Evidence, checks: str, asks: bool) -> None:
+    """The first wrong token of a golden image, all of the user's own; nothing where no check judges tokens, and no price of rounding where ties explain all."""
+    case = gathered.cases[0]
+    assert case.logits is not None
+    wrong = replace(case, logits=np.roll(case.logits, 1, axis=-1))
+    places = beyond_noise(gathered, wrong)
+    assert len(places) > 1
+    rung: Any = _Rung()
+    opened: Any = SimpleNamespace(checks=select((checks,)))
+    seen = second_look(replace(gathered, cases=(wrong, *gathered.cases[1:]), user_case=wrong), rung, opened)
+    assert seen.user_case is not None
+    found = (tuple(seen.cases[0].quantized), tuple(seen.user_case.quantized))
+    assert found == ((places[:1], places) if asks else ((), ()))
+    assert seen.cases[1].quantized == {} and (rung.priced, seen.rounding_db) == (0, gathered.rounding_db)
