@@ -15,7 +15,7 @@ from verifier.artifact.program import open_artifact
 from verifier.artifact.storage import Span
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.run import audit_weights
-from verifier.core.types import Recipe
+from verifier.core.types import Scheme
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants, program_of, write_scalar
@@ -47,7 +47,7 @@ def test_43_weights_cast_before_quantizing(victim: Path, micro_model: Path, micr
     """One linear quantized from half precision that lost bits: other integers, a good SQNR."""
     constant = find_constants(victim, micro)["text_decoder.layers.0.attention.wv.weight"]
     weight = micro.tensor("model.language_model.layers.0.self_attn.v_proj.weight").to(torch.bfloat16).float()
-    made = quantized_linear(weight, Recipe(group_size=constant.value.quantization.group_size))
+    made = quantized_linear(weight, Scheme(constant.value.quantization.group_size))
     nibbles = (made.integers.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
     packed = (nibbles[:, 0] | (nibbles[:, 1] << 4)).numpy()
     change_bytes(victim, constant.value.constant, lambda _old: packed)

@@ -120,7 +120,7 @@ def test_41_42_51_linear_computed_otherwise(
         at = _instruction(clean_layers, "text_decoder.layers.0.feed_forward.w1")
         x = torch.from_numpy(traces[2][at][0].array()).double()
         weight = micro.tensor("model.language_model.layers.0.mlp.gate_proj.weight")
-        made = quantized_linear(weight, recipe_of(micro_model))
+        made = quantized_linear(weight, recipe_of(micro_model).linears)
         scales = made.scales.reshape(len(weight), -1, 1).double()
         w = (made.integers.double().view(len(weight), scales.shape[1], -1) * scales).view(weight.shape)
         if kind == "stride":

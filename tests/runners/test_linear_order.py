@@ -20,7 +20,7 @@ from verifier.backends.xnnpack.arithmetic import (
     quantize_rows,
 )
 from verifier.core import upstream
-from verifier.core.types import Recipe
+from verifier.core.types import Scheme
 from verifier.export.quantize import quantize_linear
 from verifier.ladder.limits import LINEAR
 from verifier.runner.local import LocalRunner
@@ -38,7 +38,7 @@ def _linear() -> nn.Linear:
     linear.weight = nn.Parameter(
         0.02 * sizes * torch.randn(OUTPUTS, CHANNELS, generator=generator), requires_grad=False
     )
-    quantize_linear(linear, "linear", recipe=Recipe(group_size=GROUP))
+    quantize_linear(linear, "linear", scheme=Scheme(GROUP))
     return linear
 
 

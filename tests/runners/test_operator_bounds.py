@@ -34,6 +34,18 @@ def _layer(layer: nn.Module, seed: int = 5) -> nn.Module:
     return layer.eval()
 
 
+class Columns(nn.Module):
+    """x W with a weight [K, N]: XNNPACK holds it as it is, with a flag that says so."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[S, K] -> [S, N]."""
+        return torch.mm(x, self.weight)
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     made: Tensor = torch.ops.llama.custom_sdpa(q, k, v, k.shape[1] - q.shape[1], None, 0.0, True)
     return made
@@ -61,6 +73,9 @@ DELEGATED: dict[str, Program] = {
     "sqrt": (Function(torch.sqrt), (torch.exp2(_between(-80, 80)),)),
     "rsqrt": (Function(torch.rsqrt), (torch.exp2(_between(-80, 80)),)),
     "square": (Function(torch.square), (_between(-9, 9),)),
+    "sin": (Function(torch.sin), (_between(-700, 700),)),
+    "cos": (Function(torch.cos), (_between(-700, 700),)),
+    "linear_of_columns": (Columns(drawn(400, 9, scale=0.1)), (drawn(3, 400),)),
     "div": (Function(torch.div), (drawn(16, 99), drawn(16, 99, seed=1))),
     "add": (Function(torch.add), (drawn(16, 99), drawn(16, 99, seed=1))),
     "sub": (Function(torch.sub), (drawn(16, 99), drawn(16, 99, seed=1))),

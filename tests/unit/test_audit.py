@@ -14,14 +14,15 @@ import torch
 from tests.support import sqnr_db
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
-from verifier.audit import compare, recipe
+from verifier.audit import compare, fidelity, recipe
 from verifier.audit.expected import Expected
+from verifier.audit.fidelity import measure_fidelity
 from verifier.audit.inventory import Constant
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.records import Audited
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerTensor
-from verifier.core.types import Recipe
+from verifier.core.types import Scheme
 
 SCALE = 0.01
 
@@ -33,12 +34,12 @@ def test_linear_quantized_in_parts_is_the_same(
     """Seven rows at a time, the last part shorter: integers and scales of all rows at once. HQQ stops when no row changes any more,
     so it must see them all."""
     weight = torch.randn(30, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    asked = Recipe(group_size=32, quantizer=quantizer)
+    asked = Scheme(32, quantizer)
     whole = quantized_linear(weight, asked)
     given: list[int] = []
     plain = recipe._quantized_rows
 
-    def counted(part: torch.Tensor, asked: Recipe) -> recipe.Quantized:
+    def counted(part: torch.Tensor, asked: Scheme) -> recipe.Quantized:
         given.append(len(part))
         return plain(part, asked)
 
@@ -54,7 +55,7 @@ def _fidelity(stored: torch.Tensor, weight: torch.Tensor) -> Audited:
     value = TensorValue("CHAR", tuple(stored.shape), (), dynamic=False, constant=None, place=None, name=None)
     constant = Constant("vision_encoder", 0, None, "addend", value, PerTensor(SCALE, 3))
     record = Audited("x", None, "vision_encoder", 0, "addend", stored.numel())
-    return compare._fidelity(record, constant, stored, weight, Storage(Path(), (), {}, (), 0))
+    return measure_fidelity(record, constant, stored, weight, Storage(Path(), (), {}, (), 0))
 
 
 @pytest.mark.parametrize("shape", [(20, 6), (2, 5, 4, 3), (1, 1, 9), ()])
@@ -66,7 +67,7 @@ def test_fidelity_in_parts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ..
     last = tuple(size - 1 for size in shape)
     weight[last] += 2 * SCALE
     whole = _fidelity(stored, weight.float())
-    monkeypatch.setattr(compare, "FIDELITY_ELEMENTS", 13)
+    monkeypatch.setattr(fidelity, "AT_ONCE", 13)
     parts = _fidelity(stored, weight.float())
     assert (parts.index, parts.worst_steps) == (last, pytest.approx(2.3, abs=1e-4))
     assert replace(parts, sqnr_db=whole.sqnr_db) == whole
@@ -77,7 +78,7 @@ def test_fidelity_in_parts(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ..
 
 def test_what_is_not_a_number_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     """NaN in the checkpoint is not overlooked, in whatever part it is."""
-    monkeypatch.setattr(compare, "FIDELITY_ELEMENTS", 6)
+    monkeypatch.setattr(fidelity, "AT_ONCE", 6)
     stored = torch.zeros(4, 6, dtype=torch.int8)
     weight = torch.zeros(4, 6)
     weight[2, 5] = torch.nan
@@ -113,7 +114,7 @@ def _wrong_biases(stored: list[int], bias: list[float], scale: float) -> list[in
     value = GraphValue(0, "qint32", (count,), PerTensor(scale, 0), None, None)
     constant = Constant("vision_encoder", 0, None, "bias", value)
     actual, weight = torch.tensor(stored, dtype=torch.int32), torch.tensor(bias)
-    expected = recipe.quantized_bias(weight, scale=scale)
+    expected = recipe.quantized_bias(weight, PerTensor(scale, 0))
     return [int(i) for i in (compare._or_rounded(constant, actual, expected, weight) != actual).nonzero()]
 
 

@@ -12,26 +12,26 @@ from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.storage import Storage
 from verifier.audit.expected import Expected, Source, expected_contents
+from verifier.audit.fidelity import measure, measure_fidelity
 from verifier.audit.inventory import Constant
 from verifier.audit.records import Audited
 from verifier.backends.backend import GraphValue
-from verifier.backends.quantization import PerGroup, PerTensor
+from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
-from verifier.core.compare import decibels
 from verifier.core.limits import limit
 from verifier.families.family import Parameter
 from verifier.interpret.machine import constant_tensor
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
 BIAS = limit("weights.tensors.bias")
-FIDELITY_ELEMENTS = 1 << 18
-"""Elements that are compared with the checkpoint at a time."""
+INTEGERS = ("linear", "convolution", "embedding")
+"""Roles of weights that become integers by a scheme."""
 
 
 def compare_constant(
-    constant: Constant, parameter: Parameter | None, source: Source, storage: Storage, *, weight_scale: float | None
+    constant: Constant, parameter: Parameter | None, source: Source, storage: Storage, *, weight: Constant | None
 ) -> Audited:
-    """Hold one constant against the recipe. `weight_scale` is that of the weight that a bias belongs to.
+    """Hold one constant against the recipe. `weight` is that which a bias belongs to.
 
     Raises `UnknownOperationError` for a dtype that has no semantics.
     """
@@ -43,34 +43,47 @@ def compare_constant(
         role=constant.role,
         elements=int(np.prod(constant.shape)),
     )
-    expected = expected_contents(constant, parameter, source)
+    stored = stored_contents(constant, storage, source)
+    expected = expected_contents(constant, parameter, source, stored)
     if expected is None:
         return replace(record, explained=False, reason=_unexplained(constant, parameter, source))
-    stored = _stored(constant, storage, source)
     values = expected.values
     if parameter is not None and constant.role == "bias":
         values = _or_rounded(constant, stored, values, source.tensor(parameter.key))
     record = _same(record, stored, values, expected.what)
-    record = _check_scales(record, constant, expected, storage, weight_scale, source)
+    record = _check_scales(record, constant, expected, storage, weight, source)
     if parameter is None:
         return _check_factor(record, constant, stored, expected.number)
-    return _fidelity(record, constant, stored, source.tensor(parameter.key), storage)
+    if record.reason and constant.role in INTEGERS:
+        record = _likened(record, constant, expected, stored, source.tensor(parameter.key))
+    return measure_fidelity(record, constant, stored, source.tensor(parameter.key), storage)
+
+
+def _likened(record: Audited, constant: Constant, expected: Expected, stored: Tensor, weight: Tensor) -> Audited:
+    """What the likeliest scheme makes of a weight whose integers or scales are not its own."""
+    if expected.scales is None or expected.values.shape != stored.shape:
+        return record
+    made = measure(constant, expected.values, expected.scales, weight)
+    equal = float((expected.values == stored).double().mean())
+    return replace(record, scheme=str(expected.scheme or expected.what), equal=equal, scheme_db=made.sqnr_db)
 
 
 def _unexplained(constant: Constant, parameter: Parameter | None, source: Source) -> str:
     if parameter is None:
         what = f"{constant.role}, {list(constant.shape)}"
         return f"it matches no tensor of the checkpoint, and the recipe does not define it ({what})"
-    value = constant.value
-    quantization = value.quantization if isinstance(value, GraphValue) else None
+    quantization = constant.stored_quantization
     if isinstance(quantization, PerGroup):
-        found = f"4-bit groups of {quantization.group_size} along axis {quantization.axis}"
+        stored = f"4-bit groups of {quantization.group_size} along axis {quantization.axis}"
+    elif quantization is None:
+        stored = constant.value.dtype
     else:
-        found = f"{value.dtype} ({type(quantization).__name__})"
-    return f"it is stored as {found}, which the recipe {source.recipe.name} never gives"
+        stored = f"{constant.value.dtype} ({type(quantization).__name__})"
+    return f"it is stored as {stored}, which the recipe {source.recipe.name} never gives"
 
 
-def _stored(constant: Constant, storage: Storage, source: Source) -> Tensor:
+def stored_contents(constant: Constant, storage: Storage, source: Source) -> Tensor:
+    """A constant as stored, 4-bit integers unpacked to int8."""
     if not isinstance(constant.value, TensorValue):
         return constant_weights(constant.value, storage)
     stored = constant_tensor(constant.value, storage)
@@ -119,22 +132,27 @@ def _check_scales(  # noqa: PLR0917
     constant: Constant,
     expected: Expected,
     storage: Storage,
-    weight_scale: float | None,
+    weight: Constant | None,
     source: Source,
 ) -> Audited:
-    value = constant.value
+    value, quantization = constant.value, constant.stored_quantization
     if constant.epsilon is not None and constant.epsilon != source.family.checkpoint.geometry.vision.norm_eps:
         wanted = source.family.checkpoint.geometry.vision.norm_eps
         return _wrong(record, f"its layer norm has epsilon {constant.epsilon:g}, the checkpoint {wanted:g}")
     if not isinstance(value, GraphValue):
         return record
-    if isinstance(value.quantization, PerGroup) and expected.scales is not None:
-        return _same(record, channel_scales(value, storage), expected.scales, "the recipe's group scales")
-    if not isinstance(value.quantization, PerTensor):
+    if isinstance(quantization, PerGroup | PerChannel) and constant.role != "bias" and expected.scales is not None:
+        stored = channel_scales(value, storage)
+        what = "the recipe's group scales" if isinstance(quantization, PerGroup) else "the recipe's scales of channels"
+        return _same(record, stored, expected.scales.reshape(stored.shape), what)
+    if isinstance(quantization, PerChannel):
+        return _check_bias_scales(record, constant, weight, storage)
+    if not isinstance(quantization, PerTensor):
         return record
-    scale, zero_point = value.quantization.scale, value.quantization.zero_point
+    scale, zero_point = quantization.scale, quantization.zero_point
     if constant.role == "bias":
-        wanted = (constant.input_scale or 0.0) * (weight_scale or 0.0)
+        given = weight.stored_quantization if weight is not None else None
+        wanted = (constant.input_scale or 0.0) * (given.scale if isinstance(given, PerTensor) else 0.0)
     else:
         wanted = float(expected.scales) if expected.scales is not None else scale
     if zero_point or wanted == 0.0 or not SCALE.admits(abs(scale / wanted - 1)):
@@ -142,51 +160,29 @@ def _check_scales(  # noqa: PLR0917
     return record
 
 
+def _check_bias_scales(record: Audited, constant: Constant, weight: Constant | None, storage: Storage) -> Audited:
+    """Each channel of an int32 bias has the activation's scale times that of the weight's channel."""
+    if weight is None or not isinstance(constant.value, GraphValue) or not isinstance(weight.value, GraphValue):
+        return _wrong(record, "it has scales of channels, and belongs to no weight")
+    wanted = (constant.input_scale or 0.0) * channel_scales(weight.value, storage).double()
+    scales = channel_scales(constant.value, storage).double()
+    if scales.shape != wanted.shape:
+        return _wrong(record, f"it has {scales.numel()} scales, its weight {wanted.numel()}")
+    off = (scales / wanted - 1).abs()
+    channel = int(off.argmax())
+    if SCALE.admits(float(off[channel])):
+        return record
+    said = (
+        f"the scale of channel {channel} is {float(scales[channel]):.8g}, its weight gives {float(wanted[channel]):.8g}"
+    )
+    return _wrong(record, said)
+
+
 def _check_factor(record: Audited, constant: Constant, stored: Tensor, number: float | None) -> Audited:
-    """QuickGELU's factor has an int8 range of its own, and so is exact but for the rounding of its scale."""
+    """A factor in int8 has a range of its own, and so is exact but for the rounding of its scale."""
     given = constant.quantization
     if number is None or not isinstance(given, PerTensor):
         return record
     real = (float(stored) - given.zero_point) * given.scale
     off = not FACTOR.admits(abs(real / number - 1))
-    return _wrong(record, f"QuickGELU's factor is {real:.7g}, expected {number:.7g}") if off else record
-
-
-def _fidelity(record: Audited, constant: Constant, stored: Tensor, weight: Tensor, storage: Storage) -> Audited:
-    """How far the stored weights are from the checkpoint: SQNR, worst error in steps, worst group. Some rows at a time: a table of
-    131 million elements has 1 GB in fp64."""
-    value = constant.value
-    given = value.quantization if isinstance(value, GraphValue) else constant.quantization
-    group = given.group_size if isinstance(given, PerGroup) else None
-    if group is not None and isinstance(value, GraphValue):
-        scales = channel_scales(value, storage)
-    elif isinstance(given, PerTensor):
-        scales = torch.full((1,), given.scale, dtype=torch.float64)
-    else:
-        return record
-    zero_point = given.zero_point if isinstance(given, PerTensor) else 0
-    target = weight.permute(0, 2, 3, 1) if constant.role == "convolution" else weight
-    rows = stored.shape[0] if stored.dim() else 1
-    matrix, wanted = stored.reshape(rows, -1), target.reshape(rows, -1)
-    width = matrix.shape[1]
-    at_once = max(1, FIDELITY_ELEMENTS // width)
-    signal = noise = 0.0
-    worst = []
-    for first in range(0, rows, at_once):
-        chosen = slice(first, first + at_once)
-        steps = scales[chosen].double().repeat_interleave(group, 1) if group else scales
-        real = wanted[chosen].double()
-        error = ((matrix[chosen].double() - zero_point) * steps).sub_(real).abs_()
-        signal += float(real.square().sum())
-        noise += float(error.square().sum())
-        worst.append(error.div_(steps.clamp(min=1e-30)).flatten().max(0))
-    block = int(torch.stack([most for most, _ in worst]).argmax())
-    place = int(worst[block][1]) + block * at_once * width
-    at = tuple(int(i) for i in np.unravel_index(place, stored.shape))
-    return replace(
-        record,
-        sqnr_db=decibels(signal, noise),
-        worst_steps=float(worst[block][0]),
-        group=(at[0], at[1] // group) if group else None,
-        index=record.index if record.index is not None else at,
-    )
+    return _wrong(record, f"the factor is {real:.7g}, expected {number:.7g}") if off else record

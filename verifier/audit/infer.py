@@ -1,81 +1,117 @@
-"""The recipe of a file without manifest, read from its bytes: group size, quantizer, bits of the embedding, lengths, kind of attention."""
+"""The recipe of a file without manifest, read from its bytes: groups, quantizer, bits of the embedding, form of the tower, lengths, kind of attention.
+
+It is what most tensors have; each tensor is then held against the scheme that its own bytes show (`verifier.audit.expected`).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import partial
+from typing import get_args
 
+from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact, TensorFacts
+from verifier.audit.assign import assign_constants
 from verifier.audit.caches import cache_length
+from verifier.audit.expected import HEAD, stored_form
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.backends.backend import GraphValue
-from verifier.backends.quantization import PerGroup
 from verifier.backends.xnnpack.context import constant_weights
 from verifier.core.errors import ArtifactError
-from verifier.core.types import Quantizer, Recipe
+from verifier.core.types import EMBEDDING_GROUP, EmbeddingBits, Quantizer, Recipe, Vision
 from verifier.export.run import default_group_size
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.families.family import Family
+from verifier.families.family import Family, Parameter
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
 
-HEAD = f"{DECODER}.output.weight"
-"""The output head: of the decoder's linears the one that no two models share."""
+QUANTIZERS: tuple[Quantizer, ...] = get_args(Quantizer)
+Held = list[tuple[Constant, Parameter]]
 
 
 def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
     """What the file says of its recipe; this exporter's default where it says nothing."""
     operators = artifact.methods[DECODER].operators
-    lookups = artifact.methods[EMBEDDING].operators
     image = artifact.methods[ENCODER].inputs[0]
-    grouped = _grouped_linears(artifact)
-    sizes = Counter(quantization.group_size for _, quantization in grouped)
-    usual = sizes.most_common(1)[0][0] if sizes else default_group_size(family.checkpoint.geometry.text.width)
-    make = partial(
-        Recipe,
+    inventory = _inventory(artifact)
+    grouped = [one for one in inventory if one.method == DECODER and (form := stored_form(one)) and form[1]]
+    sizes = Counter(form[1] for one in grouped if (form := stored_form(one)))
+    usual = sizes.most_common(1)[0][0] if sizes else 0
+    if usual % 32 or not usual:  # no recipe has such groups: the audit says so
+        usual = default_group_size(family.checkpoint.geometry.text.width)
+    recipe = Recipe(
         max_seq_len=artifact.max_seq_len,
         max_context_len=max(artifact.max_seq_len, cache_length(artifact) or 0),
-        embedding_bits=next((op.table_bits for op in OPERATORS.known(lookups) if op.table_bits is not None), 8),
+        group_size=usual,
+        embedding_bits=_embedding_bits(artifact),
+        embedding_group_size=_embedding_group(inventory),
         use_sdpa_with_kv_cache=any(operator.attends for operator in OPERATORS.known(operators)),
         static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
+        vision=_vision(inventory),
     )
-    if usual % 32:  # no recipe has such groups: the audit says so
-        return make(group_size=default_group_size(family.checkpoint.geometry.text.width))
-    recipe = make(group_size=usual)
-    return replace(recipe, quantizer=_quantizer(artifact, family, recipe, [constant for constant, _ in grouped]))
+    held = _assigned(artifact, family, recipe, grouped)
+    head = next((stored_form(constant) for constant, parameter in held if parameter.name == HEAD), None)
+    if head is not None and head[1] not in (0, usual):
+        recipe = replace(recipe, head_group_size=head[1])
+    return replace(recipe, quantizer=_quantizer(artifact, family, recipe, held))
 
 
-def _grouped_linears(artifact: Artifact) -> list[tuple[Constant, PerGroup]]:
-    """The decoder's linears that are quantized in groups, in program order; none if its delegates cannot be read."""
+def _inventory(artifact: Artifact) -> list[Constant]:
+    """All constants; none if a delegate cannot be read."""
     try:
-        inventory = take_inventory(artifact)
+        return take_inventory(artifact)
     except (ArtifactError, UnknownOperationError):
         return []
-    return [
-        (constant, constant.value.quantization)
-        for constant in inventory
-        if constant.method == DECODER
-        and constant.role == "linear"
-        and isinstance(constant.value, GraphValue)
-        and isinstance(constant.value.quantization, PerGroup)
-    ]
 
 
-def _quantizer(artifact: Artifact, family: Family, recipe: Recipe, linears: list[Constant]) -> Quantizer:
-    """That which makes more of the integers of the output head, the last linear of its shape."""
-    head = next(parameter for parameter in family.parameters() if parameter.name == HEAD)
-    output = family.checkpoint.tensor(head.key)
-    alike = [linear for linear in linears if linear.shape == tuple(output.shape)]
-    if not alike or not isinstance(alike[-1].value, GraphValue):
-        return recipe.quantizer
-    stored = constant_weights(alike[-1].value, artifact.storage)
-    equal = {}
-    kinds: tuple[Quantizer, ...] = ("affine", "hqq")
-    for kind in kinds:
-        made = quantized_linear(output, replace(recipe, quantizer=kind)).integers
-        equal[kind] = int((made == stored).sum())
-        if equal[kind] == stored.numel():
-            return kind
-    return max(kinds, key=lambda kind: equal[kind])
+def _embedding_bits(artifact: Artifact) -> EmbeddingBits:
+    known = OPERATORS.known(artifact.methods[EMBEDDING].operators)
+    bits: list[EmbeddingBits] = [operator.table_bits for operator in known if operator.table_bits is not None]
+    return bits[0] if bits else 8
+
+
+def _embedding_group(inventory: list[Constant]) -> int:
+    """Columns of the embedding table that share a scale, 0 for a whole row."""
+    table = next((one for one in inventory if one.role == "embedding" and one.scales is not None), None)
+    if table is None or not isinstance(table.scales, TensorValue):
+        return EMBEDDING_GROUP
+    rows, width = table.shape[0], table.shape[1] * (2 if table.value.dtype == "BYTE" else 1)
+    groups = max(1, int(table.scales.size_bytes / 4 / max(rows, 1)))
+    return 0 if groups == 1 else width // groups
+
+
+def _vision(inventory: list[Constant]) -> Vision:
+    """How most weights of the tower are stored."""
+    weights = [one for one in inventory if one.method == ENCODER and one.role in ("linear", "convolution")]
+    plain = sum(not one.is_quantized for one in weights)
+    return "fp32" if 2 * plain > len(weights) else "int8"
+
+
+def _assigned(artifact: Artifact, family: Family, recipe: Recipe, grouped: list[Constant]) -> Held:
+    """The decoder's linears of integers with their parameters, the smallest first."""
+    assigned = assign_constants(grouped, family, artifact.storage, embedding_bits=recipe.embedding_bits)
+    held = [(c, one.parameter) for c, one in zip(grouped, assigned, strict=True) if one.parameter is not None]
+    return sorted(held, key=lambda pair: pair[0].value.size_bytes)
+
+
+SAMPLED = 3
+"""Linears by which the quantizer is chosen: the smallest ones."""
+
+
+def _quantizer(artifact: Artifact, family: Family, recipe: Recipe, held: Held) -> Quantizer:
+    """That which makes all integers of a linear, or most of those of some."""
+    equal: Counter[Quantizer] = Counter()
+    for constant, parameter in held[:SAMPLED]:
+        assert isinstance(constant.value, GraphValue)
+        stored, weight = constant_weights(constant.value, artifact.storage), family.checkpoint.tensor(parameter.key)
+        form = stored_form(constant)
+        if form is None or stored.shape != weight.shape:
+            continue
+        for quantizer in QUANTIZERS:
+            scheme = replace(recipe.linears, bits=form[0], group_size=form[1], quantizer=quantizer)
+            alike = int((quantized_linear(weight, scheme).integers == stored).sum())
+            if alike == stored.numel():
+                return quantizer
+            equal[quantizer] += alike
+    return equal.most_common(1)[0][0] if equal else recipe.quantizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from verifier.artifact.plan import Instruction, Plan, TensorValue
 from verifier.artifact.program import Artifact
 from verifier.backends.backend import GraphValue
-from verifier.backends.calls import BACKENDS, given_and_made, graph_of
+from verifier.backends.calls import BACKENDS, given_and_made, graph_of, results_of
 from verifier.backends.quantization import Quantization
 from verifier.families.conventions import ROLES
 from verifier.operators.operator import Role
@@ -22,7 +23,8 @@ class Constant:
 
     `quantization` are the parameters with which an int8 EValue enters a delegate. `partner` is the weight that a bias
     belongs to, by its place in the inventory. `input_scale` is the scale of the activation that meets a weight. `epsilon`
-    is that of its layer norm. `order` counts constants of the same role before it in its method.
+    is that of its layer norm. `order` counts constants of the same role before it in its method. `transposed` is a weight [K, N]. `scales` are those of an
+    embedding table.
     """
 
     method: str
@@ -35,6 +37,18 @@ class Constant:
     input_scale: float | None = None
     epsilon: float | None = None
     order: int = 0
+    transposed: bool = False
+    scales: TensorValue | None = None
+
+    @property
+    def stored_quantization(self) -> Quantization:
+        """How its own integers stand for numbers, where a delegate holds it."""
+        return self.value.quantization if isinstance(self.value, GraphValue) else None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is a delegate's constant of integers."""
+        return self.stored_quantization is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +66,7 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
             if step.kind == "delegate":
                 found += _of_delegate(artifact, plan, step, len(found))
             elif step.kind == "kernel":
-                found += _of_kernel(plan, step, len(found))
+                found += _of_kernel(artifact, plan, step, len(found))
     counts: Counter[tuple[str, str]] = Counter()
     ordered = []
     for constant in found:
@@ -61,7 +75,7 @@ def take_inventory(artifact: Artifact) -> list[Constant]:
     return ordered
 
 
-def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
+def _of_kernel(artifact: Artifact, plan: Plan, step: Instruction, base: int) -> list[Constant]:
     constants = []
     operator = OPERATORS.find(step.name)
     roles: tuple[Role, ...] = () if operator is None else operator.roles
@@ -70,10 +84,13 @@ def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
         if not isinstance(value, TensorValue) or value.constant is None or index in step.args[:place]:
             continue
         role: Role = roles[min(place, len(roles) - 1)] if roles else "unknown"
+        if role == "unknown" and not place:
+            role = _role_behind(artifact, plan, step)
         if role in ("rope", "factor", "unknown") and value.dtype != "FLOAT":
             role = "mask" if value.dtype == "BOOL" else "unknown"
         if role == "factor":
             role = _factor(value.sizes)
+        scales = plan.values[step.args[place + 1]] if role == "embedding" else None
         constants.append(
             Constant(
                 plan.name,
@@ -83,9 +100,32 @@ def _of_kernel(plan: Plan, step: Instruction, base: int) -> list[Constant]:
                 value,
                 partner=base if role == "norm bias" else None,
                 epsilon=_epsilon(plan, step, roles),
+                scales=scales if isinstance(scales, TensorValue) and scales.constant is not None else None,
             )
         )
     return constants
+
+
+def _role_behind(artifact: Artifact, plan: Plan, step: Instruction) -> Role:
+    """The role of what an instruction makes of a constant, by the instruction behind it: a constant may be reshaped or copied before it is used."""
+    waiting = list(results_of(artifact, plan, step))
+    for later in plan.instructions[step.index + 1 :]:
+        places = [place for place, index in enumerate(later.args) if index in waiting]
+        if not places:
+            continue
+        if later.kind == "delegate":
+            graph = graph_of(artifact, plan, later)
+            backend = BACKENDS.get(later.name, where=f"{plan.name}, instruction {later.index}")
+            inputs = dict(zip(given_and_made(artifact, plan, later)[0], graph.inputs, strict=True))
+            used = {inputs[later.args[place]] for place in places if later.args[place] in inputs}
+            return next((use.role for use in backend.constants(graph, used) if use.id in used), "unknown")
+        operator = OPERATORS.find(later.name)
+        if operator is None or later.kind != "kernel":
+            return "unknown"
+        if operator.roles:
+            return operator.roles[min(places[0], len(operator.roles) - 1)]
+        waiting += results_of(artifact, plan, later)
+    return "unknown"
 
 
 def _epsilon(plan: Plan, step: Instruction, roles: tuple[Role, ...]) -> float | None:
@@ -118,6 +158,7 @@ def _of_delegate(artifact: Artifact, plan: Plan, step: Instruction, base: int) -
             quantization=inner.quantization,
             partner=weights.get(use.node) if role == "bias" else None,
             input_scale=use.input_scale,
+            transposed=use.transposed,
         )
 
 
@@ -128,4 +169,5 @@ def _described(plan: Plan, given: dict[int, int], id: int, inner: GraphValue) ->
 
 
 def _factor(sizes: tuple[int, ...]) -> Role:
-    return "norm weight" if len(sizes) == 1 and sizes[0] > 1 else "factor"
+    """The weight of an RMS norm multiplies along the last dimension, a factor all elements alike."""
+    return "norm weight" if sizes and sizes[-1] > 1 and math.prod(sizes) == sizes[-1] else "factor"

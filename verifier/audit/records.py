@@ -16,6 +16,10 @@ class Audited:
     own scale). `group` is the group with the largest error. `explained` is whether the recipe gives such a constant at all.
     `reason` is empty if all is as the recipe gives it. `owner` is the module whose instruction uses the constant; if none does, the block of
     the latest weight before it, or the method, with the constant's role.
+
+    `likeness` is its correlation with its parameter. Of integers: the `scheme` in words that makes most of them, the share that is `equal` to
+    what that scheme makes, and the SQNR that the scheme has, `scheme_db`, where they differ; `not_nearest` counts integers that are neither the nearest to
+    their weight at the stored scale, nor cut off at the end of their range. `noted` is what a reader should know although nothing is wrong.
     """
 
     name: str
@@ -32,6 +36,12 @@ class Audited:
     explained: bool = True
     reason: str = ""
     owner: str = ""
+    likeness: float | None = None
+    scheme: str = ""
+    equal: float | None = None
+    scheme_db: float | None = None
+    not_nearest: int | None = None
+    noted: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Bytes, Span, Storage
-from verifier.audit.assign import assign_constants
-from verifier.audit.compare import compare_constant
+from verifier.audit.assign import Assigned, assign_constants
+from verifier.audit.compare import compare_constant, stored_contents
 from verifier.audit.expected import Source, expected_contents, stored_bytes
 from verifier.audit.inventory import Constant, take_inventory
+from verifier.audit.own_scales import judge_by_own_scales
 from verifier.audit.records import Audited, Misplaced
 from verifier.backends.backend import GraphValue
-from verifier.backends.quantization import PerGroup, PerTensor
+from verifier.backends.quantization import PerGroup
 from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Recipe
 from verifier.families.conventions import ROLES
@@ -40,25 +41,33 @@ class Audit:
 
 
 def audit_weights(
-    artifact: Artifact, family: Family, recipe: Recipe, *, compare: bool = True, on_progress: OnProgress = no_progress
+    artifact: Artifact,
+    family: Family,
+    recipe: Recipe,
+    *,
+    declared: bool = True,
+    compare: bool = True,
+    on_progress: OnProgress = no_progress,
 ) -> Audit:
-    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. `on_progress`
-    is called with how many are done. Raises `ArtifactError`, `CheckpointError`; nothing is run."""
+    """Audit every constant, or only name them, which needs no contents but those that tell two parameters of one shape apart. A recipe that is not
+    `declared` by a manifest says what is likely, and the bytes of each tensor decide. `on_progress` is called with how many are done. Raises
+    `ArtifactError`, `CheckpointError`; nothing is run."""
     inventory = take_inventory(artifact)
     bits = recipe.embedding_bits
-    parameters = assign_constants(inventory, family, artifact.storage, embedding_bits=bits)
-    source = Source(family, recipe)
-    pairs = zip(inventory, parameters, strict=True)
-    scales = [_scale(inventory[c.partner]) if c.partner is not None else None for c in inventory]
+    assigned = assign_constants(inventory, family, artifact.storage, embedding_bits=bits)
+    parameters = tuple(one.parameter for one in assigned)
+    source = Source(family, recipe, declared)
     constants: list[Audited] = []
-    for (constant, parameter), scale in zip(pairs if compare else (), scales if compare else (), strict=True):
+    for constant, one in zip(inventory, assigned, strict=True) if compare else ():
         on_progress("constants", len(constants), len(inventory))
-        constants.append(compare_constant(constant, parameter, source, artifact.storage, weight_scale=scale))
+        weight = inventory[constant.partner] if constant.partner is not None else None
+        record = compare_constant(constant, one.parameter, source, artifact.storage, weight=weight)
+        constants.append(replace(record, likeness=one.likeness))
     return Audit(
         tuple(inventory),
         parameters,
-        tuple(constants),
-        tuple(_misplaced(inventory, parameters)),
+        tuple(constants if declared else judge_by_own_scales(constants)),
+        tuple(_misplaced(inventory, assigned)),
         family.unused,
         _dead_bytes(artifact, inventory),
         source,
@@ -85,7 +94,8 @@ def with_recipe_constants(artifact: Artifact, audit: Audit, *, large: bool = Fal
     def reader(span: Span, constant: Constant, parameter: Parameter | None) -> Callable[[], Bytes]:
         def read() -> Bytes:
             if span not in made:
-                expected = expected_contents(constant, parameter, audit.source)
+                stored = stored_contents(constant, artifact.storage, audit.source)
+                expected = expected_contents(constant, parameter, audit.source, stored)
                 assert expected is not None
                 if sum(kept.nbytes for kept in made.values()) > KEPT_BYTES:
                     made.clear()
@@ -96,18 +106,12 @@ def with_recipe_constants(artifact: Artifact, audit: Audit, *, large: bool = Fal
 
     overrides: dict[Span, Callable[[], Bytes]] = {}
     for constant, parameter, audited in zip(audit.inventory, audit.parameters, audit.constants, strict=True):
-        if audited.explained and (audited.reason or not large):
+        if audited.explained and not audited.noted and (audited.reason or not large):
             spans = [constant.value.constant]
-            quantization = constant.value.quantization if isinstance(constant.value, GraphValue) else None
+            quantization = constant.stored_quantization
             spans += [quantization.scales] if isinstance(quantization, PerGroup) else []
             overrides |= {span: reader(span, constant, parameter) for span in spans if span is not None}
     return replace(artifact.storage, overrides=overrides)
-
-
-def _scale(constant: Constant) -> float | None:
-    value = constant.value
-    quantization = value.quantization if isinstance(value, GraphValue) else None
-    return quantization.scale if isinstance(quantization, PerTensor) else None
 
 
 def _dead_bytes(artifact: Artifact, inventory: list[Constant]) -> int:
@@ -122,18 +126,19 @@ def _dead_bytes(artifact: Artifact, inventory: list[Constant]) -> int:
     return sum(span.size for span in declared - used)
 
 
-def _misplaced(inventory: list[Constant], parameters: tuple[Parameter | None, ...]) -> list[Misplaced]:
-    """Parameters must be met in the order of the computation; within a stage (wq, wk, wv) any order is right."""
-    found = []
+def _misplaced(inventory: list[Constant], assigned: Sequence[Assigned]) -> list[Misplaced]:
+    """Parameters must be met in the order of the computation; within a stage (wq, wk, wv) any order is right. Constants that are like no parameter
+    stand nowhere: that they are in another order says nothing."""
+    misplaced = []
     for method in ROLES:
         held = [
-            (constant, parameter)
-            for constant, parameter in zip(inventory, parameters, strict=True)
-            if parameter is not None and constant.method == method
+            (constant, one.parameter)
+            for constant, one in zip(inventory, assigned, strict=True)
+            if one.parameter is not None and one.known and constant.method == method
         ]
         ordered = sorted((parameter for _, parameter in held), key=lambda parameter: parameter.order)
         for (constant, parameter), expected in zip(held, ordered, strict=True):
             if parameter.order != expected.order:
-                found.append(Misplaced(method, constant.instruction, parameter.module, expected.module))
+                misplaced.append(Misplaced(method, constant.instruction, parameter.module, expected.module))
                 break
-    return found
+    return misplaced

@@ -83,12 +83,13 @@ class Opaque:
 @dataclass(frozen=True)
 class Use:
     """A constant, or an operand from outside the delegate, as a node uses it. `id` is that of the value; `input_scale` is the scale of the
-    activation that meets it."""
+    activation that meets it; a `transposed` weight is [K, N]."""
 
     node: int
     id: int
     role: Role
     input_scale: float | None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,24 @@ _ROWS: tuple[Limit, ...] = (
         "2.4e-8",
     ),
     Limit(
+        "weights.quantizer.loss",
+        3.0,
+        "dB",
+        "most",
+        "policy",
+        "what integers of an unknown quantizer may lose against the nearest known one before they are taken for other weights: half a bit",
+        "HQQ and affine on llava_tiny's linears: 0.1 to 0.9 dB apart",
+    ),
+    Limit(
+        "weights.quantizer.few",
+        0.01,
+        "share",
+        "most",
+        "policy",
+        "of integers of an unknown quantizer that are not the nearest to their weight: a quantizer that makes up for the errors of other weights, as "
+        "GPTQ does, moves many, and damaged bytes few",
+    ),
+    Limit(
         "weights.alike",
         0.5,
         "share",
@@ -611,6 +629,16 @@ _ROUNDINGS: tuple[Limit, ...] = (
         "A polynomial of few ulps; 2 abs(x) more for the product of x with log2(e) are counted apart",
         f"3.1 for abs(x) up to 1, 65 at 88; {_ULPS}",
     ),
+    Limit(
+        "rounding.XNNSin",
+        8.0,
+        "roundings",
+        "most",
+        "physical",
+        "A rational function of the angle less whole turns; 1.5 abs(x) more for the turns that are taken off are counted apart",
+        f"3.8 for abs(x) up to 3.2; {_ULPS}",
+    ),
+    Limit("rounding.XNNCos", 8.0, "roundings", "most", "physical", "As the sine", f"3.8 for abs(x) up to 3.2; {_ULPS}"),
     Limit("rounding.XNNSquare", 1.0, "roundings", "most", "derived", "One product", f"1.0; {_ULPS}"),
     Limit(
         "rounding.XNNSoftmax",

@@ -10,7 +10,10 @@ from verifier.core.records import JsonObject
 
 Step = Literal["mapping", "quantization", "lowering", "kernel", "device"]
 Verdict = Literal["pass", "fail", "error", "skipped"]
-Quantizer = Literal["affine", "hqq"]
+Quantizer = Literal["affine", "hqq", "affine-no-clipping", "affine-bf16"]
+"""How the scale of a group is chosen. affine: its largest magnitude over 7.5. hqq: HQQ, scale only. affine-no-clipping: the largest positive number over 7, or
+the largest negative one over 8. affine-bf16: affine, with the scale rounded to bf16 before the integers are made."""
+Vision = Literal["int8", "fp32"]
 EmbeddingBits = Literal[4, 8, 32]
 EMBEDDING_GROUP = 32
 STEP_MEANS: dict[Step, str] = {
@@ -24,8 +27,22 @@ STEP_MEANS: dict[Step, str] = {
 
 
 @dataclass(frozen=True)
+class Scheme:
+    """How a weight became integers of `bits`: one scale, chosen by `quantizer`, for `group_size` input channels, or for a whole row if that is 0."""
+
+    group_size: int
+    quantizer: Quantizer = "affine"
+    bits: int = 4
+
+    def __str__(self) -> str:
+        groups = f"groups of {self.group_size}" if self.group_size else "whole rows"
+        return f"{self.bits}-bit integers of {groups} by {self.quantizer}"
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint becomes a `.pte`. Lengths in tokens; `group_size` along the input channels of a linear."""
+    """How a checkpoint becomes a `.pte`. Lengths in tokens; `group_size` along the input channels of a linear, that of the output head if it has
+    groups of its own; `embedding_group_size` 0 for one scale a row; `vision` says how the tower's weights are stored."""
 
     max_seq_len: int = 768
     max_context_len: int = 768
@@ -34,6 +51,9 @@ class Recipe:
     embedding_bits: EmbeddingBits = 8
     use_sdpa_with_kv_cache: bool = True
     static_image_shape: bool = False
+    head_group_size: int = 0
+    embedding_group_size: int = EMBEDDING_GROUP
+    vision: Vision = "int8"
 
     def __post_init__(self) -> None:
         if self.group_size % 32 or not 32 <= self.group_size <= 1 << 14:
@@ -54,7 +74,10 @@ class Recipe:
     @property
     def name(self) -> str:
         """A short name that tells recipes apart: numerics depend on nothing else."""
-        parts = [f"8da4w-g{self.group_size}", self.quantizer, f"e{self.embedding_bits}", "v8"]
+        parts = [f"8da4w-g{self.group_size}", self.quantizer, f"e{self.embedding_bits}"]
+        parts += ["v8" if self.vision == "int8" else "v32"]
+        parts += [f"head-g{self.head_group_size}"] if self.head_group_size else []
+        parts += [] if self.embedding_group_size == EMBEDDING_GROUP else [f"embedding-g{self.embedding_group_size}"]
         parts += [] if self.use_sdpa_with_kv_cache else ["plain-sdpa"]
         parts += ["static-image"] if self.static_image_shape else []
         return "-".join(parts)
@@ -63,6 +86,21 @@ class Recipe:
     def release(self) -> str:
         """A short name that tells apart what differs in size and speed, too."""
         return f"{self.name}-{self.max_seq_len}"
+
+    @property
+    def linears(self) -> Scheme:
+        """Of the decoder's linears but the output head."""
+        return Scheme(self.group_size, self.quantizer)
+
+    @property
+    def head(self) -> Scheme:
+        """Of the output head."""
+        return Scheme(self.head_group_size or self.group_size, self.quantizer)
+
+    @property
+    def embedding(self) -> Scheme:
+        """Of the embedding table, where it is quantized."""
+        return Scheme(self.embedding_group_size, self.quantizer, self.embedding_bits)
 
     def as_json(self) -> JsonObject:
         """The fields, for manifest and report."""

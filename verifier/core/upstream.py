@@ -195,6 +195,9 @@ EDGE_CONFIG = Name(
 PREPARE_PT2E = Name("torchao.quantization.pt2e.quantize_pt2e:prepare_pt2e", "observers for static int8")
 CONVERT_PT2E = Name("torchao.quantization.pt2e.quantize_pt2e:convert_pt2e", "static int8 by what they observed")
 MIN_MAX_OBSERVER = Name("torchao.quantization.pt2e.observer:MinMaxObserver", "static int8 of one weight")
+CHANNEL_OBSERVER = Name(
+    "torchao.quantization.pt2e.observer:PerChannelMinMaxObserver", "static int8 of one weight, channel by channel"
+)
 QUANTIZE_OPERATORS = Name("torch.ao.quantization.fx._decomposed", "registers torch.ops.quantized_decomposed")
 MEMORY_PLANNING = Name("executorch.exir.passes:MemoryPlanningPass", "inputs are not planned")
 QUANT_FUSION = Name("executorch.exir.passes.quant_fusion_pass:QuantFusionPass", "fuses the quantized embedding")

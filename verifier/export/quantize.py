@@ -12,31 +12,47 @@ import torch
 from torch import Tensor, nn
 
 from verifier.core.errors import ExportError
-from verifier.core.types import EMBEDDING_GROUP, Quantizer, Recipe
-
-_ALGORITHM = {"affine": "affine", "hqq": "hqq_scale_only"}
+from verifier.core.types import Quantizer, Recipe, Scheme
 
 
-def quantize_linear(linear: nn.Module, name: str, *, recipe: Recipe) -> None:
-    """Replace an fp32 linear's weight, in place, by int4 groups with per-row dynamic int8 activations (8da4w).
+def _choice(quantizer: Quantizer, prefix: str = "") -> dict[str, Any]:
+    """What torchao calls a choice of scales; its configurations name the same fields with a `prefix` or without."""
+    from torchao.quantization.quant_primitives import MappingType
+
+    return {
+        "affine": {"intx_choose_qparams_algorithm": "affine"},
+        "hqq": {"intx_choose_qparams_algorithm": "hqq_scale_only"},
+        "affine-no-clipping": {f"{prefix}mapping_type": MappingType.SYMMETRIC_NO_CLIPPING_ERR},
+        "affine-bf16": {f"{prefix}scale_dtype": torch.bfloat16},
+    }[quantizer]
+
+
+def _granularity(scheme: Scheme) -> Any:
+    from torchao.quantization import PerAxis, PerGroup
+
+    return PerGroup(scheme.group_size) if scheme.group_size else PerAxis(0)
+
+
+def quantize_linear(linear: nn.Module, name: str, *, scheme: Scheme) -> None:
+    """Replace an fp32 linear's weight, in place, by integers with per-row dynamic int8 activations (8da4w).
 
     Raises `ExportError` if the input channels do not divide into groups: the linear would stay fp32 in silence.
     """
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup, quantize_
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
 
     if not isinstance(linear, nn.Linear):
         return
-    if linear.in_features % recipe.group_size:
+    if scheme.group_size and linear.in_features % scheme.group_size:
         raise ExportError(
             f"linear {name} cannot be quantized in whole groups",
             got=f"{linear.in_features} input channels",
-            expected=f"a multiple of the group size {recipe.group_size}",
+            expected=f"a multiple of the group size {scheme.group_size}",
             fix="give a smaller --group-size",
         )
     config = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=getattr(torch, "int4"),  # noqa: B009  unknown to the type stubs
-        weight_granularity=PerGroup(recipe.group_size),
-        intx_choose_qparams_algorithm=_ALGORITHM[recipe.quantizer],
+        weight_dtype=getattr(torch, f"int{scheme.bits}"),  # int4 is unknown to the type stubs
+        weight_granularity=_granularity(scheme),
+        **_choice(scheme.quantizer, "weight_"),
     )
     quantize_(linear, config, filter_fn=lambda module, _name: module is linear)
 
@@ -60,33 +76,33 @@ class QuantizedEmbedding(nn.Module):
         return out
 
 
-def quantize_rows(table: Tensor, *, bits: int, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """An fp32 table [V, D] -> integers int8 [V, D] and scales fp32 [V, D / 32]; symmetric, in groups of 32 columns."""
-    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+def quantize_rows(table: Tensor, *, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """An fp32 table [V, D] -> integers int8 [V, D] and scales fp32 [V, G], symmetric."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
 
     holder = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
     config = IntxWeightOnlyConfig(
-        weight_dtype=getattr(torch, f"int{bits}"),
-        granularity=PerGroup(EMBEDDING_GROUP),
-        intx_choose_qparams_algorithm=_ALGORITHM[quantizer],
+        weight_dtype=getattr(torch, f"int{scheme.bits}"),
+        granularity=_granularity(scheme),
+        **_choice(scheme.quantizer),
     )
     with torch.no_grad():
         quantize_(holder, config, lambda module, _name: isinstance(module, nn.Embedding))
     made: Any = holder.weight
-    return made.qdata, made.scale.squeeze(-1).to(torch.float32)
+    return made.qdata, made.scale.reshape(len(table), -1).to(torch.float32)
 
 
 def quantize_embedding(table: Tensor, *, recipe: Recipe) -> nn.Module:
     """The `token_embedding` method for a table [V, D]. Raises `ExportError` if D does not divide into groups."""
     if recipe.embedding_bits == 32:
         return nn.Embedding(table.shape[0], table.shape[1], _weight=table)
-    if table.shape[1] % EMBEDDING_GROUP:
+    if table.shape[1] % recipe.embedding_group_size:
         raise ExportError(
             "the embedding cannot be quantized in whole groups",
             got=table.shape[1],
-            expected=f"a multiple of {EMBEDDING_GROUP}",
+            expected=f"a multiple of {recipe.embedding_group_size}",
         )
-    integers, scales = quantize_rows(table, bits=recipe.embedding_bits, quantizer=recipe.quantizer)
+    integers, scales = quantize_rows(table, scheme=recipe.embedding)
     if recipe.embedding_bits == 4:
         nibbles = (integers + 8).to(torch.uint8)
         integers = nibbles[:, 0::2] * 16 + nibbles[:, 1::2]

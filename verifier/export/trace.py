@@ -29,13 +29,16 @@ class _TextDecoder(nn.Module):
 
 
 def trace_vision_encoder(checkpoint: Checkpoint, recipe: Recipe, calibration: Sequence[Tensor]) -> ExportedProgram:
-    """`vision_encoder` in static int8, its ranges taken over all `calibration` images (uint8 [3, h, w])."""
+    """`vision_encoder` in fp32, or in static int8 with ranges taken over all `calibration` images (uint8 [3, h, w])."""
     encoder = build_vision_encoder(checkpoint)
     side_px = checkpoint.geometry.vision.image_px
     example = torch.zeros(3, side_px, side_px - (0 if recipe.static_image_shape else 2), dtype=torch.uint8)
     shapes = None if recipe.static_image_shape else _image_shapes(side_px)
     with torch.no_grad():
-        traced = torch.export.export(encoder, (example,), dynamic_shapes=shapes, strict=False).module()
+        exported = torch.export.export(encoder, (example,), dynamic_shapes=shapes, strict=False)
+        if recipe.vision == "fp32":
+            return exported
+        traced = exported.module()
         quantizer = upstream.XNNPACK_QUANTIZER.resolve()().set_global(upstream.XNNPACK_SYMMETRIC.resolve()())
         prepared = upstream.PREPARE_PT2E.resolve()(traced, quantizer)
         for image in calibration:
@@ -57,13 +60,17 @@ def trace_text_decoder(checkpoint: Checkpoint, recipe: Recipe) -> ExportedProgra
         max_seq_len=recipe.max_seq_len,
         max_context_len=recipe.max_context_len,
         custom_sdpa=recipe.use_sdpa_with_kv_cache,
-        on_module=partial(quantize_linear, recipe=recipe),
+        on_module=partial(_quantize, recipe=recipe),
     )
     width = checkpoint.geometry.text.width
     example = (torch.zeros(1, 3, width), torch.tensor([0]))
     shapes = ({1: Dim("token_dim", min=1, max=recipe.max_seq_len)}, {0: 1})
     with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]), torch.no_grad():
         return torch.export.export(_TextDecoder(decoder), example, dynamic_shapes=shapes, strict=False)
+
+
+def _quantize(module: nn.Module, name: str, *, recipe: Recipe) -> None:
+    quantize_linear(module, name, scheme=recipe.head if name == "output" else recipe.linears)
 
 
 def trace_token_embedding(checkpoint: Checkpoint, recipe: Recipe) -> ExportedProgram:

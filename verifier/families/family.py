@@ -118,11 +118,9 @@ class Family(Protocol):
         """What a constant that holds a parameter is used for; `rank` is that of its tensor."""
         ...
 
-    def derived(
-        self, role: str, method: str, shape: tuple[int, ...], *, order: int, max_context_len: int, stored: bool
-    ) -> tuple[Tensor, str] | None:
-        """The value of a constant that no tensor of the checkpoint holds, and what it is in words; None for a role that nothing explains.
-        `order` is its number among the constants of its role; `stored` says that it is quantized."""
+    def derived(self, role: str, method: str, shape: tuple[int, ...], *, order: int) -> list[tuple[Tensor, str]]:
+        """What a constant that no tensor of the checkpoint holds may be, with as many elements as its `shape`, and what that is in words; nothing for a
+        role that nothing explains. `order` is its number among the constants of its role."""
         ...
 
     def definition(self, *, max_len: int) -> Definition:

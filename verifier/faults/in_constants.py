@@ -13,7 +13,7 @@ from verifier.artifact.storage import Span
 from verifier.audit.inventory import take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.core.errors import ArtifactError
-from verifier.core.types import Recipe
+from verifier.core.types import Scheme
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import change_bytes
@@ -171,7 +171,7 @@ def cast_before_quantizing(work: Work) -> None:
     key = map_keys(work.checkpoint.keys, work.checkpoint.geometry).text[parameter + ".weight"]
     weight = work.checkpoint.tensor(key).to(torch.bfloat16).float()
     quantization: Any = constant.value
-    made = quantized_linear(weight, Recipe(group_size=quantization.quantization.group_size))
+    made = quantized_linear(weight, Scheme(quantization.quantization.group_size))
     nibbles = (made.integers.to(torch.int16) + 8).to(torch.uint8).reshape(-1, 2)
     packed = (nibbles[:, 0] | (nibbles[:, 1] << 4)).numpy()
     scales = (made.scales.numpy().view(np.uint32) >> 16).astype(np.uint16).reshape(-1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from verifier.audit.recipe import quantized_linear
 from verifier.core.errors import VerifierError
-from verifier.core.types import Recipe
+from verifier.core.types import Scheme
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.ladder.trace import CallTrace
@@ -199,7 +199,7 @@ def _linear(work: Work, module: str, compute: Callable[[Tensor, Tensor], Tensor]
     instruction = work.constants[f"text_decoder.{module}.weight"].instruction
     key = map_keys(work.checkpoint.keys, work.checkpoint.geometry).text[module + ".weight"]
     constant: Any = work.constants[f"text_decoder.{module}.weight"].value
-    made = quantized_linear(work.checkpoint.tensor(key), Recipe(group_size=constant.quantization.group_size))
+    made = quantized_linear(work.checkpoint.tensor(key), Scheme(constant.quantization.group_size))
     rows = len(made.integers)
     scales = made.scales.reshape(rows, -1, 1).double()
     weight = (made.integers.double().view(rows, scales.shape[1], -1) * scales).view(rows, -1)

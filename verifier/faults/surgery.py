@@ -111,4 +111,4 @@ def find_constants(path: Path, checkpoint: Checkpoint) -> dict[str, Constant]:
     artifact = open_artifact(path)
     inventory = take_inventory(artifact)
     assigned = assign_constants(inventory, open_family(checkpoint), artifact.storage, embedding_bits=8)
-    return {held.name: constant for constant, held in zip(inventory, assigned, strict=True) if held is not None}
+    return {one.parameter.name: constant for constant, one in zip(inventory, assigned, strict=True) if one.parameter}

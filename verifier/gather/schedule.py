@@ -78,7 +78,8 @@ def parts_needed(opened: Opened) -> frozenset[Part]:
 def _audit(opened: Opened, on_progress: OnProgress) -> Audit | Missing:
     """The audit of the constants, or why there is none."""
     try:
-        return audit_weights(opened.artifact, opened.family, opened.recipe, on_progress=on_progress)
+        declared = opened.manifest is not None
+        return audit_weights(opened.artifact, opened.family, opened.recipe, declared=declared, on_progress=on_progress)
     except VerifierError as error:
         return Missing(error.one_line, "program" if isinstance(error, ArtifactError) else "verifier")
 
@@ -268,9 +269,8 @@ def _evidence(  # noqa: PLR0917
     cases = collect_cases(made, result, samples, answers[: len(samples)], side_px=side_px) if answers else ()
     vocabulary: VocabularyError | Missing = unasked("the embedding of every token")
     if Part.VOCABULARY in parts:
-        recipe = opened.manifest.recipe if opened.manifest else None
         table = vocabulary_of(made, result)
-        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), recipe, runtime.message)
+        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), opened.recipe, runtime.message)
     channels: ChannelError | Missing = unasked("the channels of the final hidden state")
     if Part.CHANNELS in parts:
         head = definition.head.numpy()

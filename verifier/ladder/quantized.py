@@ -96,7 +96,8 @@ def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool)
 def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, rounding: Rounding) -> None:
     if not isinstance(module, nn.Linear):
         return
-    made = held(f"{DECODER}.{name}.weight") or quantized_linear(module.weight, recipe)
+    scheme = recipe.head if name == "output" else recipe.linears
+    made = held(f"{DECODER}.{name}.weight") or quantized_linear(module.weight, scheme)
     module.weight = nn.Parameter(made.integers, requires_grad=False)
     module.register_buffer("scales", made.scales.reshape(module.out_features, -1))
     second = name.endswith(SECOND_IN_A_BLOCK)

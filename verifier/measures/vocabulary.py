@@ -10,7 +10,7 @@ import torch
 from verifier.audit.recipe import quantized_embedding
 from verifier.core.compare import Array, Mismatch, compare
 from verifier.core.limits import limit
-from verifier.core.types import EMBEDDING_GROUP, Missing, Recipe, Where
+from verifier.core.types import Missing, Recipe, Scheme, Where
 from verifier.families.conventions import EMBEDDING
 from verifier.measures.against_fp32 import VocabularyError
 
@@ -18,30 +18,31 @@ STEPS, CLIPPED = limit("embedding.tokens"), limit("embedding.tokens.hqq")
 ROWS_AT_ONCE = 1024
 
 
-def in_steps(error: Array, table: Array, bits: int) -> Array:
+def in_steps(error: Array, table: Array, scheme: Scheme) -> Array:
     """An error of a table [V, D] in steps, which come from the largest magnitude of each group."""
-    groups = table.reshape(len(table), -1, EMBEDDING_GROUP)
-    step = np.maximum(np.abs(groups).max(-1, keepdims=True) / (2 ** (bits - 1) - 0.5), 1e-12)
+    groups = table.reshape(len(table), -1, scheme.group_size or table.shape[1])
+    step = np.maximum(np.abs(groups).max(-1, keepdims=True) / (2 ** (scheme.bits - 1) - 0.5), 1e-12)
     out: Array = (error.reshape(groups.shape) / step).reshape(table.shape)
     return out
 
 
-def _own_error(table: Array, recipe: Recipe) -> Array:
-    """How far the recipe's own rounding of a table [V, D] is from it, element by element."""
-    made = quantized_embedding(torch.from_numpy(table), recipe)
-    real = made.integers.to(torch.float32) * made.scales.to(torch.float32).repeat_interleave(EMBEDDING_GROUP, 1)
+def _own_error(table: Array, scheme: Scheme) -> Array:
+    """How far the scheme's own rounding of a table [V, D] is from it, element by element."""
+    made = quantized_embedding(torch.from_numpy(table), scheme)
+    columns = table.shape[1] // made.scales.shape[1]
+    real = made.integers.to(torch.float32) * made.scales.to(torch.float32).repeat_interleave(columns, 1)
     out: Array = np.abs(real.numpy() - table)
     return out
 
 
-def _steps(actual: Array, expected: Array, bits: int, recipe: Recipe | None) -> tuple[Array, Array]:
+def _steps(actual: Array, expected: Array, scheme: Scheme) -> tuple[Array, Array]:
     """How far rows [R, D] are off in steps (of fp32, absolutely), and what of that is allowed, [R, D]."""
     difference = np.abs(actual - expected)
-    if bits == 32:
+    if scheme.bits == 32:
         return difference, np.zeros_like(difference)
-    steps = in_steps(difference, expected, bits)
-    if recipe and recipe.quantizer == "hqq":
-        return steps, in_steps(_own_error(expected, recipe), expected, bits) + CLIPPED.value
+    steps = in_steps(difference, expected, scheme)
+    if scheme.quantizer == "hqq":
+        return steps, in_steps(_own_error(expected, scheme), expected, scheme) + CLIPPED.value
     return steps, np.full(steps.shape, STEPS.value)
 
 
@@ -55,27 +56,27 @@ class _Part:
     allowed: float
 
 
-def _part(actual: Array, expected: Array, first: int, bits: int, recipe: Recipe | None) -> _Part:
+def _part(actual: Array, expected: Array, first: int, scheme: Scheme) -> _Part:
     """`ROWS_AT_ONCE` rows of two tables [V, D], from token `first` on."""
     rows = slice(first, first + ROWS_AT_ONCE)
-    steps, allowed = _steps(actual[rows], expected[rows], bits, recipe)
+    steps, allowed = _steps(actual[rows], expected[rows], scheme)
     row, column = divmod(int((steps - allowed).argmax()), steps.shape[1])
     off = int((~(steps <= allowed)).any(1).sum())
     return _Part(off, (first + row, column), float(steps[row, column]), float(allowed[row, column]))
 
 
 def measure_vocabulary(
-    actual: Array | None, expected: Array, recipe: Recipe | None, message: str
+    actual: Array | None, expected: Array, recipe: Recipe, message: str
 ) -> VocabularyError | Missing:
-    """The program's table [V, D] against the checkpoint's, with the recipe of the manifest; None, and the runtime's `message`, if a call did not
+    """The program's table [V, D] against the checkpoint's, quantized by the recipe; None, and the runtime's `message`, if a call did not
     return."""
     if actual is None:
         return Missing(f"{EMBEDDING} did not return: {message}", "program", Where(method=EMBEDDING), accuses="calls")
     made = compare(actual=actual, expected=expected)
     if isinstance(made, Mismatch):
         return Missing(f"embeddings: {made.reason}", "program", Where(EMBEDDING, index=made.index))
-    bits = recipe.embedding_bits if recipe else 8
-    parts = [_part(actual, expected, first, bits, recipe) for first in range(0, len(expected), ROWS_AT_ONCE)]
+    scheme = recipe.embedding
+    parts = [_part(actual, expected, first, scheme) for first in range(0, len(expected), ROWS_AT_ONCE)]
     worst = max(parts, key=lambda part: part.value - part.allowed)
     off = sum(part.off for part in parts)
-    return VocabularyError(len(expected), bits, made.sqnr_db, off, worst.value, worst.allowed, worst.index)
+    return VocabularyError(len(expected), scheme.bits, made.sqnr_db, off, worst.value, worst.allowed, worst.index)

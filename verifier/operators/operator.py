@@ -42,6 +42,7 @@ Role = Literal[
     "std",
     "addend",
     "rope",
+    "frequencies",
     "mask",
     "embedding",
     "embedding scales",

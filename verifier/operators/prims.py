@@ -63,4 +63,5 @@ OPERATORS = (
     ),
     Operator("dim_order_ops::_to_dim_order_copy.out", _to_dim_order, exact, source=_DIM_ORDER),
     Operator("dim_order_ops::_clone_dim_order.out", _to_dim_order, exact, source=_DIM_ORDER),
+    Operator("aten::_to_copy.out", _to_dim_order, exact, source="executorch/kernels/portable/cpu/op_to_copy.cpp"),
 )

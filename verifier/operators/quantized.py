@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.nibbles import unpack_nibbles
+from verifier.core.types import EmbeddingBits
 from verifier.operators.bounds import once
 from verifier.operators.operator import (
     Arguments,
     Declared,
+    Evaluate,
     Operator,
     ProgramFaultError,
     Results,
@@ -25,6 +27,7 @@ def _grouped_rows(integers: Tensor, scales: Tensor) -> Tensor:
 
 
 def _embedding(args: Arguments, nibbles: bool) -> Results:
+    """Arguments: table, scales, zero points, the smallest and the largest integer, ids."""
     table, scales, zero_points, ids = args[0], args[1], args[2], args[5]
     if zero_points is not None:
         raise UnknownOperationError("cannot evaluate an embedding with zero points, only symmetric ones are supported")
@@ -47,21 +50,20 @@ def _embedding_4bit(args: Arguments, _outputs: Declared) -> Results:
 
 
 _ROLES: tuple[Role, ...] = ("embedding", "embedding scales")
+
+
+def _overloads(name: str, evaluate: Evaluate, bits: EmbeddingBits, file: str) -> list[Operator]:
+    """One computes rows in a dtype that it is told, one in the dtype of the scales: fp32 both."""
+    source = f"executorch/kernels/quantized/cpu/{file}"
+    return [
+        Operator(
+            f"quantized_decomposed::{name}.{overload}", evaluate, once, roles=_ROLES, table_bits=bits, source=source
+        )
+        for overload in ("out", "dtype_out")
+    ]
+
+
 OPERATORS = (
-    Operator(
-        "quantized_decomposed::embedding_byte.dtype_out",
-        _embedding_byte,
-        once,
-        roles=_ROLES,
-        table_bits=8,
-        source="executorch/kernels/quantized/cpu/op_embedding.cpp",
-    ),
-    Operator(
-        "quantized_decomposed::embedding_4bit.dtype_out",
-        _embedding_4bit,
-        once,
-        roles=_ROLES,
-        table_bits=4,
-        source="executorch/kernels/quantized/cpu/op_embedding4b.cpp",
-    ),
+    *_overloads("embedding_byte", _embedding_byte, 8, "op_embedding.cpp"),
+    *_overloads("embedding_4bit", _embedding_4bit, 4, "op_embedding4b.cpp"),
 )

@@ -19,6 +19,7 @@ from verifier.backends.xnnpack.context import (
     Operand,
     dequantized_filter,
     grouped_weights,
+    linear_weights,
     offset_magnitudes,
 )
 from verifier.core.limits import UNIT
@@ -90,7 +91,7 @@ def of_linear(node: Node, context: Context, bounds: Bounds, result: Operand) -> 
     if isinstance(rows, QuantizedRows):
         own = _of_groups if fact.has_groups else _of_channels
         return own(rows, fact, context, passed, out, bias)
-    weights = dequantized_filter(fact, context.storage).abs().T
+    weights = linear_weights(node, context).abs().T
     x = context.real(x_id).double().abs() + passed
     return context.sums(weights.shape[0] + 2) * (x @ weights + bias) + passed @ weights + UNIT * out
 
@@ -212,6 +213,13 @@ def of_gelu(node: Node, context: Context, bounds: Bounds, result: Operand) -> Te
 def of_tanh(node: Node, context: Context, bounds: Bounds, result: Operand) -> Tensor:
     """No steeper than 1."""
     return rounded(_tensor(result), bound_of(context, bounds, node.inputs[0]), units(node.kind))
+
+
+def of_turn(node: Node, context: Context, bounds: Bounds, result: Operand) -> Tensor:
+    """sin(x) and cos(x) are no steeper than 1. The angle is reduced by whole turns: a turn is 0.47 roundings of itself off when it is rounded to
+    fp32, and the multiple of it is rounded where a kernel does not fuse the two steps."""
+    x, passed = context.tensor(node.inputs[0]).double().abs(), bound_of(context, bounds, node.inputs[0])
+    return rounded(_tensor(result), passed) + units(node.kind) + 1.5 * UNIT * (x + passed)
 
 
 def of_square(node: Node, context: Context, bounds: Bounds, result: Operand) -> Tensor:

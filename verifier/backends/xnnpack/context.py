@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Bytes, Storage
-from verifier.backends.backend import Graph, GraphValue
+from verifier.backends.backend import Graph, GraphValue, Node
 from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 from verifier.backends.xnnpack.arithmetic import QuantizedRows, dequantize
 from verifier.operators.operator import UnknownOperationError
@@ -130,6 +130,17 @@ def dequantized_filter(value: GraphValue, storage: Storage) -> Tensor:
         return (weights.view(value.dims[0], -1, value.quantization.group_size) * scales[..., None]).view(value.dims)
     zero_point = value.quantization.zero_point if isinstance(value.quantization, PerTensor) else 0
     return (weights - zero_point) * scales[:, None]
+
+
+TRANSPOSED = 1
+"""XNN_FLAG_TRANSPOSE_WEIGHTS, a flag of XNNFullyConnected: its weight is [K, N]."""
+
+
+def linear_weights(node: Node, context: Context) -> Tensor:
+    """Weights of a fully connected layer as real numbers, fp64 [N, K]: a constant, or what another node computed."""
+    fact = context.fact(node.inputs[1])
+    weights = dequantized_filter(fact, context.storage) if fact.constant else context.real(fact.id).double()
+    return weights.T if node.attributes["flags"] == TRANSPOSED else weights
 
 
 @lru_cache(maxsize=1)

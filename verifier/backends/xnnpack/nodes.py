@@ -30,6 +30,7 @@ from verifier.backends.xnnpack.arithmetic import (
 )
 from verifier.backends.xnnpack.bounds import bound_of
 from verifier.backends.xnnpack.context import (
+    TRANSPOSED,
     Bounds,
     Context,
     Operand,
@@ -37,6 +38,7 @@ from verifier.backends.xnnpack.context import (
     constant_weights,
     dequantized_filter,
     grouped_weights,
+    linear_weights,
     static_range,
 )
 from verifier.operators.operator import Registry, Role, UnknownOperationError
@@ -106,11 +108,13 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     """y = x W^T + b. Three kinds: per-row int8 times 4- or 8-bit weights to fp32 (qd8-f32-qb4w, qd8-f32-qc8w), static
     int8 throughout with int32 bias (qs8), and fp32. Sums in fp64."""
     x_id, w_id, b_id = node.inputs
-    if node.attributes["flags"]:
-        raise UnknownOperationError(
-            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0 is supported"
-        )
     x_fact, w_fact, out = context.fact(x_id), context.fact(w_id), context.fact(node.output)
+    if node.attributes["flags"] not in (0, TRANSPOSED) or (
+        node.attributes["flags"] and w_fact.quantization is not None
+    ):
+        raise UnknownOperationError(
+            f"cannot evaluate {node.kind} with flags {node.attributes['flags']}, only 0, and 1 for weights in fp32, are supported"
+        )
     if isinstance(x_fact.quantization, PerToken):
         rows = context.contents[x_fact.id]
         assert isinstance(rows, QuantizedRows)
@@ -124,7 +128,7 @@ def _fully_connected(node: Node, context: Context) -> Operand:
             result = dequantize_rows(rows) @ dequantized_filter(w_fact, context.storage).T
         return (result if b_id is None else result + context.tensor(b_id).double()).to(torch.float32)
     if x_fact.quantization is None:
-        weights = dequantized_filter(w_fact, context.storage).T
+        weights = linear_weights(node, context).T
         if context.order is None:
             result = context.tensor(x_id).double() @ weights
         else:
@@ -138,6 +142,12 @@ def _fully_connected(node: Node, context: Context) -> Operand:
     if b_id is not None:
         sums = sums + context.tensor(b_id).double()
     return requantize(sums, scale=_ratio(x_range, w_fact, out_range, context), zero_point=out_range.zero_point)
+
+
+def transposes_weight(node: Node) -> bool:
+    """Whether a node multiplies with a weight [K, N]."""
+    operator = NODES.find(node.kind)
+    return operator is not None and "linear" in operator.roles and node.attributes.get("flags") == TRANSPOSED
 
 
 def _ratio(x_range: PerTensor, weight: GraphValue, out_range: PerTensor, context: Context) -> Tensor:
@@ -244,6 +254,8 @@ _RECORDS += (
     _through_fp64(torch.tanh, "XNNTanh", "tanh(x)", node_bounds.of_tanh),
     _through_fp64(torch.exp, "XNNExp", "exp(x)", node_bounds.of_exponential),
     _through_fp64(torch.square, "XNNSquare", "x^2", node_bounds.of_square),
+    _through_fp64(torch.sin, "XNNSin", "sin(x)", node_bounds.of_turn),
+    _through_fp64(torch.cos, "XNNCos", "cos(x)", node_bounds.of_turn),
 )
 
 
@@ -255,7 +267,7 @@ def _softmax(node: Node, context: Context) -> Operand:
     return torch.softmax(x.double(), -1).to(torch.float32) if context.order is None else softmax(x, context.order)
 
 
-@_node("XNNBatchMatrixMultiply", bound=node_bounds.of_matrix_product)
+@_node("XNNBatchMatrixMultiply", bound=node_bounds.of_matrix_product, roles=("frequencies",))
 def _batch_matrix_multiply(node: Node, context: Context) -> Operand:
     """[..., M, K] @ [..., K, N] in fp32; sums in fp64, or in an order."""
     _only_real(node, context)

@@ -14,7 +14,7 @@ from verifier.backends.xnnpack.arithmetic import QMAX, QMIN, QuantizedRows
 from verifier.backends.xnnpack.context import Context, Operand, channel_scales, constant_weights
 from verifier.backends.xnnpack.cut import cut_payload
 from verifier.backends.xnnpack.graph import read_graph
-from verifier.backends.xnnpack.nodes import NODES
+from verifier.backends.xnnpack.nodes import NODES, transposes_weight
 from verifier.operators.operator import Role
 from verifier.operators.order import Order
 from verifier.operators.rounding import Sums, likely
@@ -94,7 +94,8 @@ class Xnnpack:
                 seen.add(id)
                 first = None if node.inputs[0] is None else graph.values[node.inputs[0]].quantization
                 scale = first.scale if isinstance(first, PerTensor) else None
-                yield Use(node.index, id, _role(graph, node, place), scale)
+                user, at, turned = _user(graph, node, place)
+                yield Use(node.index, id, _role(graph, user, at), scale, transposed=turned ^ transposes_weight(user))
 
     @staticmethod
     def numbers(graph: Graph, storage: Storage) -> list[Tensor]:
@@ -139,6 +140,19 @@ class Xnnpack:
         """Whether a node multiplies with a matrix of weights."""
         operator = NODES.find(node.kind)
         return operator is not None and "linear" in operator.roles
+
+
+def _user(graph: Graph, node: Node, place: int) -> tuple[Node, int, bool]:
+    """The node that computes with a constant, behind those that only give it another shape, with its place there; and whether it was transposed."""
+    turned = False
+    for later in graph.nodes[node.index + 1 :]:
+        operator = NODES.find(node.kind)
+        if operator is None or not operator.moves or operator.roles:
+            break
+        if node.output in later.inputs:
+            turned ^= node.attributes.get("perm") in ([1, 0], (1, 0))
+            node, place = later, later.inputs.index(node.output)
+    return node, place, turned
 
 
 def _role(graph: Graph, node: Node, place: int) -> Role:

@@ -17,7 +17,7 @@ from verifier.families.definition import Definition as Reference
 from verifier.families.family import Parameter
 from verifier.families.geometry import Geometry
 from verifier.families.llava.definition import Definition, build_decoder, build_definition, embedding_table
-from verifier.families.llava.derived import derived_constant
+from verifier.families.llava.derived import derived_constants
 from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.hugging_face import compare_samples
 from verifier.families.llava.keymap import KeyMap, map_keys
@@ -99,13 +99,9 @@ class Llava:
         """The block that a part is judged with."""
         return block_of(part, self.checkpoint.geometry)
 
-    def derived(
-        self, role: str, method: str, shape: tuple[int, ...], *, order: int, max_context_len: int, stored: bool
-    ) -> tuple[Tensor, str] | None:
-        """The value of a constant that no tensor holds."""
-        return derived_constant(
-            self.checkpoint.geometry, role, method, shape, order=order, max_context_len=max_context_len, stored=stored
-        )
+    def derived(self, role: str, method: str, shape: tuple[int, ...], *, order: int) -> list[tuple[Tensor, str]]:
+        """What a constant that no tensor holds may be."""
+        return derived_constants(self.checkpoint.geometry, role, method, shape, order=order)
 
     def definition(self, *, max_len: int) -> Definition:
         """The fp32 reference for sequences of at most `max_len` tokens."""

@@ -79,6 +79,13 @@ def rope_tables(geometry: TextGeometry, *, max_context_len: int) -> tuple[Tensor
     return rope.freqs_cos, rope.freqs_sin
 
 
+def inverse_frequencies(geometry: TextGeometry) -> Tensor:
+    """What each pair of channels of a head turns by from one position to the next, in radians, fp32 [head_dim / 2]. Su et al. 2021; rounded as
+    transformers' `modeling_rope_utils` does."""
+    exponents = torch.arange(0, geometry.head_dim, 2, dtype=torch.int64).to(torch.float32) / geometry.head_dim
+    return 1.0 / (geometry.rope_theta**exponents)
+
+
 def _use_custom_ops(decoder: nn.Module) -> None:
     upstream.USE_CUSTOM_CACHE.resolve()(decoder)
     upstream.USE_CUSTOM_SDPA.resolve()(decoder)
