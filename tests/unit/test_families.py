@@ -74,11 +74,10 @@ def test_roles_of_parameters(family: Family) -> None:
 
 def test_a_derived_constant_that_nothing_explains_is_none(family: Family) -> None:
     """A role that is not known, and a table of another shape."""
-    given = {"order": 0, "max_context_len": 768, "stored": False}
-    assert family.derived("charm", DECODER, (1,), **given) is None
-    assert family.derived("rope", DECODER, (3, 3), **given) is None
-    epsilon = family.derived("epsilon", DECODER, (), **given)
-    assert epsilon is not None and float(epsilon[0]) == pytest.approx(family.checkpoint.geometry.text.norm_eps)
+    assert family.derived("charm", DECODER, (1,), order=0) == []
+    assert family.derived("rope", DECODER, (3, 3), order=0) == []
+    ((epsilon, _),) = family.derived("epsilon", DECODER, (), order=0)
+    assert float(epsilon) == pytest.approx(family.checkpoint.geometry.text.norm_eps)
 
 
 def test_the_embedded_program_keeps_to_its_convention(family: Family, artifact: Artifact) -> None:

@@ -50,6 +50,10 @@ NOT_A_JUDGEMENT = {
     "norm > FLAT.value * max(1.0, float(np.abs(flat).max()))": "NaN is like nothing",
     "WORST * w > margin": "which cases get a margin of their own",
     "value > 0": "which values have a share",
+    "likeness >= ALIKE.value": "NaN is like nothing",
+    "real < integers * steps": "an integer at the end of its range; NaN is not cut off",
+    "real > integers * steps": "an integer at the end of its range; NaN is not cut off",
+    "error <= NEAREST.value": "element by element, negated: NaN is not the nearest",
 }
 """Comparisons in judging modules that look like one of a measure with a bound, and what they are instead."""
 

@@ -17,7 +17,7 @@ from verifier.core.types import Quantizer, Recipe, Scheme
 
 def _choice(quantizer: Quantizer, prefix: str = "") -> dict[str, Any]:
     """What torchao calls a choice of scales; its configurations name the same fields with a `prefix` or without."""
-    from torchao.quantization.quant_primitives import MappingType
+    from torchao.quantization import MappingType
 
     return {
         "affine": {"intx_choose_qparams_algorithm": "affine"},
