@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from verifier.checks.registry import CHECKS
 from verifier.families.checkpoint import EMBEDDED
 from verifier.faults import cli, today
 from verifier.faults.bench import Outcome, Subject, run_faults
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.cli import main
-from verifier.faults.document import figures, page, save
+from verifier.faults.document import figures, only_witness, page, save
 from verifier.faults.fault import Fault, Work
 from verifier.faults.rows import ROWS
 from verifier.measures.evidence import Evidence
 
+DOCS = Path(__file__).parents[2] / "docs"
 TINY = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED)}
 
 
@@ -111,10 +113,9 @@ def test_page_tells_what_was_missed(tmp_path: Path) -> None:
 
 def test_page_is_what_the_tool_writes() -> None:
     """docs/faults.md and the README's figures are those of the last whole run, and nobody's hand was in them."""
-    docs = Path(__file__).parents[2] / "docs"
-    data = json.loads((docs / "faults.json").read_text())
-    assert (docs / "faults.md").read_text() == page(data)
-    assert f"<!-- faults -->\n{figures(data)}<!-- /faults -->" in (docs.parent / "README.md").read_text()
+    data = json.loads((DOCS / "faults.json").read_text())
+    assert (DOCS / "faults.md").read_text() == page(data)
+    assert f"<!-- faults -->\n{figures(data)}<!-- /faults -->" in (DOCS.parent / "README.md").read_text()
     assert {outcome["fault"] for outcome in data["faults"]["outcomes"]} == {fault.name for fault in FAULTS}
 
 
@@ -130,3 +131,11 @@ def test_todays_checks_pass_what_is_sound_and_see_what_is_gross(gathered: Eviden
     silent = replace(gathered.runtime, free=dict.fromkeys(free))
     nothing = replace(gathered, cases=tuple(replace(c, logits=None) for c in cases), runtime=silent)
     assert today.passes(nothing) == dict.fromkeys(today.NAMES, False)
+
+
+def test_every_check_has_a_fault_of_its_own_or_says_why_not() -> None:
+    """By the published run in which every check was made for every fault: one that only this check sees, or a reason; never both."""
+    run = json.loads((DOCS / "faults.json").read_text())["witnesses"]
+    alone = only_witness(Outcome.read(saved) for saved in run["outcomes"])
+    assert len(alone) >= 10
+    assert [check.id for check in CHECKS if bool(alone.get(check.id)) == bool(check.overlap)] == []

@@ -60,6 +60,7 @@ def _caches(evidence: Evidence) -> tuple[Cache, ...]:
     needs=prompts,
     cases=fixed_cases(*ROWS),
     limit=(*TIES, "kvcache.rows.distinct", "kvcache.rows.rotation", "layers.kernel"),
+    overlap="wrong rows of the cache give wrong logits; this one says which rows",
 )
 def rows(given: Prompts, case: str) -> Finding:
     """Cache rows do not depend on how the prompt is cut into chunks (up to rounding ties). Each row belongs to its own token and is rotated by its
@@ -174,7 +175,14 @@ def perturbed(evidence: Evidence) -> Perturbed | Missing:
     return Perturbed(_caches(evidence), tokens)
 
 
-@check("kvcache.mask", step="lowering", needs=perturbed, cases=fixed_cases(*CHUNKS), limit="equal")
+@check(
+    "kvcache.mask",
+    step="lowering",
+    needs=perturbed,
+    cases=fixed_cases(*CHUNKS),
+    limit="equal",
+    overlap="a mask that lets later tokens through also gives other logits; this one needs no reference",
+)
 def mask(given: Perturbed, case: str) -> Finding:
     """Replacing token j changes row j in every layer's cache and some later row in every layer above the first, and never an earlier row."""
     tokens = given.tokens[case]

@@ -38,7 +38,15 @@ def machine(evidence: Evidence) -> Result | Missing:
     return evidence.runtime.conversations
 
 
-@check("device.instructions", step="device", needs=machine, cases=one_case, having={DEVICE}, optional=True)
+@check(
+    "device.instructions",
+    step="device",
+    needs=machine,
+    cases=one_case,
+    having={DEVICE},
+    optional=True,
+    overlap="it asks the CPU of a device; the bench runs on this machine, and tests break an instruction's result",
+)
 def instructions(ran: Result, _case: str) -> Finding:
     """The matrix instructions that the machine's kernels use compute what the architecture defines."""
     tried = ran.instructions
@@ -72,7 +80,14 @@ def replayed(evidence: Evidence) -> LayerEvidence | Missing:
     return layers
 
 
-@check("device.lengths", step="device", needs=replayed, cases=fixed_cases(*LENGTHS), having={DEVICE})
+@check(
+    "device.lengths",
+    step="device",
+    needs=replayed,
+    cases=fixed_cases(*LENGTHS),
+    having={DEVICE},
+    overlap="it compares a device with this machine; the bench has no device, and tests give one wrong numbers",
+)
 def lengths(layers: LayerEvidence, case: str) -> Finding:
     """Every instruction of the decoder was compared on the device for one token and for several, because XNNPACK selects different kernels for each."""
     wanted = set(layers.replay.computing.get(DECODER, ()))
@@ -113,6 +128,7 @@ def counterparts(evidence: Evidence) -> Both | Missing:
     cases=fixed_cases(*COMPARED),
     limit=("device.host.vision", *TIES),
     having={DEVICE},
+    overlap="it compares a device with this machine; the bench has no device, and tests give one wrong numbers",
 )
 def host(both: Both, method: str) -> Finding:
     """On the same inputs the outputs on the device equal those on this machine, except for rounding ties of int8."""

@@ -24,6 +24,7 @@ def vocabulary(evidence: Evidence) -> VocabularyError | Missing:
     needs=vocabulary,
     cases=one_case,
     limit=("embedding.tokens", "embedding.tokens.hqq"),
+    overlap="a wrong row of the table is found by its bytes; this one looks at what the runtime makes of all rows",
 )
 def tokens(error: VocabularyError, _case: str) -> Finding:
     """The embedding of every token id lies within half a quantization step of the checkpoint's, or as near to it as HQQ's own rounding leaves it."""

@@ -83,7 +83,14 @@ def own_answer(evidence: Evidence) -> Conversations | Missing:
     return Conversations(evidence, {OWN: evidence.user_case})
 
 
-@check("greedy.golden", step="quantization", needs=golden_answers, cases=per_image, limit=(NOISE, "greedy.golden.tie"))
+@check(
+    "greedy.golden",
+    step="quantization",
+    needs=golden_answers,
+    cases=per_image,
+    limit=(NOISE, "greedy.golden.tie"),
+    overlap="a wrong token has wrong logits; this one is what a user sees",
+)
 def golden(given: Conversations, name: str) -> Finding:
     """The greedy tokens equal the golden ones. A different token is accepted only where the top-2 margin of fp32 is smaller than the noise of a clean
     export; teacher forcing keeps the tokens behind it comparable."""
@@ -97,6 +104,7 @@ def golden(given: Conversations, name: str) -> Finding:
     cases=fixed_cases(OWN),
     limit=(NOISE, "greedy.golden.tie", SQNR),
     having={IMAGE},
+    overlap="it is made for the picture of a user alone, which the bench does not give",
 )
 def image(given: Conversations, name: str) -> Finding:
     """The program's caption of the user's own image equals the caption of the fp32 model."""
@@ -243,7 +251,15 @@ def free(given: Conversations, name: str) -> Finding:
     )
 
 
-@check("greedy.images", step="mapping", needs=conversations, cases=one_case, limit="equal", having={ALL_IMAGES})
+@check(
+    "greedy.images",
+    step="mapping",
+    needs=conversations,
+    cases=one_case,
+    limit="equal",
+    having={ALL_IMAGES},
+    overlap="a program that does not look at its picture also gives wrong answers; this one needs no reference",
+)
 def images(given: Conversations, _case: str) -> Finding:
     """For images whose reference answers differ, the program's free-running answers differ too: it does not reuse an earlier image."""
     evidence, wanted = given.evidence, {name: case.sample.golden for name, case in given.cases.items()}
@@ -268,7 +284,14 @@ def images(given: Conversations, _case: str) -> Finding:
     return passed(f"{len(own)} images, different answers", measured={"pairs": len(pairs)})
 
 
-@check("greedy.history", step="kernel", needs=conversations, cases=one_case, limit="equal")
+@check(
+    "greedy.history",
+    step="kernel",
+    needs=conversations,
+    cases=one_case,
+    limit="equal",
+    overlap="what depends on the conversation before also shows in the cache's histories; this one asks as an app does",
+)
 def history(given: Conversations, _case: str) -> Finding:
     """The first conversation, repeated after all others, gives the same logits bit by bit."""
     evidence, first, again = given.evidence, given.first, given.evidence.runtime.again
@@ -293,7 +316,13 @@ def history(given: Conversations, _case: str) -> Finding:
     return passed(said, fields)
 
 
-@check("greedy.limit", step="mapping", needs=conversations, cases=one_case)
+@check(
+    "greedy.limit",
+    step="mapping",
+    needs=conversations,
+    cases=one_case,
+    overlap="an answer up to the last position is also asked of the cache in chunks; this one asks as an app does",
+)
 def limit(given: Conversations, _case: str) -> Finding:
     """An answer that reaches the end of the KV-cache ends there: the last positions are used, and no call goes beyond them."""
     evidence = given.evidence
@@ -325,6 +354,7 @@ def limit(given: Conversations, _case: str) -> Finding:
     cases=fixed_cases(OWN),
     limit="equal",
     having={PUBLISHED_ANSWER},
+    overlap="it is made for a published answer alone, and the bench's checkpoints have none",
 )
 def expected(given: Conversations, name: str) -> Finding:
     """The answer to the user's image begins like the published answer of this checkpoint."""

@@ -107,20 +107,41 @@ def filled(evidence: Evidence) -> Filled | Missing:
     return Filled(cache.limit, vocabulary, cache.chunks, cache.capacity, up_to_ties(evidence))
 
 
-@check("kvcache.chunks", step="kernel", needs=filled, cases=fixed_cases(*SPLITS), limit=TIES)
+@check(
+    "kvcache.chunks",
+    step="kernel",
+    needs=filled,
+    cases=fixed_cases(*SPLITS),
+    limit=TIES,
+    overlap="what depends on how a prompt is cut also differs from the reference somewhere; this one needs none",
+)
 def chunks(given: Filled, case: str) -> Finding:
     """The same tokens, up to the limit, give the same logits in chunks of any size as one by one, up to rounding ties."""
     what = "The same tokens, one in each call, give other logits: check mask, cache positions and cache write-back for chunks."
     return _judge_pairs(given.chunks, _of(given.chunks, case), allowed=given.allowed, what=what)
 
 
-@check("kvcache.history", step="kernel", needs=probed, cases=fixed_cases(*HISTORIES), limit="equal")
+@check(
+    "kvcache.history",
+    step="kernel",
+    needs=probed,
+    cases=fixed_cases(*HISTORIES),
+    limit="equal",
+    overlap="what depends on earlier calls also shows in golden conversations, which follow each other; this one says which history",
+)
 def history(cache: CacheEvidence, case: str) -> Finding:
     """The logits do not depend on what was in the cache before, on calls of other methods in between, or on another instance of the program."""
     return _judge_pairs(cache.use, _of(cache.use, case), allowed=_equal, what=_HINTS[case])
 
 
-@check("kvcache.poison", step="kernel", needs=probed, cases=fixed_cases(*POISONS), limit="equal")
+@check(
+    "kvcache.poison",
+    step="kernel",
+    needs=probed,
+    cases=fixed_cases(*POISONS),
+    limit="equal",
+    overlap="rows beyond the position that are read also show in a mask; this one sees them whatever they hold",
+)
 def poison(cache: CacheEvidence, case: str) -> Finding:
     """The next logits are the same bits, whatever values the cache holds beyond the current position."""
     asked = cache.poison
@@ -146,7 +167,14 @@ def _agrees_with_shipped(poison: Asked, use: Asked) -> bool:
     return actual is not None and expected is not None and np.array_equal(actual, expected)
 
 
-@check("kvcache.capacity", step="kernel", needs=filled, cases=fixed_cases(*CAPACITY), limit="equal")
+@check(
+    "kvcache.capacity",
+    step="kernel",
+    needs=filled,
+    cases=fixed_cases(*CAPACITY),
+    limit="equal",
+    overlap="a program that writes beyond its cache also answers wrongly near its end; this one asks for the refusal",
+)
 def capacity(given: Filled, case: str) -> Finding:
     """The last position works. A call beyond it ends in a clean error, from whatever position it starts, and leaves the cache before that position as
     it was."""
@@ -209,7 +237,13 @@ def kept(evidence: Evidence) -> Kept | Missing:
     return Kept(evidence, caches)
 
 
-@check("kvcache.memory", step="lowering", needs=kept, cases=one_case)
+@check(
+    "kvcache.memory",
+    step="lowering",
+    needs=kept,
+    cases=one_case,
+    overlap="caches that overlap also hold wrong rows; this one needs no call",
+)
 def memory(given: Kept, _case: str) -> Finding:
     """The tensors that outlive a call are exactly two caches for each layer: 2 x layers x T x kv_heads x head_dim x 4 bytes."""
     evidence = given.evidence

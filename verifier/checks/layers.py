@@ -162,7 +162,13 @@ def _judge_block(layers: LayerEvidence, records: list[Compared], hint: str) -> F
     return passed(message, fields).but(since=IN_ORDER)
 
 
-@check("layers.finite", step="lowering", needs=RESULTS, cases=per_block)
+@check(
+    "layers.finite",
+    step="lowering",
+    needs=RESULTS,
+    cases=per_block,
+    overlap="a number that is not finite reaches the logits, which fail; this one says where it came from",
+)
 def finite(given: Blocks[Compared], case: str) -> Finding:
     """Every instruction that is given numbers gives numbers: no NaN, and no infinity except in an attention mask. The first instruction that does not
     is named."""
@@ -211,14 +217,27 @@ def kernel(given: Blocks[Compared], case: str) -> Finding:
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
-@check("layers.constants", step="lowering", needs=WITH_RECIPE, cases=per_block, limit=RESULT_LIMITS)
+@check(
+    "layers.constants",
+    step="lowering",
+    needs=WITH_RECIPE,
+    cases=per_block,
+    limit=RESULT_LIMITS,
+    overlap="wrong constants are found by their bytes; this one needs none of the recipe's bytes to be right",
+)
 def constants(given: Blocks[Compared], case: str) -> Finding:
     """Every instruction that uses a constant gives the same result with the constant that the recipe makes of the checkpoint."""
     hint = "With the constant that the recipe makes of the checkpoint the result differs: see weights.tensors for the bytes."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 
 
-@check("layers.coverage", step="kernel", needs=followed, cases=one_case)
+@check(
+    "layers.coverage",
+    step="kernel",
+    needs=followed,
+    cases=one_case,
+    overlap="an operand that changes between two instructions also gives a wrong result; this one says that no instruction wrote it",
+)
 def coverage(layers: LayerEvidence, _case: str) -> Finding:
     """Every instruction that computes a tensor was compared, in all three methods, and every operand still held what its producer had written."""
     replay = layers.replay
@@ -255,7 +274,14 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
     return passed(f"all {total} instructions that compute were compared", measured=measured, allowed=allowed)
 
 
-@check("layers.ranges", step="quantization", needs=followed, cases=one_case, limit="layers.ranges.clipped")
+@check(
+    "layers.ranges",
+    step="quantization",
+    needs=followed,
+    cases=one_case,
+    limit="layers.ranges.clipped",
+    overlap="a range that cuts off also costs the vision layers their accuracy; this one says which range",
+)
 def ranges(layers: LayerEvidence, _case: str) -> Finding:
     """The values that are converted to static int8 lie within the ranges that calibration recorded."""
     replay = layers.replay
@@ -335,7 +361,14 @@ def _not_found(case: str) -> Finding:
     return failed(message, where=where, accuses="graph")
 
 
-@check("layers.vision", step="lowering", needs=ADDED, cases=vision_blocks, limit=VISION)
+@check(
+    "layers.vision",
+    step="lowering",
+    needs=ADDED,
+    cases=vision_blocks,
+    limit=VISION,
+    overlap="a loss in a layer of the tower also shows in the image tokens; this one says which layer",
+)
 def vision(given: Blocks[BlockError], case: str) -> Finding:
     """On the program's own input, every layer of the vision tower adds what the fp32 definition adds, within the calibrated int8 noise."""
     return _banded(given, case, VISION, what="output against fp32", hint=GRAPH_HINT)
@@ -362,7 +395,14 @@ def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hin
     return judge(evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
 
 
-@check("layers.profile", step="quantization", needs=DEPTH, cases=with_profile, limit=PROFILE)
+@check(
+    "layers.profile",
+    step="quantization",
+    needs=DEPTH,
+    cases=with_profile,
+    limit=PROFILE,
+    overlap="the error over depth is what the layers add up to; this one compares it with calibration",
+)
 def profile(given: Blocks[BlockError], case: str) -> Finding:
     """The error against fp32 behind every block stays within its calibrated band."""
     what, hint = "residual stream after it against fp32", "Compare recipes: group size, quantizer, calibration images."

@@ -26,7 +26,14 @@ def case_measures(made: Difference) -> list[Measure]:
     ]
 
 
-@check("logits.teacher_forced", step="quantization", needs=conversations, cases=per_image, limit=CASE_METRICS)
+@check(
+    "logits.teacher_forced",
+    step="quantization",
+    needs=conversations,
+    cases=per_image,
+    limit=CASE_METRICS,
+    overlap="what is wrong with logits is wrong in a layer or constant before; this one is the sum of all",
+)
 def teacher_forced(given: Conversations, name: str) -> Finding:
     """SQNR and KL divergence of the logits against fp32 stay within their bands for every golden answer."""
     case, evidence = given.cases[name], given.evidence
@@ -72,6 +79,7 @@ def distribution_measures(made: Difference) -> list[Measure]:
     cases=one_case,
     limit=DISTRIBUTION,
     having={ALL_IMAGES},
+    overlap="as for each answer, over all answers",
 )
 def distribution(given: Conversations, case: str) -> Finding:
     """Over all answers, the percentiles of KL divergence and the top-1 agreement (with its 95 % Wilson interval) stay within their bands."""
@@ -112,6 +120,7 @@ def recovered(evidence: Evidence) -> Recovered | Missing:
     cases=one_case,
     limit=("logits.channel_gain_change", "logits.channels.pivot"),
     having={ALL_IMAGES},
+    overlap="a wrong norm weight is found by its bytes; this one sees it in the logits alone",
 )
 def channels(given: Recovered, case: str) -> Finding:
     """Every channel behind the final norm has the gain that it has in fp32. A single wrong norm weight shows here, however large the 4-bit noise is."""

@@ -25,7 +25,14 @@ def both(evidence: Evidence) -> Activations | Missing:
     return evidence.mapping
 
 
-@check("mapping.activations", step="mapping", needs=both, cases=one_case, limit="mapping.activations")
+@check(
+    "mapping.activations",
+    step="mapping",
+    needs=both,
+    cases=one_case,
+    limit="mapping.activations",
+    overlap="it judges our own definition: a fault of it would change what all programs are compared with, and is tried by tests",
+)
 def activations(mapping: Activations, _case: str) -> Finding:
     """Image tokens, the output of every decoder layer and the logits of the definition agree with Hugging Face's to 100 dB. The first layer that does
     not is named."""

@@ -47,7 +47,14 @@ def golden_pictures(evidence: Evidence) -> Framed:
     return Framed(evidence.pictures.golden, evidence.geometry.vision.image_px)
 
 
-@check("preprocess.pixels", step="mapping", needs=golden_pictures, cases=per_image, limit=PIXEL_LIMITS)
+@check(
+    "preprocess.pixels",
+    step="mapping",
+    needs=golden_pictures,
+    cases=per_image,
+    limit=PIXEL_LIMITS,
+    overlap="wrong pixels of golden pictures are often wrong sizes, too; the rest is seen by the answers",
+)
 def pixels(given: Framed, name: str) -> Finding:
     """The pixels of the picture in its frame differ by at most one step of 255 from the reference: Hugging Face's loader reads the file, and Hugging
     Face's image processor resizes it to the same size with the checkpoint's filter, mean and std. The picture is centred on black, and its longer
@@ -62,7 +69,13 @@ def own_image(evidence: Evidence) -> Framed:
 
 
 @check(
-    "preprocess.image", step="mapping", needs=own_image, cases=fixed_cases("image"), limit=PIXEL_LIMITS, having={IMAGE}
+    "preprocess.image",
+    step="mapping",
+    needs=own_image,
+    cases=fixed_cases("image"),
+    limit=PIXEL_LIMITS,
+    having={IMAGE},
+    overlap="it is made for the picture of a user alone, which the bench does not give",
 )
 def image(given: Framed, case: str) -> Finding:
     """The same as `preprocess.pixels` for the user's own image."""
@@ -75,7 +88,14 @@ def drawn_pictures(evidence: Evidence) -> Framed:
     return Framed(evidence.pictures.drawn, evidence.geometry.vision.image_px)
 
 
-@check("preprocess.sizes", step="mapping", needs=drawn_pictures, cases=fixed_cases(*DRAWN_CASES), limit=PIXEL_LIMITS)
+@check(
+    "preprocess.sizes",
+    step="mapping",
+    needs=drawn_pictures,
+    cases=fixed_cases(*DRAWN_CASES),
+    limit=PIXEL_LIMITS,
+    overlap="a wrong size gives wrong pixels; this one says which rule of sizes was broken",
+)
 def sizes(given: Framed, case: str) -> Finding:
     """The same for textured pictures of many shapes and modes. The reference resizes by the filter's definition instead of Hugging Face's processor,
     so that Pillow, which both use, is under test too."""

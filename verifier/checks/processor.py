@@ -52,7 +52,14 @@ def files_and_cost(evidence: Evidence) -> Stated | Missing:
     return _take(evidence)
 
 
-@check("preprocess.constants", step="mapping", needs=files_alone, cases=one_case, limit="preprocess.constants")
+@check(
+    "preprocess.constants",
+    step="mapping",
+    needs=files_alone,
+    cases=one_case,
+    limit="preprocess.constants",
+    overlap="a wrong mean or std also changes the constants in the file; this one looks at the checkpoint's processor",
+)
 def constants(stated: Stated, _case: str) -> Finding:
     """The mean and std in the checkpoint's processor files are those that are built into the program."""
     for source in stated.processor.sources:
@@ -187,6 +194,7 @@ _KNOWN = _SAYS_NOTHING | DEFAULTS.keys() | frozenset(TOKEN_CASES)
     needs=files_and_cost,
     cases=fixed_cases(*CASES),
     limit="preprocess.constants",
+    overlap="a picture that is prepared otherwise also gives other pixels",
 )
 def processor(stated: Stated, field: str) -> Finding:
     """Every field of the checkpoint's processor files describes what the program does: resizing, filter, rescaling, normalization, tokens of an

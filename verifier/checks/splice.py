@@ -136,7 +136,14 @@ def _seed_tokens(given: Prompted, actual: list[int], reference: ReferenceIds | M
     return failed(f"{said}. Check template spacing.", where=Where(method=EMBEDDING, index=(at,)))
 
 
-@check("splice.prompts", step="mapping", needs=unusual_prompts, cases=fixed_cases(*PROMPTS), limit="equal")
+@check(
+    "splice.prompts",
+    step="mapping",
+    needs=unusual_prompts,
+    cases=fixed_cases(*PROMPTS),
+    limit="equal",
+    overlap="a wrong prompt is wrong for golden questions, too; this one tries other questions",
+)
 def prompts(given: Prompted, case: str) -> Finding:
     """For unusual prompts the ids equal Hugging Face's, BOS stands once, each image takes its own slots, and no position is left out. A prompt that
     is too long is refused."""
@@ -187,7 +194,14 @@ def chat_template(evidence: Evidence) -> TemplatePrompt | Missing:
     return evidence.template
 
 
-@check("splice.template", step="mapping", needs=chat_template, cases=fixed_cases("prompt"), optional=True)
+@check(
+    "splice.template",
+    step="mapping",
+    needs=chat_template,
+    cases=fixed_cases("prompt"),
+    optional=True,
+    overlap="a chat template that differs is tried by tests: the bench's checkpoints have the published one",
+)
 def template(given: TemplatePrompt, _case: str) -> Finding:
     """Shows the prompt that the checkpoint's chat template spells beside the prompt that is verified. They may differ; then both are shown, because
     an app that uses the template asks with a prompt that this verdict does not cover."""
@@ -221,7 +235,14 @@ def positioned(evidence: Evidence) -> Positioned | Missing:
     return Positioned(evidence, found.cases, offsets)
 
 
-@check("splice.positions", step="mapping", needs=positioned, cases=per_image, limit="equal")
+@check(
+    "splice.positions",
+    step="mapping",
+    needs=positioned,
+    cases=per_image,
+    limit="equal",
+    overlap="a wrong position also gives wrong answers; this one needs no answer",
+)
 def positions(given: Positioned, name: str) -> Finding:
     """Every chunk starts at the position where the last one ended, beginning at 0, and an image takes exactly as many positions as it has tokens."""
     case, evidence, offset = given.cases[name], given.evidence, given.offsets[name]
@@ -258,7 +279,13 @@ def _stale_image(case: Case, offset: int) -> Finding | None:
     return None
 
 
-@check("splice.capacity", step="mapping", needs=calls_of_conversations, cases=one_case)
+@check(
+    "splice.capacity",
+    step="mapping",
+    needs=calls_of_conversations,
+    cases=one_case,
+    overlap="a prompt that does not fit is refused by the program; this one needs no call",
+)
 def capacity(given: Conversations, _case: str) -> Finding:
     """The longest golden conversation fits into the program's `max_seq_len`."""
     evidence = given.evidence

@@ -23,7 +23,13 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
     return actual.dynamic == (expected.dynamic and not static) or (not expected.dynamic)
 
 
-@check("structure.signatures", step="lowering", needs=whole, cases=one_case)
+@check(
+    "structure.signatures",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    overlap="a program with another signature also fails in its calls; this one says which input or output is another",
+)
 def signatures(evidence: Evidence, _case: str) -> Finding:
     """The inputs and outputs of every method have the dtypes, sizes and dynamic bounds that runners rely on."""
     static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
@@ -45,7 +51,13 @@ def signatures(evidence: Evidence, _case: str) -> Finding:
     return passed("three methods with the signatures that runners rely on")
 
 
-@check("structure.limits", step="lowering", needs=whole, cases=one_case)
+@check(
+    "structure.limits",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    overlap="a wrong limit also shows as a chunk that is refused, or taken, at the end of the cache",
+)
 def limits(evidence: Evidence, _case: str) -> Finding:
     """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree. Where the cache is longer than
     `max_position_embeddings` of config.json, the message says so."""
@@ -137,7 +149,13 @@ def runtime_itself(evidence: Evidence) -> OperatorsOf | Missing:
     return OperatorsOf(frozenset(ran.operators), evidence.program.methods)
 
 
-@check("structure.operators", step="lowering", needs=runtime_itself, cases=one_case)
+@check(
+    "structure.operators",
+    step="lowering",
+    needs=runtime_itself,
+    cases=one_case,
+    overlap="every operator of the bench's programs has a kernel in the wheel; tests take one away",
+)
 def operators(ran: OperatorsOf, _case: str) -> Finding:
     """The runtime that runs the program has a kernel for each of its operators."""
     for name, facts in ran.methods.items():
@@ -151,7 +169,13 @@ def operators(ran: OperatorsOf, _case: str) -> Finding:
     return passed(f"all {count} operators have kernels", measured={"operators": count})
 
 
-@check("structure.delegation", step="lowering", needs=whole, cases=one_case)
+@check(
+    "structure.delegation",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    overlap="an operator that is not delegated also changes the census, where there is a clean export to compare with; this check needs none",
+)
 def delegation(evidence: Evidence, _case: str) -> Finding:
     """All matrix products and convolutions run in XNNPACK."""
     for name, facts in evidence.program.methods.items():
@@ -198,7 +222,13 @@ def _compare_census(actual: dict[str, dict[str, int]], expected: dict[str, dict[
     return passed("the numbers of instructions equal the calibrated ones", measured=actual)
 
 
-@check("structure.memory", step="lowering", needs=whole, cases=one_case)
+@check(
+    "structure.memory",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    overlap="it finds what a plan asks for before anything runs; a wrong plan of the bench also has tensors that overlap",
+)
 def memory(evidence: Evidence, _case: str) -> Finding:
     """The decoder's arena is at least as large as its KV-cache: 2 x layers x length x kv_heads x head_dim x 4 bytes."""
     text = evidence.geometry.text
@@ -218,7 +248,14 @@ def memory(evidence: Evidence, _case: str) -> Finding:
     return passed(f"{planned / 1e6:.1f} MB planned, {cache_bytes / 1e6:.1f} MB of it KV-cache", fields)
 
 
-@check("structure.manifest", step="lowering", needs=whole, cases=one_case, optional=True)
+@check(
+    "structure.manifest",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    optional=True,
+    overlap="another file than the manifest's also has other bytes in it; this one says it without a checkpoint",
+)
 def manifest(evidence: Evidence, _case: str) -> Finding:
     """The SHA-256 of the file is the one in its manifest."""
     made = evidence.manifest
@@ -237,7 +274,13 @@ def manifest(evidence: Evidence, _case: str) -> Finding:
     return passed(said, fields)
 
 
-@check("structure.lifetimes", step="lowering", needs=whole, cases=one_case)
+@check(
+    "structure.lifetimes",
+    step="lowering",
+    needs=whole,
+    cases=one_case,
+    overlap="tensors that overlap also give wrong numbers in the calls that meet both; this one needs no call",
+)
 def lifetimes(evidence: Evidence, _case: str) -> Finding:
     """No two tensors that live at the same time share memory, and no tensor ends outside its arena.
 

@@ -36,7 +36,14 @@ def repetitions(evidence: Evidence) -> Repetitions | Missing:
     return threads if isinstance(threads, Missing) else Repetitions(threads, up_to_ties(evidence))
 
 
-@check("threads.repeats", step="kernel", needs=repetitions, cases=fixed_cases(*CONFIGURATIONS), limit="equal")
+@check(
+    "threads.repeats",
+    step="kernel",
+    needs=repetitions,
+    cases=fixed_cases(*CONFIGURATIONS),
+    limit="equal",
+    overlap="a result that varies differs from the reference at times; this one sees it vary",
+)
 def repeats(given: Repetitions, case: str) -> Finding:
     """Ten repetitions in one process give the same bits, and so does another process with the same number of threads."""
     mine = given.threads[case]
@@ -63,7 +70,14 @@ def repeats(given: Repetitions, case: str) -> Finding:
     return passed(f"{compared} outputs with {mine.threads} threads, equal bit by bit", fields)
 
 
-@check("threads.counts", step="kernel", needs=repetitions, cases=fixed_cases(*OTHERS), limit=TIES)
+@check(
+    "threads.counts",
+    step="kernel",
+    needs=repetitions,
+    cases=fixed_cases(*OTHERS),
+    limit=TIES,
+    overlap="the bench has no kernel that depends on the number of threads; tests give it one",
+)
 def counts(given: Repetitions, case: str) -> Finding:
     """With other numbers of threads the outputs equal those of one thread, up to rounding ties."""
     mine, first, allowed = given.threads[case], given.threads[FIRST], given.allowed

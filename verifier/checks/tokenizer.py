@@ -128,21 +128,42 @@ def loads(files: Files, case: str) -> Finding:
     return _judge(files, case)
 
 
-@check("tokenizer.texts", step="mapping", needs=_need("texts"), cases=per_tokenizer, limit="tokenizer.different")
+@check(
+    "tokenizer.texts",
+    step="mapping",
+    needs=_need("texts"),
+    cases=per_tokenizer,
+    limit="tokenizer.different",
+    overlap="a wrong piece also shows among the pieces; this one sees it in sentences",
+)
 def texts(files: Files, case: str) -> Finding:
     """500 texts (many scripts, emoji, digits, blanks, special tokens spelled out, long ones) get the checkpoint's ids. A difference that the format
     of the file explains is counted, and the message names it."""
     return _judge(files, case)
 
 
-@check("tokenizer.pieces", step="mapping", needs=_need("pieces"), cases=per_tokenizer, limit="tokenizer.different")
+@check(
+    "tokenizer.pieces",
+    step="mapping",
+    needs=_need("pieces"),
+    cases=per_tokenizer,
+    limit="tokenizer.different",
+    overlap="a wrong piece that the texts contain shows there, too; this one looks at all pieces",
+)
 def pieces(files: Files, case: str) -> Finding:
     """Every piece of the checkpoint's vocabulary has the same id in the file: a text that contains the piece gets this id, and the id is printed as
     the piece. Pieces are merged in the checkpoint's order."""
     return _judge(files, case)
 
 
-@check("tokenizer.prompts", step="mapping", needs=_need("prompts"), cases=per_tokenizer, limit="tokenizer.different")
+@check(
+    "tokenizer.prompts",
+    step="mapping",
+    needs=_need("prompts"),
+    cases=per_tokenizer,
+    limit="tokenizer.different",
+    overlap="a wrong prompt has wrong texts; this one looks at them as a runner puts them together",
+)
 def prompts(files: Files, case: str) -> Finding:
     """The golden prompts get the reference's ids, BOS first, if they are fed as ExecuTorch's runner feeds them: the text before the image and the
     text behind it are encoded apart. If the checkpoint puts no blank behind the image, the runner does so nevertheless; the message counts these
@@ -156,6 +177,7 @@ def prompts(files: Files, case: str) -> Finding:
     needs=_need("answers", golden=True),
     cases=per_tokenizer,
     limit="tokenizer.different",
+    overlap="a piece that is printed wrongly is also found among the pieces; this one looks at answers",
 )
 def answers(files: Files, case: str) -> Finding:
     """The golden answers, printed token by token as ExecuTorch's runner prints them, give the reference's text."""

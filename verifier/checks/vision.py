@@ -58,7 +58,15 @@ def images(evidence: Evidence) -> Images | Missing:
 SQNRS = (SQNR, "vision.token_sqnr_p10_db")
 
 
-@check("vision.embedding", step="quantization", needs=images, cases=per_image, limit=SQNRS, having={ALL_IMAGES})
+@check(
+    "vision.embedding",
+    step="quantization",
+    needs=images,
+    cases=per_image,
+    limit=SQNRS,
+    having={ALL_IMAGES},
+    overlap="what is wrong with image tokens is wrong in a layer before; this one is the sum of all layers",
+)
 def embedding(given: Images, name: str) -> Finding:
     """The SQNR of all image tokens together, and of the weakest tenth of them, stays within the calibrated band."""
     case, evidence = given.cases[name], given.evidence
@@ -90,7 +98,15 @@ def embedding(given: Images, name: str) -> Finding:
 CHANNELS = ("vision.channel_gain_change", "vision.channel_offset_change")
 
 
-@check("vision.channels", step="quantization", needs=conversations, cases=one_case, limit=CHANNELS, having={ALL_IMAGES})
+@check(
+    "vision.channels",
+    step="quantization",
+    needs=conversations,
+    cases=one_case,
+    limit=CHANNELS,
+    having={ALL_IMAGES},
+    overlap="a channel that is off also costs the image tokens; this one says which channel",
+)
 def channels(given: Conversations, case: str) -> Finding:
     """Over all golden images, every output channel of the projector has the gain and offset that it has in fp32."""
     made = compare_all((one.vision, one.expected.vision) for one in given.cases.values())

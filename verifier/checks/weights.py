@@ -116,7 +116,13 @@ def derived(audits: Audits, _case: str) -> Finding:
     return passed(message, measured=measured, allowed={"wrong": 0})
 
 
-@check("weights.placement", step="lowering", needs=audited, cases=one_case)
+@check(
+    "weights.placement",
+    step="lowering",
+    needs=audited,
+    cases=one_case,
+    overlap="swapped tensors are also unlike those that belong in their place; this one says that they are in the file",
+)
 def placement(audits: Audits, _case: str) -> Finding:
     """The program uses the tensors in the order of the computation: layer after layer, stage after stage."""
     audit = audits.audit
