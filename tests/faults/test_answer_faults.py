@@ -142,3 +142,63 @@ def test_the_second_look_is_for_checks_that_need_it(gathered: evidence.Evidence,
     found = (tuple(seen.cases[0].quantized), tuple(seen.user_case.quantized))
     assert found == ((places[:1], places) if asks else ((), ()))
     assert seen.cases[1].quantized == {} and (rung.priced, seen.rounding_db) == (0, gathered.rounding_db)
+
+
+def _saying_the_same(gathered: evidence.Evidence) -> tuple[evidence.Evidence, dict[str, Any]]:
+    """As of a checkpoint that answers all images alike, with the reference's own logits for a perfect program's."""
+    first = gathered.cases[0].sample
+    cases = []
+    for case in gathered.cases:
+        golden = replace(case.sample.golden, ids=first.golden.ids)
+        expected = replace(case.expected, logits=case.expected.logits[: len(first.golden.ids)])
+        cases.append(replace(case, sample=replace(case.sample, golden=golden, prompt=first.prompt), expected=expected))
+    logits = {case.sample.golden.name: case.expected.logits for case in cases}
+    return replace(gathered, cases=tuple(cases)), {name: logits[name] for name in gathered.runtime.free}
+
+
+def _answering(given: evidence.Evidence, free: dict[str, Any]) -> Any:
+    (result,) = results_of("greedy.images", replace(given, runtime=replace(given.runtime, free=free)))
+    return result
+
+
+def test_images_are_told_apart_by_logits_where_answers_are_alike(gathered: evidence.Evidence) -> None:
+    """As far apart as fp32's are, noise and all: the picture is used."""
+    given, free = _saying_the_same(gathered)
+    rng = np.random.default_rng(0)
+    noisy = {name: one + rng.normal(scale=one.std(), size=one.shape).astype(one.dtype) for name, one in free.items()}
+    assert (made := _answering(given, free)).verdict == "pass"
+    assert made.measured["apart"] == pytest.approx(1.0)
+    assert _answering(given, noisy).verdict == "pass"
+
+
+def test_program_that_does_not_look_at_the_image_fails(gathered: evidence.Evidence) -> None:
+    """The logits of one image for all, or of an earlier image for the last, with noise of a hundredth too."""
+    given, free = _saying_the_same(gathered)
+    first, second, last = free
+    ignoring = dict.fromkeys(free, free[first])
+    rng = np.random.default_rng(0)
+    late = free | {last: free[second] + rng.normal(scale=0.01, size=free[second].shape).astype(np.float32)}
+    for broken in (ignoring, late):
+        made = _answering(given, broken)
+        assert made.verdict == "fail"
+        assert "as far apart as those of fp32" in made.message
+
+
+def test_reference_that_does_not_look_at_the_image_decides_nothing(gathered: evidence.Evidence) -> None:
+    """The same logits for every image in fp32: not verified, whatever the program says."""
+    given, free = _saying_the_same(gathered)
+    blind = [
+        replace(case, expected=replace(case.expected, logits=given.cases[0].expected.logits)) for case in given.cases
+    ]
+    assert _answering(replace(given, cases=tuple(blind)), free).verdict == "error"
+
+
+def test_same_answers_of_a_sound_program_are_no_failure(gathered: evidence.Evidence) -> None:
+    """Where fp32 tells two images apart by a token that quantization moves, the logits still do."""
+    given, free = _saying_the_same(gathered)
+    cases = list(given.cases)
+    golden = cases[0].sample.golden
+    other = replace(golden, ids=(*golden.ids[:-2], 5, golden.ids[-1]))
+    cases[0] = replace(cases[0], sample=replace(cases[0].sample, golden=other))
+    alike = {name: np.where(np.arange(one.shape[1]) == 7, 100.0, one).astype(np.float32) for name, one in free.items()}
+    assert _answering(replace(given, cases=tuple(cases)), alike).verdict == "pass"

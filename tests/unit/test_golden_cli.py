@@ -54,7 +54,7 @@ def test_draft_saves_passes_and_changes_nothing(micro: Checkpoint) -> None:
     ids, margins = greedy_answer(definition, sample, ends=(tokenizer.eos_id,), room=room)
     passes: list[int] = []
     handle = definition.decoder.layers[0].register_forward_hook(lambda *_: passes.append(1))
-    for draft, expected in ((ids, 1), ((*ids[:2], 5, *ids[3:]), room - 2), ((*ids, 5, 5), 1), ((5,), room)):
+    for draft, expected in ((ids, 1), ((*ids[:2], 5, *ids[3:]), 2), ((*ids, 5, 5), 1), ((5,), room)):
         passes.clear()
         drafted = greedy_answer(definition, sample, ends=(tokenizer.eos_id,), room=room, draft=draft)
         assert drafted[0] == ids

@@ -90,6 +90,7 @@ def test_measures_of_calibrated_bands_have_a_direction() -> None:
         *(name for name, scale in SCALES.items() if scale.unit == "dB"),
         "logits.top1_agreement",
         "structure.memory planned_bytes",
+        "apart",
     }
     assert scale_of("structure.memory", "planned_bytes") != scale_of("budget.memory", "planned_bytes")
     assert scale_of("splice.capacity", "tokens") is None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 
+from verifier.checks.answers import images, no_answer, no_call_returned
 from verifier.checks.bands import Conversations, band_of, conversations, take_conversations
 from verifier.checks.check import (
-    ALL_IMAGES,
     IMAGE,
     PUBLISHED_ANSWER,
     Fields,
@@ -27,7 +26,7 @@ from verifier.checks.vision import SQNR, channel_center, compare_about
 from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
 from verifier.core.limits import LIMITS, Limit
 from verifier.core.types import Missing, Where
-from verifier.families.conventions import DECODER, ENCODER
+from verifier.families.conventions import DECODER
 from verifier.measures.evidence import Case, Evidence, Part, Subjects, answered_freely
 
 NOISE = "greedy.margin_noise"
@@ -48,27 +47,6 @@ def margin_noise(made: Difference) -> float:
         return out
 
     return float(np.abs(lead(made.actual) - lead(made.expected)).max())
-
-
-def _silent(evidence: Evidence) -> Finding:
-    return failed(
-        f"the program returned no answer: {evidence.runtime.message}", where=Where(method=DECODER), accuses="calls"
-    )
-
-
-def _no_answer(evidence: Evidence, logits: Array | None) -> Finding | None:
-    """A failure if there are no logits to choose tokens from, or if they are not numbers: the largest of them is no answer."""
-    if logits is None:
-        return _silent(evidence)
-    reason = refusal(logits)
-    if reason is not None:
-        said = f"the logits are not finite, so there is no answer: {reason.reason}"
-        return failed(said, where=Where(method=DECODER, index=reason.index))
-    vocabulary = evidence.geometry.text.vocabulary
-    if logits.ndim != 2 or logits.shape[1] != vocabulary:
-        said = f"the logits have shape {list(logits.shape)}, expected [tokens, {vocabulary}]"
-        return failed(said, where=Where(method=DECODER))
-    return None
 
 
 golden_answers = need(Part.QUANTIZED_TOKENS, golden=True, computed=True)(take_conversations)
@@ -114,7 +92,7 @@ def image(given: Conversations, name: str) -> Finding:
 def _golden(given: Conversations, case: Case) -> Finding:
     evidence = given.evidence
     wanted = case.sample.golden
-    silent = _no_answer(evidence, case.logits)
+    silent = no_answer(evidence, case.logits)
     if silent is not None:
         return silent
     assert case.logits is not None
@@ -222,7 +200,7 @@ def free(given: Conversations, name: str) -> Finding:
     evidence, case, logits = given.evidence, given.cases[name], given.evidence.runtime.free.get(name)
     wanted = case.sample.golden.ids
     for own_logits in (logits, case.logits):
-        silent = _no_answer(evidence, own_logits)
+        silent = no_answer(evidence, own_logits)
         if silent is not None:
             return silent
     assert logits is not None and case.logits is not None
@@ -252,39 +230,6 @@ def free(given: Conversations, name: str) -> Finding:
 
 
 @check(
-    "greedy.images",
-    step="mapping",
-    needs=conversations,
-    cases=one_case,
-    limit="equal",
-    having={ALL_IMAGES},
-    overlap="a program that does not look at its picture also gives wrong answers; this one needs no reference",
-)
-def images(given: Conversations, _case: str) -> Finding:
-    """For images whose reference answers differ, the program's free-running answers differ too: it does not reuse an earlier image."""
-    evidence, wanted = given.evidence, {name: case.sample.golden for name, case in given.cases.items()}
-    own: dict[str, list[int]] = {}
-    for name, logits in evidence.runtime.free.items():
-        silent = _no_answer(evidence, logits)
-        if silent is not None:
-            return silent
-        assert logits is not None
-        own[name] = [int(i) for i in logits.argmax(-1)]
-    pairs = [(one, two) for one, two in combinations(own, 2) if wanted[one].ids != wanted[two].ids]
-    if not pairs:
-        return unverified(
-            "all golden answers of the free-running images are the same, so nothing can be compared: add an image with another answer"
-        )
-    for one, two in pairs:
-        shorter = min(len(own[one]), len(own[two]))
-        if own[one][:shorter] == own[two][:shorter]:
-            said = f"the answers to {two} and {one} are the same, {evidence.tokens.decode(own[two])!r}, although the images differ"
-            hint = "The image of an earlier request is used again, or no image is used: check that vision_encoder runs for each."
-            return failed(f"{said}. {hint}", where=Where(method=ENCODER))
-    return passed(f"{len(own)} images, different answers", measured={"pairs": len(pairs)})
-
-
-@check(
     "greedy.history",
     step="kernel",
     needs=conversations,
@@ -296,7 +241,7 @@ def history(given: Conversations, _case: str) -> Finding:
     """The first conversation, repeated after all others, gives the same logits bit by bit."""
     evidence, first, again = given.evidence, given.first, given.evidence.runtime.again
     if first.logits is None or again is None:
-        return _silent(evidence)
+        return no_call_returned(evidence)
     name = first.sample.golden.name
     made = compare(actual=again, expected=first.logits)
     if isinstance(made, Mismatch):
@@ -338,7 +283,7 @@ def limit(given: Conversations, _case: str) -> Finding:
     if made.position > last or len(made.logits) != made.room:
         said = f"{len(made.logits)} tokens were generated up to position {made.position - 1}, but the cache has room for {made.room}"
         return failed(f"{said}. The loop must stop at max_seq_len.", fields, where=where)
-    silent = _no_answer(evidence, made.logits)
+    silent = no_answer(evidence, made.logits)
     if silent is not None:
         row = silent.where.index[0] if silent.where is not None and silent.where.index else made.room - 1
         return silent.but(where=replace(where, index=(last - made.room + row,)))
@@ -361,7 +306,7 @@ def expected(given: Conversations, name: str) -> Finding:
     evidence, wanted, case = given.evidence, given.evidence.expectation, given.cases[name]
     if wanted is None or case.logits is None:
         return unverified("there is no published answer for this checkpoint, no image, or no answer")
-    silent = _no_answer(evidence, case.logits)
+    silent = no_answer(evidence, case.logits)
     if silent is not None:
         return silent
     text = evidence.tokens.decode([int(i) for i in case.logits.argmax(-1)])

@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         help="also compare with this .pte or report.json; what is worse than it fails",
     )
     parser.add_argument(
+        "--refresh",
+        action="store_true",
+        help="for a checkpoint without golden.json: compute the answers that are kept in the cache anew",
+    )
+    parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )
     add_output_options(parser)
@@ -124,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         images,
         options.tokenizer,
         options.keep_evidence,
+        options.refresh,
     )
     run = verify(request, Progress(quiet=True) if options.quiet else Progress())
     data, status = report(run), run.judgement.exit_status

@@ -386,6 +386,15 @@ _ROWS: tuple[Limit, ...] = (
         "the least margin of llava_tiny's goldens is 0.045",
     ),
     Limit(
+        "greedy.images",
+        0.5,
+        "ratio",
+        "least",
+        "policy",
+        "halfway between a program that does not look at the image, whose logits for two of them are the same, and the reference, at 1: noise only adds to "
+        "the distance of two logits",
+    ),
+    Limit(
         "calibrate.spreads",
         4.0,
         "ratio",

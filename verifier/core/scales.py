@@ -36,6 +36,7 @@ SCALES: dict[str, Scale] = {
     "logits.channel_gain_change": Scale("ratio", "most"),
     "greedy.margin_noise": Scale("logits", "most"),
     "margin": Scale("logits", "most"),
+    "apart": Scale("ratio", "least"),
     "share_of_limit": _SHARE,
     "clipped": _SHARE,
     "worst_steps": Scale("steps", "most"),

@@ -17,6 +17,7 @@ from verifier.core.errors import CheckpointError
 from verifier.core.files import refuse_stand_in, sha256_of_file
 from verifier.core.records import JsonObject
 from verifier.families.geometry import Geometry
+from verifier.families.hub import hub_name, hub_snapshot
 from verifier.families.shards import (
     INDEX,
     SINGLE,
@@ -93,8 +94,9 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The folder's name, which stands for the model in reports."""
-        return self.directory.resolve().name
+        """The folder's name, or the hub's for the model, which stands for it in reports."""
+        folder = self.directory.resolve()
+        return hub_name(folder) or folder.name
 
     @cached_property
     def _contents(self) -> dict[Path, Contents]:
@@ -205,7 +207,7 @@ def find_checkpoint(model: str | Path | None) -> tuple[Path, JsonObject]:
     """
     directory = EMBEDDED if model is None else Path(model)
     if not directory.is_dir() and model is not None:
-        directory = _hub_snapshot(str(model))
+        directory = _named(str(model))
     config = read_json(directory / "config.json", limit_bytes=_CONFIG_LIMIT_BYTES)
     for name in _SMALL_FILES:
         refuse_stand_in(directory / name, CheckpointError)
@@ -224,18 +226,13 @@ def read_checkpoint(directory: Path, geometry: Geometry, config: JsonObject) -> 
     return checkpoint
 
 
-def _hub_snapshot(model: str) -> Path:
-    """The local snapshot of a hub id; the network is asked only by huggingface_hub and only if it is allowed to."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=model.count("/") != 1))
-    except (OSError, ValueError, HFValidationError) as error:
+def _named(model: str) -> Path:
+    """The folder of a model that is no folder here. Raises `CheckpointError`."""
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise CheckpointError(
             "no such checkpoint",
             got=model,
-            expected="a folder in Hugging Face layout, or the id of a model on the hub",
+            expected="a folder in Hugging Face layout, or the id ORG/NAME of a model on the hub",
             fix="download the checkpoint and give --model its folder",
-        ) from error
+        )
+    return hub_snapshot(model)

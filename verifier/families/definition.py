@@ -12,6 +12,8 @@ DEFAULT_MAX_LEN = 768
 """Tokens that a definition holds if nobody says how many."""
 Module = Callable[[Tensor], Tensor]
 """[..., D] -> [..., D']."""
+Caches = list[tuple[Tensor, Tensor]]
+"""The KV-cache of one sequence: keys and values of every layer."""
 LayerObserver = Callable[[int, int, Tensor], None]
 """Is told the number of the sequence, the number of the layer, and the state [1, S, D] behind it."""
 
@@ -164,12 +166,22 @@ class Definition(Protocol):
         ...
 
     def hidden_each(
-        self, sequences: Sequence[Tensor], *, starts: Sequence[int], observe: LayerObserver | None = None
+        self,
+        sequences: Sequence[Tensor],
+        *,
+        starts: Sequence[int],
+        observe: LayerObserver | None = None,
+        caches: Sequence[Caches] | None = None,
     ) -> list[Tensor]:
         """Normalized last hidden states of several sequences, [1, S, D] each, layer by layer: a streamed layer is read once.
 
-        A sequence that starts at 0 begins anew; one that starts later goes on with the sequence before it in the list.
+        A sequence that starts at 0 begins anew; one that starts later goes on with the sequence before it in the list, or, with `caches`, with
+        what its own cache holds before that position.
         """
+        ...
+
+    def fresh_caches(self) -> Caches:
+        """An empty KV-cache for one sequence."""
         ...
 
     def forget(self) -> None:

@@ -11,10 +11,10 @@ from verifier.artifact.program import Artifact, open_artifact
 from verifier.audit.infer import infer_recipe
 from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
-from verifier.core.errors import CheckpointError, GoldenError, ManifestError, UsageError
+from verifier.core.errors import CheckpointError, ManifestError, UsageError
 from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
-from verifier.families.checkpoint import Checkpoint
+from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import recognize
 from verifier.families.driver import Caller, caller_of
 from verifier.families.family import Family
@@ -25,6 +25,7 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import (
     Budget,
     Expectation,
+    GoldenImage,
     GoldenSet,
     MissingGoldenError,
     load_budget,
@@ -37,12 +38,15 @@ from verifier.runner.protocol import Runner
 from verifier.runner.remote import OnTransfer
 from verifier.runner.targets import make_runner, no_transfer
 
+PACKAGED = ("photo_astronaut.jpg", "tall_1.png", "photo_coffee.jpg", "large_1001x777.png")
+"""Pictures that stand in for golden ones: a square photograph, a tall drawing, a wide photograph, a large drawing that is shrunk."""
+
 
 @dataclass(frozen=True)
 class Request:
     """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
-    folder `keep_evidence`."""
+    folder `keep_evidence`. `refresh` computes kept answers anew."""
 
     pte: Path
     model: str | None = None
@@ -54,6 +58,7 @@ class Request:
     images: tuple[str, ...] = ()
     tokenizer: Path | None = None
     keep_evidence: Path | None = None
+    refresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     _check_belonging(artifact, manifest, checkpoint)
     tokenizer = open_tokenizer(checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, family)
-    golden = _chosen(_golden_of(checkpoint), request.images)
+    golden = _chosen(_golden_of(checkpoint, family, tokenizer), request.images)
     kind = request.target.partition(":")[0]
     budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
     runner = make_runner(request.target, on_transfer)
@@ -134,8 +139,8 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     } | dict.fromkeys(budget or (), True)
     having = frozenset(name for name, has in possible.items() if has)
     checks = select(request.checks, having)
-    if not golden.images:
-        _refuse_without_golden(golden, checks)
+    if golden.packaged and not any(check.golden for check in checks):
+        golden = replace(golden, images=())
     return Opened(
         request,
         artifact,
@@ -154,27 +159,16 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     )
 
 
-def _golden_of(checkpoint: Checkpoint) -> GoldenSet:
-    """The golden set beside the checkpoint; an empty one if nobody has made any."""
+def _golden_of(checkpoint: Checkpoint, family: Family, tokenizer: Tokenizer) -> GoldenSet:
+    """The golden set beside the checkpoint; if nobody has made any, the pictures of the package, whose answers are yet to be given."""
     folder = golden_folder(checkpoint)
     try:
         return load_golden(folder, checkpoint.sha256)
     except MissingGoldenError:
-        return GoldenSet(folder / "golden.json", checkpoint.sha256, ())
-
-
-def _refuse_without_golden(golden: GoldenSet, checks: tuple[Check, ...]) -> None:
-    """Raise `GoldenError` if a chosen check compares golden answers, which this checkpoint does not have."""
-    lacking = [check.id for check in checks if check.golden]
-    if not lacking:
-        return
-    raise GoldenError(
-        f"the checkpoint has no golden.json, and {len(lacking)} of {len(checks)} chosen checks compare golden answers",
-        got=", ".join(lacking),
-        expected=golden.path,
-        fix="make golden data (python -m verifier.golden add PICTURE --model DIR --reason WHY), or choose checks that need none, "
-        "without those that need calibrated bands: --allow-partial --checks 'structure.*,weights.*,mapping.*,layers.*,kvcache.*,threads.*'",
-    )
+        pictures = [EMBEDDED / "images" / name for name in PACKAGED]
+        question, rule = family.prompt.default_question, tokenizer.rule.as_json()
+        images = tuple(GoldenImage(path.stem, path, "", "package", question, (), (), "") for path in pictures)
+        return GoldenSet(folder / "golden.json", checkpoint.sha256, images, rule, packaged=True)
 
 
 def _chosen(golden: GoldenSet, globs: tuple[str, ...]) -> GoldenSet:

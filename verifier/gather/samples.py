@@ -3,6 +3,7 @@ to another tokenizer's prompt, pixels of the checkpoint's own processor."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from verifier.core.errors import GoldenError
@@ -20,6 +21,12 @@ from verifier.measures.evidence import USER
 
 USER_ANSWER_TOKENS = 64
 PROBE, PROBE_PICTURE, PROBE_TOKENS = "probe", "photo_coffee.jpg", 3
+
+
+def longest_conversation(opened: Opened, samples: Sequence[Sample]) -> int:
+    """Tokens that the definition has to hold: of the longest conversation, with room for an answer to the user's own image."""
+    longest = max(s.prompt.length(opened.family.patches) + len(s.golden.ids) for s in samples)
+    return max(longest, min(opened.artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
 
 
 def golden_by_its_processor(opened: Opened, samples: list[Sample]) -> list[Sample]:

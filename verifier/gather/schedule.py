@@ -38,10 +38,11 @@ from verifier.gather.conversations import (
     conversation_bundle,
     vocabulary_of,
 )
+from verifier.gather.goldens import AnsweredGoldens, held_against_reference, with_answers
 from verifier.gather.opening import Opened, subjects_of
 from verifier.gather.samples import (
-    USER_ANSWER_TOKENS,
     golden_by_its_processor,
+    longest_conversation,
     probe_sample,
     to_this_prompt,
     user_sample,
@@ -121,10 +122,12 @@ def gather(
     The program runs in children one after the other on one core while the references are computed on the other; an emulated one,
     in two rows of children.
     """
-    parts, samples = parts_needed(opened), _samples(opened)
+    parts = parts_needed(opened)
     if Part.PROMPTS in parts:
         with progress.stage("tokenizer against Hugging Face"):
             compare_with_transformers(opened.tokenizer)
+    golden = with_answers(opened, _samples(opened), progress)
+    opened, samples = golden.opened, list(golden.samples)
     with ExitStack() as stack:
         stack.enter_context(one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
@@ -142,13 +145,13 @@ def gather(
         )
         shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
         with progress.stage("fp32 reference"):
-            definition = opened.family.definition(max_len=_longest(opened, samples))
+            definition = golden.definition or opened.family.definition(max_len=longest_conversation(opened, samples))
             if opened.request.image is not None:
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
             conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
             repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
-            reference = _answers(opened, parts, definition, samples, answer or answer_samples)
+            reference = _answers(golden, parts, definition, samples, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
@@ -161,7 +164,7 @@ def gather(
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
     with progress.stage("answers against fp32"):
         evidence = _evidence(
-            opened, definition, reference, compared, runtime, shipped.result(), made=made, result=result
+            golden, definition, reference, compared, runtime, shipped.result(), made=made, result=result
         )
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
@@ -185,12 +188,6 @@ class _Compared:
     layers: LayerEvidence | Missing
 
 
-def _longest(opened: Opened, samples: list[Sample]) -> int:
-    """Tokens that the definition has to hold: of the longest conversation, with room for an answer to the user's own image."""
-    longest = max(s.prompt.length(opened.family.patches) + len(s.golden.ids) for s in samples)
-    return max(longest, min(opened.artifact.max_seq_len, longest + USER_ANSWER_TOKENS))
-
-
 def _conversations(opened: Opened, samples: list[Sample]) -> ConversationBundle:
     vocabulary = opened.checkpoint.geometry.text.vocabulary
     patches, large = opened.family.patches, opened.family.large
@@ -199,14 +196,23 @@ def _conversations(opened: Opened, samples: list[Sample]) -> ConversationBundle:
 
 
 def _answers(
-    opened: Opened, parts: frozenset[Part], definition: Definition, samples: list[Sample], answer: AnswerSamples
+    golden: AnsweredGoldens,
+    parts: frozenset[Part],
+    definition: Definition,
+    samples: list[Sample],
+    answer: AnswerSamples,
 ) -> _Reference:
-    """The fp32 answers. Golden answers that were made with another tokenizer are held against this one's prompt."""
+    """The fp32 answers; what is known of the golden ones is not computed again. Golden answers that were made with another tokenizer are held
+    against this one's prompt, those of the package against the reference."""
+    opened = golden.opened
     published = golden_by_its_processor(opened, samples) if Part.PUBLISHED in parts else []
     if Part.CONVERSATIONS not in parts:
         return _Reference(samples, published, [])
-    answers = answer(definition, [*samples, *published])
-    if opened.golden.images and not opened.tokenizer.rule.same_prompt(opened.golden.prompt_rule):
+    known = list(golden.known)  # of the first samples, or nothing
+    answers = [*known, *answer(definition, [*samples, *published][len(known) :])]
+    if opened.golden.packaged:
+        samples = held_against_reference(golden, samples, answers)
+    elif opened.golden.images and not opened.tokenizer.rule.same_prompt(opened.golden.prompt_rule):
         pairs = zip(samples, answers[: len(samples)], strict=True)
         samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
     return _Reference(samples, published, answers)
@@ -253,7 +259,7 @@ def _pictures(
 
 
 def _evidence(  # noqa: PLR0917
-    opened: Opened,
+    golden: AnsweredGoldens,
     definition: Definition,
     reference: _Reference,
     compared: _Compared,
@@ -264,6 +270,7 @@ def _evidence(  # noqa: PLR0917
     result: Result | Missing,
 ) -> Evidence:
     """All of it. Whole tables that the program gave are measured here, and not kept."""
+    opened = golden.opened
     parts, samples, answers = parts_needed(opened), reference.samples, reference.answers
     folder, side_px = opened.checkpoint.directory, opened.checkpoint.geometry.vision.image_px
     count = len(opened.golden.images)
@@ -308,6 +315,7 @@ def _evidence(  # noqa: PLR0917
         rounding_db=unasked("what rounding costs"),
         shipped=shipped,
         published=compare_published(samples, reference.published, answers) if answers else (),
+        goldens=golden.origin,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from verifier.core.errors import GoldenError
 from verifier.core.records import JsonObject, read_record
@@ -56,6 +56,22 @@ class GoldenSet:
     images: tuple[GoldenImage, ...]
     prompt_rule: JsonObject | None = None
     """How the tokenizer spelled the prompts that were answered; None in files from before this was recorded."""
+    packaged: bool = False
+    """Whether the images are those of the package, which stand in where nobody has made a golden set. They have no ids until they are answered."""
+
+
+@dataclass(frozen=True)
+class GoldenOrigin:
+    """Where the golden answers of a run came from: the set beside the checkpoint (`file`), or pictures of the package (`package`), answered by
+    the fp32 reference: so many `computed` in this run, and so many `kept` from earlier ones in the folder `cache`. `problem` is why they were not
+    kept. `none` if no check asked for answers."""
+
+    source: Literal["file", "package", "none"] = "none"
+    images: int = 0
+    computed: int = 0
+    kept: int = 0
+    cache: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from verifier.families.conventions import Convention, Signature
 from verifier.families.geometry import Geometry
 from verifier.families.samples import Answered, PublishedAnswer, Sample
 from verifier.golden.bands import Tolerances
-from verifier.golden.records import Budget, Expectation
+from verifier.golden.records import Budget, Expectation, GoldenOrigin
 from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError
@@ -205,6 +205,8 @@ class Evidence:
     shipped: ShippedTokenizers | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
+    goldens: GoldenOrigin = field(default_factory=GoldenOrigin)
+    """Where the golden answers came from."""
 
 
 def answered_freely(images: tuple[str, ...]) -> tuple[str, ...]:

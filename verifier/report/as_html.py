@@ -14,7 +14,7 @@ from verifier.core.records import JsonObject
 from verifier.core.types import STEP_MEANS
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
-from verifier.report.words import blamed, closest, meaning, next_command, number, place, said, title
+from verifier.report.words import blamed, closest, golden_line, meaning, next_command, number, place, said, title
 
 OPEN_IMAGES = 4
 """Images that are shown at once, the worst first; the others open on request."""
@@ -44,6 +44,7 @@ def html(data: Report) -> str:
         place=place(data["blame"]) if data["blame"] else "",
         said=said(data),
         command=next_command(data),
+        golden_line=golden_line(data),
         steps=STEP_MEANS,
         style=Markup((folder / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),

@@ -86,6 +86,7 @@ def report(run: Run) -> Report:
             "target": gathered.asked.target,
             "tokenizer": None if gathered.asked.tokenizer is None else str(gathered.asked.tokenizer),
         },
+        "goldens": asdict(gathered.evidence.goldens),
         "target": run.target,
         "rungs": [asdict(rung) for rung in judgement.rungs],
         "checks": [_check(result) for result in run.results],

@@ -8,7 +8,7 @@ from pathlib import Path
 from verifier.core.errors import UsageError
 from verifier.core.types import STEP_MEANS
 from verifier.report.as_json import Report
-from verifier.report.words import blamed, closest, meaning, next_command, said, title
+from verifier.report.words import blamed, closest, golden_line, meaning, next_command, said, title
 
 SIGN = {"pass": "✅", "fail": "❌", "error": "⚠️", "skipped": "➖"}
 ANNOTATIONS = 10
@@ -47,6 +47,8 @@ def markdown(data: Report) -> str:
             f"By design ({plain(exception['check'])} {plain(exception['case'])}): {plain(exception['message'])}",
             "",
         ]
+    if golden := golden_line(data):
+        lines += [plain(golden[0].upper() + golden[1:]) + ".", ""]
     artifact, cost = data["artifact"], data["cost"]
     lines.append(
         f"{artifact['bytes']:,} bytes, SHA-256 `{artifact['sha256']}`, recipe {plain(artifact['recipe']['name'])}, "

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier.report.as_json import Report
-from verifier.report.words import closest, one_line, summary_lines
+from verifier.report.words import closest, golden_line, one_line, summary_lines
 
 STYLE = {"pass": "green", "fail": "red", "error": "yellow", "skipped": "dim"}
 PLAIN_WIDTH = 110
@@ -62,8 +62,10 @@ def print_report(data: Report, console: Console | None = None, *, verbose: bool 
         highlight=False,
         markup=False,  # a path may have brackets
     )
+    golden = f"{golden_line(data)}\n" if golden_line(data) else ""
     console.print(
-        f"checkpoint {checkpoint['id']} {checkpoint['sha256'][:16]}…  target {target['name']} ({target['isa']})\n",
+        f"checkpoint {checkpoint['id']} {checkpoint['sha256'][:16]}…  target {target['name']} ({target['isa']})\n"
+        + golden,
         highlight=False,
         markup=False,
     )

@@ -37,6 +37,15 @@ def meaning(data: Report) -> str:
     return PARTLY if data["verdict"] == "pass" and data["partial"] else MEANING[data["verdict"]]
 
 
+def golden_line(data: Report) -> str:
+    """Where the golden answers came from, if not from the checkpoint's folder; nothing if they did, or if nothing asked for any."""
+    made = data.get("goldens") or {}
+    if made.get("source") != "package" or not made.get("computed", 0) + made.get("kept", 0):
+        return ""
+    line = f"no golden.json: {made['images']} pictures of the package, answered by the fp32 reference ({made['computed']} now, {made['kept']} kept in {made['cache']})"
+    return one_line(line + (f"; not kept: {made['problem']}" if made["problem"] else ""))
+
+
 def place(blame: JsonObject) -> str:
     """Method, module and index of the first wrong place."""
     method, module = blame.get("method"), blame.get("module")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.definition import DEFAULT_MAX_LEN, LayerObserver
+from verifier.families.definition import DEFAULT_MAX_LEN, Caches, LayerObserver
 from verifier.families.geometry import Geometry
 from verifier.families.llava.keymap import map_keys
-from verifier.families.llava.text import clear_caches, construct_decoder
+from verifier.families.llava.text import clear_caches, construct_decoder, fresh_caches, use_cache
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.streaming import ParameterHook, is_large, load_parameters, stream_layers, unload_layers
 
@@ -95,12 +95,22 @@ class Definition:
         last = self.hidden_each([embeddings], starts=[start], observe=lambda _s, _l, state: states.append(state))
         return last[0], states
 
+    def fresh_caches(self) -> Caches:
+        """An empty KV-cache for one sequence."""
+        return fresh_caches(self.decoder)
+
     def hidden_each(
-        self, sequences: Sequence[Tensor], *, starts: Sequence[int], observe: LayerObserver | None = None
+        self,
+        sequences: Sequence[Tensor],
+        *,
+        starts: Sequence[int],
+        observe: LayerObserver | None = None,
+        caches: Sequence[Caches] | None = None,
     ) -> list[Tensor]:
         """Normalized last hidden states of several sequences, [1, S, D] each, layer by layer: a streamed layer is read once.
 
-        A sequence that starts at 0 begins anew; one that starts later goes on with the sequence before it in the list.
+        A sequence that starts at 0 begins anew; one that starts later goes on with the sequence before it in the list, or, with `caches`, with
+        what its own cache holds before that position.
         """
         decoder: Any = self.decoder
         with torch.no_grad():
@@ -109,10 +119,14 @@ class Definition:
             states = list(sequences)
             for number, layer in enumerate(decoder.layers):
                 for place, (position, (cos, sin)) in enumerate(zip(positions, turns, strict=True)):
+                    if caches is not None:
+                        use_cache(layer, caches[place][number])
                     states[place], _ = layer(states[place], cos, sin, {"input_pos": position})
                     if observe is not None:
                         observe(place, number, states[place])
             unload_layers(decoder)
+            if caches is not None:
+                clear_caches(decoder)
             return [decoder.norm(state) for state in states]
 
 

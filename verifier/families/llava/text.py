@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from verifier.core import upstream
 from verifier.core.memory import untouched_zeros
+from verifier.families.definition import Caches
 from verifier.families.geometry import TextGeometry
 
 
@@ -40,13 +41,26 @@ def construct_decoder(
     return made
 
 
+_CACHE = ("k_cache", "v_cache")
+
+
+def fresh_caches(decoder: Any) -> Caches:
+    """Keys and values of every layer, all zeros, which take no memory until they are written."""
+    caches = [layer.attention.kv_cache for layer in decoder.layers]
+    return [tuple(untouched_zeros(getattr(cache, name).shape) for name in _CACHE) for cache in caches]  # type: ignore[misc]
+
+
+def use_cache(layer: Any, cache: tuple[Tensor, Tensor]) -> None:
+    """Have a layer read and write these keys and values."""
+    for name, tensor in zip(_CACHE, cache, strict=True):
+        # not persistent: a cache is state of a run, never weights of a checkpoint
+        layer.attention.kv_cache.register_buffer(name, tensor, persistent=False)
+
+
 def clear_caches(decoder: Any) -> None:
-    """Give every layer a cache of zeros, which takes no memory until it is written."""
-    for layer in decoder.layers:
-        cache = layer.attention.kv_cache
-        for name in ("k_cache", "v_cache"):
-            # not persistent: a cache is state of a run, never weights of a checkpoint
-            cache.register_buffer(name, untouched_zeros(getattr(cache, name).shape), persistent=False)
+    """Give every layer a cache of zeros."""
+    for layer, cache in zip(decoder.layers, fresh_caches(decoder), strict=True):
+        use_cache(layer, cache)
 
 
 def _arguments(geometry: TextGeometry, *, max_seq_len: int, max_context_len: int, custom_sdpa: bool) -> Any:
