@@ -602,6 +602,12 @@ POISONS: dict[str, Poisons] = {
     ),
     "splice.prompts": Poisons(NAMES, NAMES, _cut_short, _mute, only=lambda case: case != "two images"),
     "splice.capacity": Poisons(_length(math.nan), _length(math.inf), _length(4), lambda e: replace(e, cases=())),
+    "weights.loaded": Poisons(
+        _audited(likeness=math.nan),
+        _audited(likeness=math.inf),
+        "tensors of another shape are not paired: weights.tensors says so",
+        _audited(likeness=None),
+    ),
     "weights.tensors": Poisons(
         _audited(worst_steps=math.nan),
         _audited(worst_steps=math.inf),

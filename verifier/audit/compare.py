@@ -50,6 +50,7 @@ def compare_constant(
     values = expected.values
     if parameter is not None and constant.role == "bias":
         values = _or_rounded(constant, stored, values, source.tensor(parameter.key))
+    record = replace(record, quantizer=expected.scheme.quantizer if expected.scheme else "")
     record = _same(record, stored, values, expected.what)
     record = _check_scales(record, constant, expected, storage, weight, source)
     if parameter is None:

@@ -17,7 +17,8 @@ class Audited:
     `reason` is empty if all is as the recipe gives it. `owner` is the module whose instruction uses the constant; if none does, the block of
     the latest weight before it, or the method, with the constant's role.
 
-    `likeness` is its correlation with its parameter. Of integers: the `scheme` in words that makes most of them, the share that is `equal` to
+    `likeness` is its correlation with its parameter, where the tensor is not all of one value. Of integers in groups: the `quantizer` that chose
+    their scales. Of integers that differ: the `scheme` in words that makes most of them, the share that is `equal` to
     what that scheme makes, and the SQNR that the scheme has, `scheme_db`, where they differ; `not_nearest` counts integers that are neither the nearest to
     their weight at the stored scale, nor cut off at the end of their range. `noted` is what a reader should know although nothing is wrong.
     """
@@ -37,6 +38,7 @@ class Audited:
     reason: str = ""
     owner: str = ""
     likeness: float | None = None
+    quantizer: str = ""
     scheme: str = ""
     equal: float | None = None
     scheme_db: float | None = None

@@ -9,9 +9,9 @@ from verifier.checks.check import Fields, Finding, check, failed, need, one_case
 from verifier.core.limits import limit
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import ENCODER, module_of
-from verifier.measures.evidence import Evidence, Part
+from verifier.measures.evidence import Evidence, Part, Subjects
 
-STEPS = limit("weights.tensors.worst_steps")
+STEPS, ALIKE = limit("weights.tensors.worst_steps"), limit("weights.alike")
 LIMITS_OF_TENSORS = (STEPS.id, "weights.tensors.scale", "weights.tensors.bias")
 
 
@@ -40,6 +40,45 @@ def audited(evidence: Evidence) -> Audits | Missing:
     return Audits(evidence, audit, by_name, strange)
 
 
+def component(parameter: str) -> str:
+    """The component of the model that an exporter loads as one: `vision_encoder.tower`, `vision_encoder.projector`, `text_decoder`."""
+    return ".".join(parameter.split(".")[: 2 if parameter.startswith(f"{ENCODER}.") else 1])
+
+
+def per_component(subjects: Subjects) -> tuple[str, ...]:
+    """One case for each component of the model."""
+    return tuple(dict.fromkeys(component(name) for name in subjects.parameters))
+
+
+@check(
+    "weights.loaded",
+    step="lowering",
+    needs=audited,
+    cases=per_component,
+    limit=ALIKE.id,
+    overlap="tensors that were not loaded also differ one by one; this one says that it is all of them",
+)
+def loaded(audits: Audits, case: str) -> Finding:
+    """Some tensor of each component of the model is like the checkpoint's: an exporter that finds none under the names that it looks for goes on with
+    random weights, and a warning."""
+    known = [r for name, records in audits.by_name.items() if component(name) == case for r in records]
+    likeness = [record.likeness for record in known if record.likeness is not None]
+    alike = sum(ALIKE.admits(value) for value in likeness)
+    fields: Fields = {
+        "measured": {"tensors": len(likeness), "alike": alike},
+        "where": Where(method=case.partition(".")[0]),
+    }
+    if not likeness:
+        return unverified(f"no tensor of {case} can be told from another: nothing was compared")
+    if not alike:
+        return failed(
+            f"every tensor of {case} differs from the checkpoint: none of {len(likeness)} is like its own. The exporter did not load them: look for "
+            "keys that it calls missing or unexpected, and compare their spelling with model.safetensors.",
+            fields,
+        )
+    return passed(f"{alike} of {len(likeness)} tensors are like the checkpoint's", fields)
+
+
 @check("weights.tensors", step="lowering", needs=audited, cases=per_parameter, limit=LIMITS_OF_TENSORS)
 def tensors(audits: Audits, case: str) -> Finding:
     """The integers and scales of every parameter equal those that the recipe makes of the checkpoint's tensor."""
@@ -52,20 +91,22 @@ def tensors(audits: Audits, case: str) -> Finding:
     measured: dict[str, object] = {"wrong": worst.wrong, "sqnr_db": worst.sqnr_db, "worst_steps": worst.worst_steps}
     if worst.group is not None:
         measured["worst_group"] = list(worst.group)
-    bound = STEPS if _rounded(audits.evidence, worst) else None
+    bound = STEPS if _rounded(worst) else None
     allowed = {"wrong": 0} | ({"worst_steps": bound.value} if bound is not None else {})
     fields: Fields = {"measured": measured, "allowed": allowed, "where": where}
     if not worst.explained and audits.evidence.manifest is None:
         said = f"{module}: {worst.reason}; the file has no manifest, and its recipe is not understood"
         return unverified(said, measured=measured, where=where)
     if worst.reason:
-        hint = "The bytes changed after quantization, or came from other weights: compare SHA-256 with the manifest, then export again."
+        compare = "compare SHA-256 with the manifest, then export again" if audits.evidence.manifest else "export again"
+        hint = f"The bytes changed after quantization, or came from other weights: {compare}."
         return failed(f"{module}: {worst.reason}. {hint}", fields)
     if bound is not None and worst.worst_steps is not None and not bound.admits(worst.worst_steps):
         said = f"{module}: element {list(worst.index or ())} is {worst.worst_steps:.3f} steps from the checkpoint, allowed {bound.value:g}"
         return failed(f"{said}. Rounding alone leaves half a step: check the quantizer.", fields)
     distance = "" if worst.sqnr_db is None else f", {worst.sqnr_db:.1f} dB from the checkpoint"
-    return passed(f"equal to the recipe's result{distance}", fields)
+    noted = next((record.noted for record in records if record.noted), "equal to the recipe's result")
+    return passed(f"{noted}{distance}", fields)
 
 
 def _not_found(audits: Audits, method: str, module: str) -> Finding:
@@ -84,11 +125,12 @@ def _not_found(audits: Audits, method: str, module: str) -> Finding:
     )
 
 
-def _rounded(evidence: Evidence, record: Audited) -> bool:
-    """Whether the tensor is rounded to the nearest without clipping: linears and convolutions, unless by HQQ."""
-    if record.role == "convolution" or (record.role == "linear" and record.method == ENCODER):
-        return True
-    return record.role == "linear" and evidence.recipe.quantizer == "affine"
+def _rounded(record: Audited) -> bool:
+    """Whether the tensor is rounded to the nearest without clipping: linears and convolutions, unless by HQQ or by scales that nobody knows."""
+    if record.noted:
+        return False
+    static = record.role == "convolution" or (record.role == "linear" and record.method == ENCODER)
+    return static or (record.role == "linear" and record.quantizer == "affine")
 
 
 @check("weights.derived", step="lowering", needs=audited, cases=one_case, limit="weights.derived.factor")
@@ -140,4 +182,4 @@ def placement(audits: Audits, _case: str) -> Finding:
     return passed(message)
 
 
-CHECKS = (tensors, derived, placement)
+CHECKS = (loaded, tensors, derived, placement)
