@@ -428,6 +428,23 @@ _ROWS: tuple[Limit, ...] = (
         "odd_333x335's logits are at 25 dB in three exports and at 19 dB in two others just as clean, where four tokens lose 9 dB each",
     ),
     Limit(
+        "calibrate.same_scale",
+        1e-3,
+        "share",
+        "most",
+        "policy",
+        "difference of two scales of an int8 range that no other picture made: another machine moves the last digits",
+    ),
+    Limit(
+        "calibrate.moved",
+        0.1,
+        "share",
+        "least",
+        "policy",
+        "int8 ranges in which two exports must differ to tell a spread: a copy, and a copy with a few bytes changed, differ in none or in one",
+        "SEENMOVED",
+    ),
+    Limit(
         "calibrate.floor",
         0.05,
         "share",

@@ -212,4 +212,4 @@ def draft_answers(opened: Opened, samples: Sequence[Sample], room: int) -> list[
 def _favoured(conversation: Conversation, outputs: Outputs) -> tuple[int, ...]:
     """The tokens that a conversation's logits favour, up to the first call that did not return."""
     rows = takewhile(lambda row: row is not None, (outputs.get(call) for call in conversation.logits))
-    return tuple(int(np.argmax(row)) for row in rows)
+    return tuple(int(np.argmax(np.asarray(row))) for row in rows)
