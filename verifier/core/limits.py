@@ -442,7 +442,7 @@ _ROWS: tuple[Limit, ...] = (
         "least",
         "policy",
         "int8 ranges in which two exports must differ to tell a spread: a copy, and a copy with a few bytes changed, differ in none or in one",
-        "SEENMOVED",
+        "86 to 99 of 110 between the committed export of llava_tiny and its variants, two by two",
     ),
     Limit(
         "calibrate.floor",
