@@ -25,7 +25,9 @@ SMALL, LARGE = 0.5, 6.0
 @pytest.fixture(scope="module")
 def clean(report_folder: Path) -> dict[str, Any]:
     """The report of the embedded program."""
-    return read_report(report_folder / "report.json")
+    report = read_report(report_folder / "report.json")
+    report["facts"].setdefault("convention", "ExecuTorch's LLaVA")
+    return report
 
 
 def _edited(data: dict[str, Any], edit: Edit) -> dict[str, Any]:
@@ -132,6 +134,14 @@ EDITS: dict[str, tuple[Edit, str, str, str, bool]] = {
     "a failing gate": (lambda d: d.update(verdict="fail"), "verdict", "", "worse", True),
     "a gate that cannot judge": (lambda d: d.update(verdict="error"), "verdict", "", "unknown", False),
     "a method less": (lambda d: d["artifact"].update(methods=["text_decoder"]), "structure", "", "worse", True),
+    "a metadata method less": (
+        lambda d: d["artifact"]["methods"].remove("get_bos_id"),
+        "structure",
+        "",
+        "changed",
+        False,
+    ),
+    "another convention": (lambda d: d["facts"].update(convention="another exporter's"), "calls", "", "changed", False),
     "another recipe": (lambda d: d["artifact"]["recipe"].update(quantizer="hqq"), "recipe", "", "changed", False),
     "another constant": (
         lambda d: d["facts"]["constants"]["text_decoder.norm.weight"].update(digest="0" * 16),
@@ -164,6 +174,21 @@ def test_each_kind_of_change_has_its_row(clean: dict[str, Any], name: str) -> No
         assert comparison.first_line.startswith(
             f"{change.upper()}: llava_tiny.pte against llava_tiny.pte: {row.subject}"
         )
+
+
+@pytest.mark.parametrize(
+    ("by", "change", "refused"), [(0.005, "same", False), (0.02, "worse", False), (0.05, "worse", True)]
+)
+def test_figures_without_bands_have_noise_and_budget(
+    clean: dict[str, Any], by: float, change: str, refused: bool
+) -> None:
+    """Two exporters' files have no spread of their own: small changes of KL and agreement say nothing, large ones fail."""
+    bare = _edited(clean, lambda d: d["facts"].update(noise={}))
+    for metric, sign in (("logits.kl_p90", 1), ("logits.top1_agreement", -1)):
+        comparison = compare_reports(bare, _edited(bare, _move("logits.distribution", metric, sign * by)))
+        assert _row(comparison, "logits", "KL" if sign > 0 else "top-1").change == change
+        assert bool(comparison.refused) is refused
+        assert "unknown" not in {row.change for row in comparison.rows}
 
 
 def test_budget_can_be_given(clean: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

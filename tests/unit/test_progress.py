@@ -53,3 +53,22 @@ def test_quiet_stages_are_timed_and_silent() -> None:
         silent.counted("constants", 1, 2)
     assert held.getvalue() == ""
     assert list(silent.stage_s) == ["open"]
+
+
+def test_lines_are_told_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piped: a line for each stage, one for a count every half minute, with the label in front; no control characters."""
+    now = 100.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    held = io.StringIO()
+    piped = Progress(quiet=True, stream=held, lines=True, label="2 of 3, b.pte: ")
+    with piped.stage("layer by layer"):
+        piped.counted("instructions", 0, 40)
+        now = 120.0
+        piped.counted("instructions", 10, 40)
+        now = 140.0
+        piped.counted("instructions", 20, 40)
+        piped.counted("instructions", 21, 40)
+    assert held.getvalue().splitlines() == [
+        "2 of 3, b.pte: 20 of 40 instructions, 0:40 left",
+        "2 of 3, b.pte: layer by layer: 40.0 s",
+    ]

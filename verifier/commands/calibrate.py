@@ -25,6 +25,7 @@ from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
 from verifier.checks.logits import all_logits, case_measures, distribution_measures
 from verifier.checks.vision import channel_center, compare_about, vision_measures
+from verifier.commands.variants import EXPORT_AGAIN, require_variants
 from verifier.core.command import command
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
 from verifier.core.errors import GoldenError, UsageError
@@ -242,10 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError(
             "too few variants to know a spread",
             got=len(options.variant),
-            expected="at least 2",
-            fix="export with other --calibration images",
+            expected="at least 2 (--variant PTE)",
+            fix=EXPORT_AGAIN,
         )
-    progress = Progress()
+    progress = Progress(lines=True)
     files = [options.pte] * options.repeats + options.variant
     requests = [Request(path, options.model, checks=MEASURED) for path in files]
     opened = [open_request(request) for request in requests]
@@ -254,10 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UsageError(
             "the variants are of another recipe", got=", ".join(sorted(names)), expected=opened[0].recipe.name
         )
+    require_variants([one.artifact for one in (opened[0], *opened[options.repeats :])])
     with hushed() as stream:
         progress.stream = stream
         answer, measured = _once(), []
-        for one in opened:
+        for number, one in enumerate(opened, 1):
+            progress.label = f"{number} of {len(opened)}, {one.artifact.path.name}: "
             measured.append(_measured(one, progress, answer))
             gc.collect()  # a model's modules refer to each other; 4 GiB of the last file would stay
     repeats, variants = measured[1 : options.repeats], measured[options.repeats :]

@@ -96,6 +96,7 @@ def compare_reports(old: Report, new: Report, *, budgets: dict[str, float] | Non
     allowed = BUDGETS | (budgets or {})
     rows = [
         _gate(old, new),
+        _calls(old, new),
         _recipe(old, new),
         _structure(old, new),
         _delegation(old, new),
@@ -123,13 +124,20 @@ def _gate(old: Report, new: Report) -> Row:
     return Row("verdict", "", old["verdict"], new["verdict"], change, detail=detail)
 
 
+def _calls(old: Report, new: Report) -> Row | None:
+    """How the programs are called: an app that calls one does not call one of another exporter. None for reports that do not say."""
+    pair = [report["facts"].get("convention") for report in (old, new)]
+    if None in pair:
+        return None
+    return Row("calls", "", pair[0], pair[1], "same" if pair[0] == pair[1] else "changed")
+
+
 def _recipe(old: Report, new: Report) -> Row:
     pair = [dict(report["artifact"]["recipe"]) for report in (old, new)]
-    changed = tuple(
-        f"{key} {pair[0].get(key)} -> {value}"
-        for key, value in pair[1].items()
-        if pair[0].get(key) != value and key != "name"
-    )
+    keys = [
+        key for key in dict.fromkeys([*pair[0], *pair[1]]) if key != "name" and pair[0].get(key) != pair[1].get(key)
+    ]
+    changed = tuple(f"{key} {pair[0].get(key)} -> {pair[1].get(key)}" for key in keys)
     names = [f"{recipe['name']}-{recipe.get('max_seq_len', '')}" for recipe in pair]
     return Row("recipe", "", names[0], names[1], "changed" if changed else "same", detail=changed)
 
@@ -143,7 +151,7 @@ def _census(report: Report) -> dict[str, int]:
 
 
 def _structure(old: Report, new: Report) -> Row:
-    """Methods, instructions and nodes."""
+    """Methods, instructions and nodes. Metadata that an exporter does not write is a change: whether runners need it, the verdict says."""
     before, after = _census(old), _census(new)
     changed = sorted(
         (name for name in {*before, *after} if before.get(name, 0) != after.get(name, 0)),
@@ -151,17 +159,12 @@ def _structure(old: Report, new: Report) -> Row:
     )
     detail = tuple(f"{name} {before.get(name, 0)} -> {after.get(name, 0)}" for name in changed[:LISTED])
     counts = [f"{sum(census.values())} instructions and nodes" for census in (before, after)]
-    lost = set(old["artifact"]["methods"]) - set(new["artifact"]["methods"])
-    if lost:
-        return Row(
-            "structure",
-            "methods",
-            counts[0],
-            counts[1],
-            "worse",
-            detail=tuple(f"{name} is missing" for name in sorted(lost)),
-        )
-    return Row("structure", "", counts[0], counts[1], "changed" if changed else "same", detail=detail)
+    lost = sorted(set(old["artifact"]["methods"]) - set(new["artifact"]["methods"]))
+    missing = tuple(f"{name} is missing" for name in lost)
+    if set(lost) & old["facts"]["census"].keys():
+        return Row("structure", "methods", counts[0], counts[1], "worse", detail=missing)
+    told = (f"metadata: {', '.join(missing)}",) if missing else ()
+    return Row("structure", "", counts[0], counts[1], "changed" if changed or lost else "same", detail=(*told, *detail))
 
 
 def _delegation(old: Report, new: Report) -> Row:

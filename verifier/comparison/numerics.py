@@ -11,7 +11,11 @@ from verifier.families.conventions import DECODER, ENCODER
 from verifier.report.as_json import Report
 from verifier.report.words import number
 
-UNCALIBRATED_DB = limit("compare.uncalibrated").value
+UNCALIBRATED = {"dB": limit("compare.uncalibrated").value} | {
+    metric: limit(f"compare.uncalibrated.{metric}").value for metric in ("logits.kl_p90", "logits.top1_agreement")
+}
+BUDGET = 3
+"""The accepted loss of what was never calibrated, in units of what says nothing."""
 WEIGHTS = limit("compare.weights")
 """A mean loss that does not count."""
 
@@ -122,7 +126,8 @@ def _noise(old: Report, metric: str, unit: str) -> tuple[float, float]:
     """Twice the spread of equally clean files is noise, and the calibrated margin the budget."""
     known = old["facts"]["noise"].get(metric)
     if known is None:
-        return (UNCALIBRATED_DB, 3 * UNCALIBRATED_DB) if unit == "dB" else (0.0, 0.0)
+        noise = UNCALIBRATED[unit] if unit == "dB" else UNCALIBRATED[metric]
+        return noise, BUDGET * noise
     return limit("compare.spreads").value * float(known["spread"]), float(known["margin"])
 
 

@@ -69,27 +69,32 @@ def no_progress(_what: str, _done: int, _whole: int) -> None:
 
 @dataclass
 class Progress:
-    """Names the stage that is running and how long each one took. `quiet` off a terminal, unless set."""
+    """Names the stage that is running and how long each one took. `quiet` off a terminal, unless set; with `lines` it then prints a plain line for
+    each stage, and one every half minute within. `label` stands in front of every name."""
 
     quiet: bool = field(default_factory=lambda: not sys.stderr.isatty())
     stream: TextIO | None = None
     stage_s: dict[str, float] = field(default_factory=dict)
+    lines: bool = False
+    label: str = ""
     _shown: tuple[str, Status] | None = None
     _counted: tuple[str, float] = ("", 0.0)
+    _last_line: float = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """A stage of work; a spinner while it runs, its seconds when it is over."""
-        begun = time.perf_counter()
+        begun = self._last_line = time.perf_counter()
         if self.quiet:
             yield
+            self._line(f"{name}: {time.perf_counter() - begun:.1f} s")
         else:
-            console = Console(file=self.stream or sys.stderr)
-            with console.status(escape(name)) as status:
-                self._shown = name, status
+            console, shown = Console(file=self.stream or sys.stderr), f"{self.label}{name}"
+            with console.status(escape(shown)) as status:
+                self._shown = shown, status
                 yield
             self._shown = None
-            console.print(f"[green]✓[/] {escape(name)} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
+            console.print(f"[green]✓[/] {escape(shown)} [dim]{time.perf_counter() - begun:.1f} s[/]", highlight=False)
         self.stage_s[name] = time.perf_counter() - begun
 
     def transferred(self, what: str, done: int, whole: int) -> None:
@@ -100,19 +105,28 @@ class Progress:
 
     def counted(self, what: str, done: int, whole: int) -> None:
         """Show how far a count within the stage is, and how long the rest takes if it goes on as it went so far."""
-        if self._shown is None:
+        if self._shown is None and not self.lines:
             return
         now = time.perf_counter()
         if self._counted[0] != what or done == 0:
             self._counted = what, now
-        name, status = self._shown
         spent = now - self._counted[1]
         left = f", {clock(spent / done * (whole - done))} left" if done and spent > SETTLED_S else ""
-        status.update(escape(f"{name}: {done} of {whole} {what}{left}"))
+        said = f"{done} of {whole} {what}{left}"
+        if self._shown is not None:
+            name, status = self._shown
+            status.update(escape(f"{name}: {said}"))
+        elif now - self._last_line > LINE_EVERY_S:
+            self._last_line = now
+            self._line(said)
+
+    def _line(self, text: str) -> None:
+        if self.lines:
+            print(f"{self.label}{text}", file=self.stream or sys.stderr, flush=True)
 
 
-SETTLED_S = 2.0
-"""Before that a rate says nothing."""
+SETTLED_S, LINE_EVERY_S = 2.0, 30.0
+"""Before that a rate says nothing; how often a count is told where nobody watches."""
 
 
 def clock(seconds: float) -> str:

@@ -197,7 +197,7 @@ def _code() -> JsonObject:
 
 def draft_answers(opened: Opened, samples: Sequence[Sample], room: int) -> list[tuple[int, ...]]:
     """What the program answers on this machine, as far as it does; nothing for all if it cannot be run."""
-    script, limit, patches = Script(), opened.artifact.max_seq_len, opened.family.patches
+    script, limit, patches = Script(opened.caller), opened.artifact.max_seq_len, opened.family.patches
     made = [
         converse_freely(script, image=s.image, prompt=s.prompt, tokens=room, patches=patches, limit=limit)
         for s in samples
@@ -212,4 +212,4 @@ def draft_answers(opened: Opened, samples: Sequence[Sample], room: int) -> list[
 def _favoured(conversation: Conversation, outputs: Outputs) -> tuple[int, ...]:
     """The tokens that a conversation's logits favour, up to the first call that did not return."""
     rows = takewhile(lambda row: row is not None, (outputs.get(call) for call in conversation.logits))
-    return tuple(int(np.argmax(row)) for row in rows)
+    return tuple(int(np.argmax(np.asarray(row))) for row in rows)
