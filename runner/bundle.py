@@ -41,6 +41,7 @@ def save_bundle(bundle: Bundle, directory: Path) -> None:
                 words = f"array {name}"
             lines.append(f"in {words}")
         lines += [f"part {part.output} {part.axis} {part.length}" for part in call.further]
+        lines += ["rows last"] if call.rows == "last" else []
     (directory / BUNDLE_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
 
 
@@ -95,6 +96,8 @@ def _parse(lines: list[str], directory: Path) -> tuple[Bundle, int]:
         elif key == "part":
             output, axis, length = (int(word) for word in rest.split())
             calls[-1] = replace(calls[-1], further=(*calls[-1].further, Part(output, axis, length)))
+        elif key == "rows" and rest == "last":
+            calls[-1] = replace(calls[-1], rows="last")
         elif key in ("pte", "threads", "trace", "memory"):
             head[key] = rest
         else:

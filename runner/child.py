@@ -134,17 +134,18 @@ class Session:
         if isinstance(value, OutputOf):
             return self.held[value.call, value.output]
         if isinstance(value, ArgmaxOf):
-            return self.held[value.call, 0].argmax(-1).reshape(1, 1)
+            return _last_row(self.held[value.call, 0]).argmax(-1).reshape(1, 1)
         import torch
 
         return torch.from_numpy(np.array(value))
 
     def keep(self, number: int, call: Call, answer: Any) -> None:
         """Copy what later calls are given, and write what the bundle asks for. A cache that nobody asks for is not copied."""
+        first = _last_row(answer[0]) if call.rows == "last" else answer[0]
         for output in {output for at, output in self.wanted if at == number}:
-            self.held[number, output] = answer[output].clone()
+            self.held[number, output] = (answer[output] if output else first).clone()
         if call.keep:
-            save_array(_plain(answer[0]), output_path(self.directory, number))
+            save_array(_plain(first), output_path(self.directory, number))
         for place, part in enumerate(call.further):
             rows = answer[part.output].narrow(part.axis, 0, part.length)
             save_array(_plain(rows), further_path(self.directory, number, place))
@@ -189,6 +190,11 @@ def _loop() -> None:
     for _ in range(LOOP_TIMES):
         product = product @ side
     torch.set_num_threads(threads)
+
+
+def _last_row(output: Any) -> Any:
+    """[…, N] -> [1, N]."""
+    return output.reshape(-1, output.shape[-1])[-1:]
 
 
 def _plain(output: Any) -> Array:

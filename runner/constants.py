@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-BUNDLE_SCHEMA = "runner.bundle/4"
+BUNDLE_SCHEMA = "runner.bundle/5"
 BUNDLE_FILE = "bundle.txt"
 RESULT_FILE = "result.json"
 PLACE_FILE = "at.txt"
@@ -23,6 +23,10 @@ It takes no inputs and returns nothing."""
 LOOP_SIDE = 256
 LOOP_TIMES = 8
 """The loop multiplies fp32 matrices of this side, this many times, on one thread."""
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's: what a program that takes normalized pixels is given; all others subtract and divide inside. A test compares them with the family's."""
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -49,9 +53,14 @@ def header() -> str:
     for name, value in globals().items():
         if name.isupper() and isinstance(value, str | int):
             kind = "const char*" if isinstance(value, str) else "int64_t"
-            spelled = "k" + "".join(word.capitalize() for word in name.split("_"))
-            lines.append(f"constexpr {kind} {spelled} = {json.dumps(value)};")
+            lines.append(f"constexpr {kind} {_spelled(name)} = {json.dumps(value)};")
+        elif name.isupper() and isinstance(value, tuple):
+            lines.append(f"constexpr float {_spelled(name)}[] = {{{', '.join(f'{number}f' for number in value)}}};")
     return "\n".join([*lines, "", "} // namespace runner", ""])
+
+
+def _spelled(name: str) -> str:
+    return "k" + "".join(word.capitalize() for word in name.split("_"))
 
 
 if __name__ == "__main__":

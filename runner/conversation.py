@@ -17,6 +17,7 @@ import numpy as np
 
 from verifier.core.command import command
 from verifier.core.errors import RunnerError
+from verifier.runner.calling import read_calling
 from verifier.runner.child import load_program
 from verifier.runner.constants import BEFORE_IMAGE
 from verifier.runner.tokenizer import open_tokenizer
@@ -54,6 +55,7 @@ class Conversation:
             self.limit = min(seq_len, int(self.call("get_max_seq_len")))
         except ProgramError as error:  # a file is opened lazily: what is none shows here
             raise RunnerError("not a program of this runtime, or no LLaVA", got=error) from error
+        self.calling = read_calling(program)
         self.position = 0
 
     def call(self, method: str, *inputs: Any) -> Any:
@@ -69,21 +71,29 @@ class Conversation:
             return ()
         return tuple(int(token) for token in self.program.run_method("get_eos_ids", ()))
 
-    def embed(self, ids: list[int]) -> Any:
-        """[1, S, D]."""
+    def see(self, image: Any) -> Any:
+        """Image tokens [1, P, D] of a picture uint8 [3, h, w]."""
+        return self.call("vision_encoder", self.calling.image(image))
+
+    def read(self, ids: list[int]) -> Any:
+        """Logits [V] of the last token of a text, which goes in in pieces if it is too long for one call. Raises `RunnerError` if it does not
+        fit."""
         import torch
 
-        return self.call("token_embedding", torch.tensor([ids]))
+        if not ids:
+            raise RunnerError("there is no text", fix="give a prompt")
+        logits = None
+        for at in range(0, len(ids), self.calling.text):
+            logits = self.feed(self.call("token_embedding", torch.tensor([ids[at : at + self.calling.text]])))
+        return logits
 
     def feed(self, embeddings: Any) -> Any:
         """Logits [V] of the last token. Raises `RunnerError` if it does not fit."""
-        import torch
-
         tokens = int(embeddings.shape[1])
         if self.position + tokens > self.limit:
             needed = self.position + tokens
             raise RunnerError("the prompt is too long", got=f"{needed} positions", expected=f"at most {self.limit}")
-        logits = self.call("text_decoder", embeddings, torch.tensor([self.position]))
+        logits = self.call("text_decoder", embeddings, self.calling.positions(self.position, tokens))
         self.position += tokens
         return logits.reshape(-1, logits.shape[-1])[-1]
 
@@ -103,10 +113,10 @@ def answer(options: argparse.Namespace) -> None:
     ends = talk.ends() or tokenizer.eos
     _say(options.prompt.encode())
     begun = time.perf_counter()
-    seen = talk.call("vision_encoder", image)
-    talk.feed(talk.embed([tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)]))
+    seen = talk.see(image)
+    talk.read([tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)])
     talk.feed(seen)
-    logits = talk.feed(talk.embed(tokenizer.encode_behind(options.prompt)))
+    logits = talk.read(tokenizer.encode_behind(options.prompt))
     prefill_s, prefilled, spoken = time.perf_counter() - begun, talk.position, 0
     random = torch.Generator().manual_seed(options.seed)
     begun = time.perf_counter()
@@ -115,7 +125,7 @@ def answer(options: argparse.Namespace) -> None:
         spoken += 1
         if talk.position == talk.limit:
             break
-        logits = talk.feed(talk.embed([token]))
+        logits = talk.read([token])
     decode_s = time.perf_counter() - begun
     _say(b"\n")
     said = f"prefill {prefill_s:.2f} s ({prefilled} tokens), decode {spoken / decode_s:.1f} tokens/s ({spoken} tokens)"

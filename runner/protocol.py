@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from verifier.core.errors import RunnerError
 
 Array = NDArray[Any]
+Rows = Literal["all", "last"]
 Outcome = Literal["ok", "refused", "failed", "crashed", "timeout", "memory"]
 """ok: every call returned. refused: the program did not load. failed: a call returned an error. crashed: the process
 died. timeout: it did not end in time. memory: it wanted more than the bundle allows."""
@@ -35,7 +36,7 @@ class OutputOf:
 
 @dataclass(frozen=True)
 class ArgmaxOf:
-    """The index of the largest number in the last dimension of a call's first output, int64 [1, 1]: a greedy token."""
+    """The index of the largest number in the last row of a call's first output, int64 [1, 1]: a greedy token."""
 
     call: int
 
@@ -52,7 +53,8 @@ class Part:
 @dataclass(frozen=True)
 class Call:
     """One method call, or `runner.constants.LOOP`. `keep` brings its first output back, `further` parts of others; an error of one that `may_fail` does
-    not end the bundle. `instance` numbers the loading of the program that is called: each has its own memory."""
+    not end the bundle. `instance` numbers the loading of the program that is called: each has its own memory. With `rows` "last", the first output
+    is its last row alone, [1, N], for whoever uses it: logits [1, S, V] of all positions become those of the last."""
 
     method: str
     inputs: tuple[Array | OutputOf | ArgmaxOf, ...]
@@ -60,6 +62,7 @@ class Call:
     may_fail: bool = False
     instance: int = 0
     further: tuple[Part, ...] = ()
+    rows: Rows = "all"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,18 @@ from pathlib import Path
 
 from verifier.core.compare import Array, Difference, compare
 from verifier.families.checkpoint import EMBEDDED
+from verifier.families.conventions import EXECUTORCH_LLAVA, OPTIMUM
+from verifier.families.driver import Caller
+from verifier.families.llava.preprocess import LlavaPixels
 
 EMBEDDED_PTE = EMBEDDED / "llava_tiny.pte"
+FOREIGN = Path(__file__).parent / "foreign"
+OPTIMUM_PTE, UPSTREAM_PTE = FOREIGN / "optimum-llava_tiny.pte", FOREIGN / "upstream-hqq-g128.pte"
+"""The same checkpoint by other exporters."""
+CALLER = Caller(EXECUTORCH_LLAVA, LlavaPixels(336), embedded=768, decoded=768, text=768)
+"""How `EMBEDDED_PTE` is called."""
+OPTIMUM_CALLER = Caller(OPTIMUM, LlavaPixels(336), embedded=767, decoded=767, text=767)
+"""How optimum-executorch's program of the same checkpoint is called."""
 
 
 def difference(actual: Array, expected: Array) -> Difference:

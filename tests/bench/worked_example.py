@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import EMBEDDED_PTE, sqnr_db
+from tests.support import CALLER, EMBEDDED_PTE, sqnr_db
 from verifier.artifact.storage import Span
 from verifier.core.progress import hushed
 from verifier.families.answering import answer_samples, load_sample
@@ -40,7 +40,7 @@ def main() -> None:
         expected = answer_samples(build_definition(checkpoint, max_len=768), [sample])[0].logits
         lines = []
         for name, pte in (("clean", EMBEDDED_PTE), ("flipped", broken)):
-            script = Script()
+            script = Script(CALLER)
             talk = converse(script, image=sample.image, prompt=sample.prompt, answer=wanted.ids, patches=576)
             result = run_bundle(LocalRunner(), Bundle(pte, tuple(script.calls)))
             logits = np.concatenate([result.outputs[call].reshape(1, -1) for call in talk.logits])

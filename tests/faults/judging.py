@@ -14,6 +14,7 @@ from verifier.core.types import CheckResult, Missing, Recipe
 from verifier.export.manifest import read_manifest
 from verifier.families.answering import load_sample
 from verifier.families.checkpoint import Checkpoint
+from verifier.families.driver import caller_of
 from verifier.families.llava.definition import build_definition
 from verifier.families.registry import open_family
 from verifier.families.tokens.tokenizer import Tokenizer
@@ -60,9 +61,10 @@ def trace_conversation(pte: Path, micro_model: Path, micro: Checkpoint, folder: 
     """A short conversation on the traced runtime."""
     golden = load_golden(micro_model, micro.sha256)
     tokenizer = Tokenizer(micro_model)
-    sample = load_sample(golden.images[0], tokenizer, open_family(micro))
+    artifact, family = open_artifact(pte), open_family(micro)
+    sample = load_sample(golden.images[0], tokenizer, family)
     folder.mkdir(exist_ok=True)
-    made = run_traced(open_artifact(pte), [sample], LocalRunner(), folder, patches=16)
+    made = run_traced(artifact, caller_of(artifact, family), [sample], LocalRunner(), folder, patches=16)
     assert not made.problem
     return made
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import results_of
+from tests.support import CALLER
 from verifier.core.types import CheckResult, Prompt, Segment
 from verifier.families import driver, prompts
 from verifier.families.checkpoint import EMBEDDED
@@ -57,7 +58,7 @@ def _scripted(clean: Evidence, change: Callable[[Prompt], Prompt] = lambda given
 
 def _made(clean: Evidence, samples: list[Sample]) -> ConversationBundle:
     vocabulary = clean.geometry.text.vocabulary
-    return conversation_bundle(clean.program, samples, patches=clean.patches, vocabulary=vocabulary)
+    return conversation_bundle(clean.program, CALLER, samples, patches=clean.patches, vocabulary=vocabulary)
 
 
 def _run(clean: Evidence) -> Evidence:
@@ -166,9 +167,9 @@ def _with(clean: Evidence, tokenizer: Tokenizer) -> Evidence:
         tokenizer,
         PROMPT,
         [case.sample.golden.question for case in clean.cases],
+        CALLER,
         patches=clean.patches,
         limit=clean.program.max_seq_len,
-        side_px=clean.geometry.vision.image_px,
     )
     tokens = measure_tokens(tokenizer, vocabulary=clean.geometry.text.vocabulary, answers=(), logits=())
     return replace(clean, tokens=tokens, prompts=measured_prompts)

@@ -40,14 +40,14 @@ def test_bundle_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
 
 
 def test_references_and_parts_come_back_from_disk(tmp_path: Path) -> None:
-    """Other outputs, greedy tokens, instances, parts of caches."""
+    """Other outputs, greedy tokens, instances, parts of caches, last rows."""
     calls = (
         Call("a", (np.zeros(2),), instance=1, further=(Part(3, 1, 48),)),
-        Call("b", (OutputOf(0, output=2), ArgmaxOf(0)), may_fail=True),
+        Call("b", (OutputOf(0, output=2), ArgmaxOf(0)), may_fail=True, rows="last"),
     )
     save_bundle(Bundle(tmp_path / "x.pte", calls), tmp_path)
     first, second = load_bundle(tmp_path).calls
-    assert (first.instance, first.further) == (1, (Part(3, 1, 48),))
+    assert (first.instance, first.further, first.rows, second.rows) == (1, (Part(3, 1, 48),), "all", "last")
     assert (second.inputs, second.may_fail) == ((OutputOf(0, output=2), ArgmaxOf(0)), True)
 
 
@@ -66,7 +66,7 @@ def test_pickled_bundle_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["in array ../secret.npy", "in array /etc/passwd", "nonsense 1", "call 1", "in output x"]
+    "line", ["in array ../secret.npy", "in array /etc/passwd", "nonsense 1", "call 1", "in output x", "rows first"]
 )
 def test_bundle_with_an_odd_line_is_refused(tmp_path: Path, line: str) -> None:
     """No way out of the folder, no guessing."""

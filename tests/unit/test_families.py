@@ -1,4 +1,4 @@
-"""What a family says of itself hangs together, and a program of another convention is refused by name."""
+"""What a family says of itself hangs together, and a checkpoint of no family is refused by name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support import EMBEDDED_PTE
-from verifier.artifact.program import Artifact, TensorFacts, open_artifact
-from verifier.core.errors import ArtifactError, CheckpointError
-from verifier.families.conventions import CONVENTIONS, DECODER, ENCODER, ROLES, recognize
+from verifier.core.errors import CheckpointError
+from verifier.families.conventions import DECODER, ENCODER, ROLES
 from verifier.families.family import Family
 from verifier.families.llava.family import Llava
 from verifier.families.registry import FAMILIES, open_checkpoint, open_family
@@ -20,12 +18,6 @@ from verifier.families.registry import FAMILIES, open_checkpoint, open_family
 def family() -> Family:
     """llava_tiny's."""
     return open_family(open_checkpoint())
-
-
-@pytest.fixture(scope="module")
-def artifact() -> Artifact:
-    """llava_tiny's program."""
-    return open_artifact(EMBEDDED_PTE)
 
 
 def test_every_parameter_has_a_block_that_checks_have_cases_of(family: Family) -> None:
@@ -80,40 +72,6 @@ def test_a_derived_constant_that_nothing_explains_is_none(family: Family) -> Non
     assert float(epsilon) == pytest.approx(family.checkpoint.geometry.text.norm_eps)
 
 
-def test_the_embedded_program_keeps_to_its_convention(family: Family, artifact: Artifact) -> None:
-    """Recognized, with the exact signatures for its checkpoint."""
-    assert recognize(artifact) is family.convention
-    sizes = family.sizes(artifact.max_seq_len)
-    for role in ROLES:
-        expected = family.convention.signature(role, sizes)
-        assert artifact.methods[role].inputs == expected.inputs
-        assert artifact.methods[role].outputs == (expected.output,)
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_a_program_without_a_method_is_none_of_the_family(artifact: Artifact, role: str) -> None:
-    """The refusal names the method, and what there is."""
-    lacking = replace(artifact, methods={name: m for name, m in artifact.methods.items() if name != role})
-    with pytest.raises(ArtifactError, match=f"no method {role}"):
-        recognize(lacking)
-
-
-@pytest.mark.parametrize(
-    ("role", "inputs"),
-    [
-        (ENCODER, (TensorFacts("FLOAT", (1, 3, 336, 336), False),)),
-        (DECODER, (TensorFacts("FLOAT", (1, 768, 256), True),)),
-        (DECODER, (TensorFacts("FLOAT", (1, 768, 256), True), TensorFacts("LONG", (768,), True))),
-        (DECODER, ()),
-    ],
-)
-def test_another_convention_is_not_understood(artifact: Artifact, role: str, inputs: tuple[TensorFacts, ...]) -> None:
-    """Pixels in a batch, no position, a position for each token, no input: refused, not failed."""
-    odd = replace(artifact.methods[role], inputs=inputs)
-    with pytest.raises(ArtifactError, match=f"calling convention of {role} is not known"):
-        recognize(replace(artifact, methods=artifact.methods | {role: odd}))
-
-
 def test_a_checkpoint_of_no_family_is_refused(family: Family) -> None:
     """By name, with the families that there are."""
     other = replace(family.checkpoint, config=family.checkpoint.config | {"model_type": "smolvlm"})
@@ -134,7 +92,6 @@ def test_a_decoder_of_its_own_makes_a_family(family: Family, monkeypatch: pytest
     assert type(open_family(family.checkpoint)) is Llava
 
 
-def test_registries() -> None:
-    """By the model type of config.json; no two conventions have one name."""
+def test_registry() -> None:
+    """By the model type of config.json."""
     assert list(FAMILIES) == ["llava"]
-    assert len({one.name for one in CONVENTIONS}) == len(CONVENTIONS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import CALLER
 from verifier.core.archive import load_archive, save_archive
 from verifier.core.types import Missing, Recipe
 from verifier.families.checkpoint import EMBEDDED
@@ -73,7 +74,7 @@ def test_what_is_measured_can_be_saved(tokenizer: Tokenizer, tmp_path: Path) -> 
     checkpoint = open_checkpoint(EMBEDDED)
     measured = Measured(
         measure_tokens(tokenizer, vocabulary=VOCABULARY, answers=[_answer(tokenizer)], logits=()),
-        measure_prompts(tokenizer, PROMPT, ["", "What?"], patches=16, limit=768, side_px=56),
+        measure_prompts(tokenizer, PROMPT, ["", "What?"], CALLER, patches=16, limit=768),
         measure_template(EMBEDDED, tokenizer, PROMPT),
         measure_metadata(checkpoint, Recipe(), tokenizer),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support import CALLER
 from verifier.audit.records import Cache
 from verifier.measures.kvcache import POISONED, _ask_poison, _poison
 from verifier.measures.paired_calls import PROMPT_TOKENS, one_result
@@ -39,7 +40,7 @@ def _asked(*, apart: bool, failing: float | None = None) -> tuple[Asked, list[in
 
     tokens = np.zeros((PROMPT_TOKENS + max(POISONED), 2), np.float32)
     prompt = [np.ones((1, PROMPT_TOKENS, 1, 2), np.float32)]
-    asked = partial(_poison, tokens, CACHES, prompt)
+    asked = partial(_poison, CALLER, tokens, CACHES, prompt)
     return _ask_poison(run, Path("program.pte"), asked, VALUES, apart=apart), counts
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import EMBEDDED_PTE
+from tests.support import CALLER, EMBEDDED_PTE
 from verifier.artifact.program import Artifact, open_artifact
 from verifier.artifact.rewire import rewire
 from verifier.audit.caches import find_caches
 from verifier.core.errors import ArtifactError
+from verifier.families.driver import Script
 from verifier.measures.kvcache import _capacity, _chunks, one_by_one, splits
 from verifier.measures.paired_calls import PairedCalls
 from verifier.measures.probes import SPLITS, beyond
@@ -64,7 +65,7 @@ def test_cache_is_read_and_set_by_the_runtime(artifact: Artifact, tmp_path: Path
     rewire(artifact, tmp_path / "write.pte", "text_decoder", inputs=numbers)
     tokens = np.random.default_rng(0).standard_normal((9, 256)).astype(np.float32) * 0.1
     parts = tuple(Part(1 + place, one.axis, 8) for place, one in enumerate(caches))
-    paired = PairedCalls()
+    paired = PairedCalls(Script(CALLER))
     first = paired.feed(tokens[:8], parts=parts)
     after = paired.feed(tokens[8:], 8)
     read = LocalRunner().run(Bundle(tmp_path / "read.pte", tuple(paired.script.calls)), timeout_s=60)
@@ -77,7 +78,7 @@ def test_cache_is_read_and_set_by_the_runtime(artifact: Artifact, tmp_path: Path
         whole = np.zeros(one.sizes, np.float32)
         whole[:, :8] = held
         filled.append(whole)
-    paired = PairedCalls()
+    paired = PairedCalls(Script(CALLER))
     paired.feed(tokens[8:], 8, caches=tuple(filled))
     written = LocalRunner().run(Bundle(tmp_path / "write.pte", tuple(paired.script.calls)), timeout_s=60)
     assert np.array_equal(written.outputs[0], read.outputs[after])
@@ -98,7 +99,7 @@ def test_large_models_are_asked_the_same_with_fewer_tokens() -> None:
     assert one_by_one([1, 5, 6]) == {1: 1, 4: 3, 5: 1, 6: 1}
     assert one_by_one(range(1, 5)) == dict.fromkeys(range(1, 5), 1)
     tokens = np.ones((768, 4), np.float32)
-    (every, _), (some, _) = (_chunks(tokens, 768, large=large) for large in (False, True))
+    (every, _), (some, _) = (_chunks(CALLER, tokens, 768, large=large) for large in (False, True))
     for paired in (every, some):
         assert {pair.case for pair in paired.pairs} == set(SPLITS)
         assert {pair.case for pair in paired.pairs if pair.position == 767} == set(SPLITS)
@@ -116,7 +117,7 @@ def _tokens(paired: PairedCalls) -> int:
 @pytest.mark.parametrize("large", [False, True])
 def test_refused_chunks_are_asked_behind_a_prompt_that_is_there(large: bool) -> None:
     """Wherever a chunk may have written, the rows before the token that is asked are fed again."""
-    paired, marks = _capacity(np.ones((776, 4), np.float32), 768, large=large)
+    paired, marks = _capacity(CALLER, np.ones((776, 4), np.float32), 768, large=large)
     asked = set(marks.values())
     held = 0
     for number, call in enumerate(paired.script.calls):

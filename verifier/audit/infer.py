@@ -47,7 +47,7 @@ def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
         embedding_bits=_embedding_bits(artifact),
         embedding_group_size=_embedding_group(inventory),
         use_sdpa_with_kv_cache=any(operator.attends for operator in OPERATORS.known(operators)),
-        static_image_shape=isinstance(image, TensorFacts) and not image.dynamic,
+        static_image_shape=family.convention.pixels == "bytes" and isinstance(image, TensorFacts) and not image.dynamic,
         vision=_vision(inventory),
     )
     held = _assigned(artifact, family, recipe, grouped)

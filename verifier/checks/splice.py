@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from verifier.checks.bands import Conversations, calls_of_conversations, take_conversations
 from verifier.checks.check import (
@@ -21,7 +22,8 @@ from verifier.checks.check import (
 )
 from verifier.core.limits import stated
 from verifier.core.types import Missing, Where
-from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, text_piece
+from verifier.families.driver import chunk_sizes
 from verifier.families.tokens.records import described
 from verifier.measures.evidence import Case, Evidence, Part
 from verifier.measures.prompts import (
@@ -156,10 +158,17 @@ def prompts(given: Prompted, case: str) -> Finding:
             hint = "Encode what a user writes as text, never as special tokens."
             return failed(f"{said}. {hint}", where=Where(method=EMBEDDING))
     wrong = _against(given, actual, dialogue.reference) or _bos(evidence, actual)
-    return wrong or _spliced(dialogue, patches=evidence.patches, limit=given.prompts.limit)
+    return wrong or _spliced(
+        dialogue, patches=evidence.patches, limit=given.prompts.limit, text=text_piece(evidence.program.methods)
+    )
 
 
-def _spliced(dialogue: Dialogue, *, patches: int, limit: int) -> Finding:
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Where chunks of these sizes start."""
+    return list(accumulate(sizes, initial=0))[: len(sizes)]
+
+
+def _spliced(dialogue: Dialogue, *, patches: int, limit: int, text: int) -> Finding:
     needed = tokens_of(dialogue.segments, patches)
     fields: Fields = {"measured": {"tokens": needed}, "allowed": {"tokens": limit}}
     if dialogue.refusal is not None:
@@ -170,10 +179,8 @@ def _spliced(dialogue: Dialogue, *, patches: int, limit: int) -> Finding:
                 measured={"tokens": needed},
             )
         return failed(f"refused although it fits: {dialogue.refusal}", fields, where=Where(method=DECODER))
-    position, expected = 0, []
-    for segment in dialogue.segments:
-        expected.append((position, patches if segment is None else len(segment)))
-        position += expected[-1][1]
+    sizes = chunk_sizes(dialogue.segments, patches=patches, text=text)
+    expected = list(zip(_starts(sizes), sizes, strict=True))
     chunks = list(dialogue.chunks)
     if chunks != expected or dialogue.shown != dialogue.encoders:
         pairs = enumerate(zip(chunks, expected, strict=False))
@@ -244,16 +251,17 @@ def positioned(evidence: Evidence) -> Positioned | Missing:
     overlap="a wrong position also gives wrong answers; this one needs no answer",
 )
 def positions(given: Positioned, name: str) -> Finding:
-    """Every chunk starts at the position where the last one ended, beginning at 0, and an image takes exactly as many positions as it has tokens."""
+    """Every chunk starts at the position where the last one ended, beginning at 0, and an image takes exactly as many positions as it has tokens.
+    Text that is longer than one call takes goes in in pieces."""
     case, evidence, offset = given.cases[name], given.evidence, given.offsets[name]
     stale = _stale_image(case, offset)
     if stale is not None:
         return stale
-    prompt, position = case.sample.prompt, 0
-    spans, expected = list(chunks_of(case.calls, patches=evidence.patches, offset=offset)), []
-    for size in (len(prompt.before), evidence.patches, len(prompt.after), *[1] * (len(case.sample.golden.ids) - 1)):
-        expected.append((position, size))
-        position += size
+    prompt, text = case.sample.prompt, text_piece(evidence.program.methods)
+    spans = list(chunks_of(case.calls, patches=evidence.patches, offset=offset))
+    sizes = chunk_sizes((prompt.before, None, prompt.after), patches=evidence.patches, text=text)
+    sizes += [1] * (len(case.sample.golden.ids) - 1)
+    expected = list(zip(_starts(sizes), sizes, strict=True))
     if spans == expected:
         return passed(f"{len(spans)} chunks without gap or overlap, {evidence.patches} image slots")
     shorter = min(len(spans), len(expected))

@@ -10,7 +10,7 @@ from verifier.checks.check import Fields, Finding, check, failed, need, one_case
 from verifier.checks.metadata import metadata
 from verifier.core.limits import limit, stated
 from verifier.core.types import Missing, Where
-from verifier.families.conventions import DECODER, ENCODER, ROLES
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, ROLES, most_tokens
 from verifier.families.tokens.records import described
 from verifier.measures.evidence import Evidence, Part
 
@@ -18,9 +18,10 @@ SCALAR = limit("structure.scalars")
 
 
 def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
+    """Of a size that may be smaller, a file may say so or not, unless the convention needs it; `static` tensors need not either."""
     if not isinstance(actual, TensorFacts) or actual.dtype != expected.dtype or actual.sizes != expected.sizes:
         return False
-    return actual.dynamic == (expected.dynamic and not static) or (not expected.dynamic)
+    return actual.dynamic or static or not expected.dynamic
 
 
 @check(
@@ -31,11 +32,11 @@ def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
     overlap="a program with another signature also fails in its calls; this one says which input or output is another",
 )
 def signatures(evidence: Evidence, _case: str) -> Finding:
-    """The inputs and outputs of every method have the dtypes, sizes and dynamic bounds that runners rely on."""
-    static_image = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
+    """The inputs and outputs of every method have the dtypes, sizes and dynamic sizes of the program's calling convention. A program that takes
+    pictures of one size alone passes, and the message says so."""
     for name in ROLES:
         facts, expected = evidence.program.methods[name], evidence.expected_signatures[name]
-        static = static_image and name == ENCODER
+        static = name == ENCODER
         pairs = [
             *zip(facts.inputs, expected.inputs, strict=False),
             *zip(facts.outputs, (expected.output,), strict=False),
@@ -48,7 +49,17 @@ def signatures(evidence: Evidence, _case: str) -> Finding:
                 "Export with this project's exporter, or fix the runner that was changed with it.",
                 where=Where(method=name),
             )
-    return passed("three methods with the signatures that runners rely on")
+    image = evidence.program.methods[ENCODER].inputs[0]
+    promised = evidence.manifest is not None and evidence.manifest.recipe.static_image_shape
+    assert isinstance(image, TensorFacts)
+    if promised and image.dynamic:
+        message = f"{ENCODER} takes pictures of many sizes ({image}), and the manifest says static_image_shape. Export again, or correct the manifest."
+        return failed(message, where=Where(method=ENCODER))
+    said = f"three methods with the signatures of {evidence.convention.name}"
+    if promised or image.dynamic or not evidence.expected_signatures[ENCODER].inputs[0].dynamic:
+        return passed(said)
+    exception = f"{ENCODER} takes pictures of {image.sizes[2]} x {image.sizes[1]} px alone: an app pads its own to that size with black"
+    return passed(f"{said}; {exception}", exception=exception)
 
 
 @check(
@@ -59,29 +70,59 @@ def signatures(evidence: Evidence, _case: str) -> Finding:
     overlap="a wrong limit also shows as a chunk that is refused, or taken, at the end of the cache",
 )
 def limits(evidence: Evidence, _case: str) -> Finding:
-    """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree. Where the cache is longer than
-    `max_position_embeddings` of config.json, the message says so."""
+    """`get_max_seq_len`, the bound of the decoder's input and the length of the KV-cache agree, and `token_embedding` takes as many tokens in one
+    call as `text_decoder`. A bound that is off by one passes, and the message says so. Where the cache is longer than `max_position_embeddings` of
+    config.json, the message says so, too."""
     limit = evidence.program.max_seq_len
     trained, held = evidence.geometry.text.max_positions, evidence.recipe.max_context_len
     declared = evidence.program.methods[DECODER].inputs[0]
     bound = declared.sizes[1] if isinstance(declared, TensorFacts) and len(declared.sizes) == 3 else None
+    embedded = most_tokens(evidence.program.methods[EMBEDDING])
     fields: Fields = {
         "measured": {"get_max_seq_len": limit, "text_decoder bound": bound, "max_position_embeddings": trained},
         "where": Where(method=DECODER),
     }
-    if bound != limit:
+    if bound is None or bound not in (limit - 1, limit, limit + 1):
         return failed(
             f"get_max_seq_len returns {limit}, but text_decoder takes at most {bound} tokens. Export again with one --max-seq-len.",
             fields,
         )
-    message = f"at most {limit} tokens by get_max_seq_len and by the decoder's bound"
+    if embedded is None or embedded not in range(bound, 1 << 31):
+        said = (
+            f"token_embedding takes at most {embedded} tokens in one call, text_decoder {bound}: a longer text in one call ends in an error. A runner "
+            f"must embed a text in pieces of {embedded} tokens, as this verification does; or export token_embedding with a dynamic length of {bound} "
+            "(ExecuTorch's own exporter takes the length of its example prompt)."
+        )
+        both: Fields = {
+            "measured": {"token_embedding bound": embedded},
+            "allowed": {"token_embedding bound": bound},
+            "where": Where(method=EMBEDDING),
+        }
+        return failed(said, both)
+    message, exception = (
+        f"at most {limit} tokens by get_max_seq_len and by the decoder's bound",
+        _off_by_one(limit, bound, held),
+    )
+    if exception:
+        message = f"at most {limit} tokens by get_max_seq_len; {exception}"
     if held > trained:
         message += (
             f"; the KV-cache holds {held} positions, and the model was trained for {trained} (max_position_embeddings of config.json): answers "
             f"that go beyond position {trained} are not reliable. Export with --max-context-len {trained} at most, or cut "
             "conversations in the app"
         )
-    return passed(message, fields)
+    return passed(message, fields, exception=exception)
+
+
+def _off_by_one(limit: int, bound: int, held: int) -> str:
+    """What an app has to know of a program whose limits differ by one, as those of optimum-executorch do."""
+    if bound == limit - 1:
+        return f"text_decoder takes at most {bound} tokens in one call: a prompt that fills all {limit} positions goes in in two calls"
+    if held == limit + 1 or bound == limit + 1:
+        return (
+            f"the last of {limit + 1} positions of the KV-cache is never used, because runners stop at get_max_seq_len"
+        )
+    return ""
 
 
 @check("structure.quantization", step="lowering", needs=whole, cases=one_case)

@@ -108,7 +108,7 @@ def _layers(evidence: Evidence, opened: Opened, definition: Definition) -> tuple
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
             large, patches = opened.family.large, evidence.patches
             traced = run_traced(
-                opened.artifact, [case.sample], opened.runner, Path(folder), patches=patches, large=large
+                opened.artifact, opened.caller, [case.sample], opened.runner, Path(folder), patches=patches, large=large
             )
             found = against_fp32(opened.artifact, audit, definition, traced)
         vision += found[0]

@@ -27,7 +27,8 @@ from verifier.export.manifest import package_versions
 from verifier.families.answering import greedy_answer, load_sample
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.definition import DEFAULT_MAX_LEN, Definition
-from verifier.families.driver import Script, converse_freely
+from verifier.families.driver import Script, caller_of, converse_freely
+from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.samples import Sample
@@ -65,7 +66,7 @@ def answer(
             expected=f"at most {DEFAULT_MAX_LEN}",
             fix="ask a shorter one",
         )
-    draft = () if program is None else answer_of_program(program, sample, patches=patches)
+    draft = () if program is None else answer_of_program(program, sample, family)
     ids, margins = greedy_answer(definition, sample, ends=tokenizer.ends, room=room, draft=draft)
     return {
         "name": path.stem,
@@ -79,15 +80,16 @@ def answer(
     }
 
 
-def answer_of_program(pte: Path, sample: Sample, *, patches: int) -> tuple[int, ...]:
+def answer_of_program(pte: Path, sample: Sample, family: Family) -> tuple[int, ...]:
     """What a program answers by itself, `ANSWER_TOKENS` ids and no EOS looked for. Raises `GoldenError` if it fails."""
-    artifact, script = open_artifact(pte), Script()
+    artifact = open_artifact(pte)
+    script = Script(caller_of(artifact, family))
     made = converse_freely(
         script,
         image=sample.image,
         prompt=sample.prompt,
         tokens=ANSWER_TOKENS,
-        patches=patches,
+        patches=family.patches,
         limit=artifact.max_seq_len,
     )
     result = run_bundle(LocalRunner(), Bundle(pte, tuple(script.calls)))

@@ -43,12 +43,12 @@ class Encoder(Protocol):
         """uint8 [3, h, w] -> normalized pixels [1, 3, H, H]."""
         ...
 
-    def tokens(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> tokens before the first norm [1, P, D]."""
+    def tokens(self, given: Tensor) -> Tensor:
+        """What a program is given, uint8 [3, h, w] or normalized pixels [1, 3, H, H] -> tokens before the first norm [1, P, D]."""
         ...
 
-    def embedded(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> the stream before the first layer [1, P, D]."""
+    def embedded(self, given: Tensor) -> Tensor:
+        """The same -> the stream before the first layer [1, P, D]."""
         ...
 
     def project(self, stream: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Definition(Protocol):
         ...
 
     def image_tokens(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> [1, P, D]."""
+        """uint8 [3, h, w], or what a program is given in its place, normalized pixels [1, 3, H, H] -> [1, P, D]."""
         ...
 
     def tokens_of_pixels(self, pixels: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ def probe_cache(opened: Opened, parts: frozenset[Part], image: Array) -> CacheEv
     """Histories, poison and rows of the cache; the whole cache in chunks if a check needs it."""
     return ask_cache(
         opened.artifact,
+        opened.caller,
         opened.family.embedding_table().numpy(),
         image,
         partial(run_bundle, opened.runner),
@@ -47,6 +48,7 @@ def repeat(opened: Opened, table: Tensor, image: Array) -> ThreadEvidence:
     """The same calls, repeated and with several thread counts."""
     return ask_threads(
         opened.artifact,
+        opened.caller,
         table.numpy(),
         image,
         partial(run_bundle, opened.runner),
@@ -58,6 +60,7 @@ def measure_speed(opened: Opened, table: Tensor, image: Array) -> Speed:
     """Time and memory of a conversation; whoever asks is alone on the machine."""
     return ask_speed(
         opened.artifact,
+        opened.caller,
         table.numpy(),
         image,
         partial(run_bundle, opened.runner),
@@ -107,4 +110,4 @@ def trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
     """The traced conversations of some of the samples; their traces lie in `folder`."""
     patches, large = opened.family.patches, opened.family.large
     chosen = choose_samples(samples, large=large)
-    return run_traced(opened.artifact, chosen, opened.runner, folder, patches=patches, large=large)
+    return run_traced(opened.artifact, opened.caller, chosen, opened.runner, folder, patches=patches, large=large)

@@ -10,7 +10,7 @@ import numpy as np
 
 from verifier.artifact.program import Declarations
 from verifier.core.types import Missing, Prompt
-from verifier.families.driver import Conversation, Script, converse, converse_freely, vocabulary_calls
+from verifier.families.driver import Caller, Conversation, Script, converse, converse_freely, vocabulary_calls
 from verifier.families.samples import Answered, Sample
 from verifier.measures.evidence import USER, Case, FullAnswer, RuntimeEvidence, answered_freely
 from verifier.measures.pixels import thumbnail
@@ -45,11 +45,11 @@ def filling_prompt(prompt: Prompt, limit: int, patches: int) -> Prompt:
 
 
 def conversation_bundle(
-    program: Declarations, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
+    program: Declarations, caller: Caller, samples: list[Sample], *, patches: int, vocabulary: int, large: bool = False
 ) -> ConversationBundle:
     """Script every sample after the other: a program that remembers the last one fails here. Of a `large` model what is said about the
     same image again goes back to behind its tokens, which are still in the cache: they are a minute's work and more."""
-    script = Script()
+    script = Script(caller)
     told: list[Conversation] = []
     ranges = []
     for sample in samples:
@@ -65,7 +65,7 @@ def conversation_bundle(
         same, in_cache = in_cache is sample, sample
         return next(c for s, c in zip(samples, told, strict=True) if s is sample) if large and same else None
 
-    embedded = vocabulary_calls(script, vocabulary=vocabulary, max_seq_len=program.max_seq_len)
+    embedded = vocabulary_calls(script, vocabulary=vocabulary)
     golden = {sample.golden.name: sample for sample in samples if sample.golden.kind != USER}
     freely = partial(converse_freely, script, patches=patches, limit=program.max_seq_len)
     free = {}

@@ -16,6 +16,7 @@ from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.conventions import recognize
+from verifier.families.driver import Caller, caller_of
 from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_checkpoint, open_family
@@ -73,6 +74,11 @@ class Opened:
     budget: dict[str, Budget] | None
     runner: Runner
     to_ship: ToShip
+
+    @property
+    def caller(self) -> Caller:
+        """How the program is called."""
+        return caller_of(self.artifact, self.family)
 
 
 def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: Checkpoint) -> None:

@@ -194,7 +194,8 @@ def _longest(opened: Opened, samples: list[Sample]) -> int:
 def _conversations(opened: Opened, samples: list[Sample]) -> ConversationBundle:
     vocabulary = opened.checkpoint.geometry.text.vocabulary
     patches, large = opened.family.patches, opened.family.large
-    return conversation_bundle(opened.artifact, samples, patches=patches, vocabulary=vocabulary, large=large)
+    program, caller = opened.artifact, opened.caller
+    return conversation_bundle(program, caller, samples, patches=patches, vocabulary=vocabulary, large=large)
 
 
 def _answers(
@@ -277,6 +278,7 @@ def _evidence(  # noqa: PLR0917
         channels = measure_channels([case.logits for case in cases[:count]], answers[:count], head)
     return Evidence(
         program=program_facts(opened.artifact),
+        convention=opened.family.convention,
         expected_signatures=expected_signatures(opened.artifact, opened.family),
         manifest=opened.manifest,
         geometry=opened.checkpoint.geometry,
@@ -330,9 +332,9 @@ def _prompts(opened: Opened) -> PromptEvidence:
         opened.tokenizer,
         opened.family.prompt,
         [image.question for image in opened.golden.images],
+        opened.caller,
         patches=opened.family.patches,
         limit=opened.artifact.max_seq_len,
-        side_px=opened.checkpoint.geometry.vision.image_px,
     )
 
 

@@ -173,8 +173,9 @@ class DecoderBlocks:
         logits = self.taps.result(DECODER, tapped, number)
         if last is None or logits is None:
             return []
-        expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-1:]))
-        error = _added(f"{DECODER}.output", "output", number, torch.zeros(()), logits.view(1, -1), expected)
+        rows = logits.reshape(-1, logits.shape[-1])  # of all tokens, or of the last
+        expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-len(rows) :]))
+        error = _added(f"{DECODER}.output", "output", number, torch.zeros(()), rows, expected)
         return [replace(error, limit_db=block_limit_db(error.elements))]
 
     def _after(self, tapped: Tapped, number: int, layer: int) -> Tensor | None:

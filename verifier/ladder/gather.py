@@ -19,9 +19,9 @@ from verifier.core.errors import VerifierError
 from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, no_progress
 from verifier.core.types import Missing, Recipe
-from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
+from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, most_tokens
 from verifier.families.definition import Definition
-from verifier.families.driver import Script, converse, splice
+from verifier.families.driver import Caller, Script, converse, splice
 from verifier.families.family import Family
 from verifier.families.samples import Sample
 from verifier.interpret.machine import Machine, MethodState
@@ -79,19 +79,19 @@ class Traced:
     problem: str = ""
 
 
-def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[Script, list[str]]]:
+def _scripts(caller: Caller, samples: list[Sample], *, patches: int, large: bool) -> list[tuple[Script, list[str]]]:
     """What is run in one process each, and the sample of each call.
 
     Of a large model the encoder runs by itself, and the decoder is fed with a little text alone: every call copies the whole cache, in
     four layouts, and 576 image tokens of a 7B model would leave 16 GB more, by arithmetic, beside packed weights of 3.4 GB.
     """
-    together: tuple[Script, list[str]] = (Script(), [])
-    apart: tuple[Script, list[str]] = (Script(), [])
+    together: tuple[Script, list[str]] = (Script(caller), [])
+    apart: tuple[Script, list[str]] = (Script(caller), [])
     for sample in samples:
         answer, image = sample.golden.ids[:ANSWER_TOKENS], sample.image
         script, owners = together
         if large:
-            apart[0].add(ENCODER, image)
+            apart[0].encode(image)
             apart[1].append(sample.golden.name)
             splice(script, (sample.prompt.before[:LARGE_CHUNK], answer[:1]), [], patches=patches)
         else:
@@ -101,21 +101,32 @@ def _scripts(samples: list[Sample], *, patches: int, large: bool) -> list[tuple[
 
 
 def run_traced(
-    artifact: Artifact, samples: list[Sample], runner: Runner, folder: Path, *, patches: int, large: bool = False
+    artifact: Artifact,
+    caller: Caller,
+    samples: list[Sample],
+    runner: Runner,
+    folder: Path,
+    *,
+    patches: int,
+    large: bool = False,
 ) -> Traced:
     """Run the samples one after the other on one loaded program, their traces into `folder`; a `large` model's encoder and decoder in
-    processes of their own."""
+    processes of their own. Outputs are whole, those of all positions among them."""
     machine = Machine(artifact)
     folders: list[Path] = []
     calls: list[TracedCall] = []
-    for number, (script, owners) in enumerate(_scripts(samples, patches=patches, large=large)):
+    for number, (script, owners) in enumerate(_scripts(caller, samples, patches=patches, large=large)):
         folders.append(folder / str(number))
         folders[-1].mkdir()
         buffer_bytes = SLACK_BYTES + sum(
-            traced_bytes(machine.methods[call.method], _tokens(script, place, patches), artifact.max_seq_len)
+            traced_bytes(
+                machine.methods[call.method],
+                _tokens(script, place, patches),
+                most_tokens(artifact.methods[call.method]) or artifact.max_seq_len,
+            )
             for place, call in enumerate(script.calls)
         )
-        kept = tuple(replace(call, keep=True) for call in script.calls)
+        kept = tuple(replace(call, keep=True, rows="all") for call in script.calls)
         result = runner.run(
             Bundle(artifact.path, kept, trace=TraceRequest(folders[-1], buffer_bytes)), timeout_s=TIMEOUT_S
         )
@@ -277,8 +288,9 @@ def _tokens(script: Script, number: int, patches: int) -> int:
     return int(first.shape[1]) if first.ndim == 2 else 0
 
 
-def traced_bytes(state: MethodState, tokens: int, max_seq_len: int) -> int:
-    """Upper bound of what the tracer copies in one call of `tokens` tokens: delegates' arguments, kernels' results, and the answer."""
+def traced_bytes(state: MethodState, tokens: int, most: int) -> int:
+    """Upper bound of what the tracer copies in one call of `tokens` tokens of at `most` so many: delegates' arguments, kernels' results, and the
+    answer."""
     total = 0
     traced = [step.args if step.kind == "delegate" else state.results(step) for step in state.plan.instructions]
     for indices in (*traced, state.plan.outputs):
@@ -286,7 +298,7 @@ def traced_bytes(state: MethodState, tokens: int, max_seq_len: int) -> int:
             value = state.plan.values[index]
             if isinstance(value, TensorValue):
                 bound = value.size_bytes
-                if value.dynamic and tokens and max_seq_len in value.sizes:
-                    bound = bound // max_seq_len * tokens
+                if value.dynamic and tokens and most in value.sizes:
+                    bound = bound // most * tokens
                 total += bound + 2 * ALIGNMENT_BYTES
     return total

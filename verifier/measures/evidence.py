@@ -11,7 +11,7 @@ from verifier.audit.records import AuditRecords
 from verifier.core.types import Missing, Recipe
 from verifier.export.manifest import Manifest
 from verifier.families.checkpoint import Checkpoint
-from verifier.families.conventions import Signature
+from verifier.families.conventions import Convention, Signature
 from verifier.families.geometry import Geometry
 from verifier.families.samples import Answered, PublishedAnswer, Sample
 from verifier.golden.bands import Tolerances
@@ -174,6 +174,8 @@ class Evidence:
     """Input of every check. `budget` is None if nobody recorded one."""
 
     program: ProgramFacts
+    convention: Convention
+    """How the program is called."""
     expected_signatures: dict[str, Signature]
     manifest: Manifest | None
     geometry: Geometry

@@ -23,8 +23,8 @@ from verifier.audit.caches import find_caches
 from verifier.audit.records import Cache
 from verifier.core.errors import ArtifactError
 from verifier.core.types import Missing
-from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.families.driver import ids_array
+from verifier.families.conventions import DECODER
+from verifier.families.driver import Caller, Script, ids_array
 from verifier.measures.paired_calls import PROMPT_TOKENS, PairedCalls, one_result, random_tokens
 from verifier.measures.probes import (
     MASKED,
@@ -94,6 +94,7 @@ def splits(limit: int) -> dict[str, tuple[int, ...]]:
 
 def ask_cache(
     artifact: Artifact,
+    caller: Caller,
     table: Array,
     image: Array,
     run: Run,
@@ -102,15 +103,14 @@ def ask_cache(
     in_chunks: bool = True,
     large: bool = False,
 ) -> CacheEvidence:
-    """Ask everything, or all but the many calls in chunks. `table` [V, D] are token embeddings, `image` an input of
-    `vision_encoder`. A `large` model is asked the same with fewer tokens. `measure` is given the rows of the caches, which are not kept."""
+    """Ask everything, or all but the many calls in chunks. `table` [V, D] are token embeddings, `image` a picture uint8 [3, h, w]. A `large` model is asked the same with fewer tokens. `measure` is given the rows of the caches, which are not kept."""
     limit = artifact.max_seq_len
     tokens = random_tokens(table, limit + 8, seed=0)
     others = random_tokens(table, limit + 8, seed=1)
     unasked = Missing("no check asked for the whole cache in chunks", "unasked")
-    chunks = _ask(run, artifact.path, _chunks(tokens, limit, large=large)) if in_chunks else unasked
-    capacity = _ask(run, artifact.path, _capacity(tokens, limit, large=large)) if in_chunks else unasked
-    use = _ask(run, artifact.path, _use(tokens, others, image, limit))
+    chunks = _ask(run, artifact.path, _chunks(caller, tokens, limit, large=large)) if in_chunks else unasked
+    capacity = _ask(run, artifact.path, _capacity(caller, tokens, limit, large=large)) if in_chunks else unasked
+    use = _ask(run, artifact.path, _use(caller, tokens, others, image, limit))
     made = partial(CacheEvidence, limit, chunks=chunks, capacity=capacity, use=use, poisons=poisons(artifact))
     try:
         caches = find_caches(artifact)
@@ -125,13 +125,13 @@ def ask_cache(
         reading, writing = Path(folder) / "read.pte", Path(folder) / "write.pte"
         numbers = [cache.value for cache in caches]
         rewire(artifact, reading, DECODER, outputs=numbers)
-        rows = _ask(run, reading, _rows(tokens, others, caches, limit, large=large))
+        rows = _ask(run, reading, _rows(caller, tokens, others, caches, limit, large=large))
         rewire(artifact, writing, DECODER, inputs=numbers)
         held = [rows.result.further.get((rows.marks["prompt"], place)) for place in range(len(caches))]
         if any(part is None for part in held):
             return made(caches=caches, rows=measure(rows, caches), poison=UNREAD)
         prompt = [np.asarray(part) for part in held]
-        asked = partial(_poison, tokens, caches, prompt)
+        asked = partial(_poison, caller, tokens, caches, prompt)
         poison = _ask_poison(run, writing, asked, poisons(artifact), apart=large)
     return made(caches=caches, rows=measure(rows, caches), poison=poison)
 
@@ -160,10 +160,10 @@ def one_by_one(ends: Iterable[int]) -> dict[int, int]:
     return sizes
 
 
-def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
+def _chunks(caller: Caller, tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
     """Token by token to the limit, of a `large` model where chunks end; then the same tokens in every split, each chunk's end
     against that. All splits of a large model but the whole begin behind one prefix, which they leave in the cache."""
-    paired, shared = PairedCalls(), max(0, limit - TAIL_OF_LARGE) if large else 0
+    paired, shared = PairedCalls(Script(caller)), max(0, limit - TAIL_OF_LARGE) if large else 0
     cut = {name: (shared, sizes) for name, sizes in splits(limit - shared).items()}
     whole = SPLITS[0]
     cut[whole] = (0, splits(limit)[whole])
@@ -183,13 +183,13 @@ def _chunks(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dic
     return paired, {"last one": alone[limit]}
 
 
-def _capacity(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
+def _capacity(caller: Caller, tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, dict[str, int]]:
     """One past the end from many starts, each behind a fresh prompt whose next token is asked before and after.
 
     What lies behind the start of a refused chunk may have been written; what lies before it must not. A `large` model gets its prompt again
     only where something before its end may have been.
     """
-    paired, marks = PairedCalls(), {}
+    paired, marks = PairedCalls(Script(caller)), {}
     held = 0
     for start, size in beyond(limit):
         intact = min(start, PROMPT_TOKENS)
@@ -203,9 +203,9 @@ def _capacity(tokens: Array, limit: int, *, large: bool) -> tuple[PairedCalls, d
     return paired, marks
 
 
-def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[PairedCalls, dict[str, int]]:
+def _use(caller: Caller, tokens: Array, others: Array, image: Array, limit: int) -> tuple[PairedCalls, dict[str, int]]:
     """A prompt and a few tokens behind it: in a fresh process, then with other histories and company."""
-    paired = PairedCalls()
+    paired = PairedCalls(Script(caller))
     prompt, end = tokens[:PROMPT_TOKENS], PROMPT_TOKENS + STEPS
 
     def steps() -> list[int]:
@@ -220,8 +220,8 @@ def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Paired
     agree("after a full cache", [paired.feed(prompt), *steps()], fresh)
     again = [paired.feed(prompt)]
     for at in range(PROMPT_TOKENS, end):
-        paired.script.add(ENCODER, image, keep=False)
-        paired.script.add(EMBEDDING, ids_array([3, 4, 5]), keep=False)
+        paired.script.encode(image, keep=False)
+        paired.script.embed(ids_array([3, 4, 5]))
         again.append(paired.feed(tokens[at : at + 1], at))
     agree("other methods in between", again, fresh)
     paired.feed(others[:PROMPT_TOKENS], instance=1, keep=False)
@@ -243,10 +243,10 @@ def _use(tokens: Array, others: Array, image: Array, limit: int) -> tuple[Paired
 
 
 def _rows(
-    tokens: Array, others: Array, caches: tuple[Cache, ...], longest: int, *, large: bool
+    caller: Caller, tokens: Array, others: Array, caches: tuple[Cache, ...], longest: int, *, large: bool
 ) -> tuple[PairedCalls, dict[str, int]]:
     """Caches after whole prompts in two splits, of tokens moved by one, of one token repeated; and after perturbations."""
-    paired, marks = PairedCalls(), {}
+    paired, marks = PairedCalls(Script(caller)), {}
     limit = min(longest, ROWS_OF_LARGE) if large else longest
 
     def parts(length: int) -> tuple[Part, ...]:
@@ -284,10 +284,10 @@ def _poisoned(cache: Cache, rows: Array, value: float) -> Array:
 
 
 def _poison(
-    tokens: Array, caches: tuple[Cache, ...], prompt: list[Array], values: Iterable[float]
+    caller: Caller, tokens: Array, caches: tuple[Cache, ...], prompt: list[Array], values: Iterable[float]
 ) -> tuple[PairedCalls, dict[str, int]]:
     """The next token, and the next five as a chunk, behind a prompt whose cache holds a value beyond it, for each value."""
-    paired = PairedCalls()
+    paired = PairedCalls(Script(caller))
     for value in values:
         filled = tuple(_poisoned(cache, rows, value) for cache, rows in zip(caches, prompt, strict=True))
         for size in POISONED:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from verifier.families.conventions import DECODER
-from verifier.families.driver import Script, position_array
+from verifier.families.conventions import pieces
+from verifier.families.driver import Script
 from verifier.measures.probes import Pair
 from verifier.runner.protocol import Array, Part, Result
 
@@ -20,7 +20,7 @@ PROMPT_TOKENS = 48
 class PairedCalls:
     """A script of decoder calls, with `pairs` of calls whose logits must be equal. `parts` are the caches that a rewired program gives besides its logits."""
 
-    script: Script = field(default_factory=Script)
+    script: Script
     pairs: list[Pair] = field(default_factory=list)
 
     def feed(
@@ -34,9 +34,24 @@ class PairedCalls:
         parts: tuple[Part, ...] = (),
         caches: tuple[Array, ...] = (),
     ) -> int:
-        """One chunk [S, D] at a position; the number of its call. `caches` are set before it by a rewired program."""
-        inputs = (embeddings[None], position_array(start), *caches)
-        return self.script.add(DECODER, *inputs, keep=keep, may_fail=may_fail, instance=instance, further=parts)
+        """One chunk [S, D] at a position; the number of its call. `caches` are set before it by a rewired program. A chunk of more tokens than
+        the program takes in one call goes in in pieces, and the last one counts, unless it `may_fail`: that asks for this very call."""
+        call, most = -1, len(embeddings) if may_fail else self.script.caller.decoded
+        for size in pieces(len(embeddings), most):
+            piece, embeddings, last = embeddings[:size], embeddings[size:], len(embeddings) == size
+            further = parts if last else ()
+            call = self.script.decode(
+                piece[None],
+                start,
+                size,
+                keep=keep and last,
+                may_fail=may_fail,
+                instance=instance,
+                further=further,
+                caches=caches,
+            )
+            start += size
+        return call
 
     def chunks(self, embeddings: Array, sizes: Iterable[int], *, keep: bool = True) -> list[int]:
         """Chunks of the given sizes one after the other from position 0; the numbers of their calls."""

@@ -12,7 +12,7 @@ from verifier.audit.lifetimes import find_overlaps, lifetimes, outside_arena
 from verifier.backends.calls import census_of
 from verifier.core.errors import ArtifactError
 from verifier.core.types import Missing
-from verifier.families.conventions import ENCODER, ROLES, Signature
+from verifier.families.conventions import ENCODER, ROLES, Signature, most_tokens
 from verifier.families.family import Family
 from verifier.measures.program import PlannedMemory, ProgramFacts, ScalarFactor
 from verifier.operators.registry import is_heavy
@@ -37,9 +37,10 @@ def program_facts(artifact: Artifact) -> ProgramFacts:
 
 
 def expected_signatures(artifact: Artifact, family: Family) -> dict[str, Signature]:
-    """The signature of every method that computes, for a program of this length. Raises `ArtifactError` if it does not state its length."""
-    sizes = family.sizes(artifact.max_seq_len)
-    return {method: family.convention.signature(method, sizes) for method in ROLES}
+    """The signature of every method that computes, by the program's convention, at the numbers of tokens that its methods take: whether these are
+    enough is asked by `structure.limits`. Raises `ArtifactError` for a program without inputs that does not state its length either."""
+    tokens = {role: most_tokens(artifact.methods[role]) or artifact.max_seq_len for role in ROLES}
+    return {role: family.convention.signature(role, family.sizes(tokens[role])) for role in ROLES}
 
 
 def _readable(read: Callable[[Artifact], T], artifact: Artifact) -> T | Missing:

@@ -11,7 +11,7 @@ import numpy as np
 from verifier.core.errors import CheckpointError, UsageError
 from verifier.core.types import Missing, Segment
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.families.driver import Script, splice
+from verifier.families.driver import Caller, Script, splice
 from verifier.families.prompts import PromptFormat, Turn, dialogue_segments
 from verifier.families.tokens.chat_template import find_template, render
 from verifier.families.tokens.records import Mark
@@ -87,13 +87,13 @@ class TemplatePrompt:
 
 
 def measure_prompts(
-    tokenizer: Tokenizer, form: PromptFormat, questions: Iterable[str], *, patches: int, limit: int, side_px: int
+    tokenizer: Tokenizer, form: PromptFormat, questions: Iterable[str], caller: Caller, *, patches: int, limit: int
 ) -> PromptEvidence:
-    """Golden prompts by both references, unusual prompts as they are fed to a program that holds `limit` tokens, `patches` of them for a picture
-    of `side_px` pixels. Raises `CheckpointError` for a prompt that the tokenizer cannot make."""
+    """Golden prompts by both references, unusual prompts as they are fed to a program that holds `limit` tokens, `patches` of them for a picture.
+    Raises `CheckpointError` for a prompt that the tokenizer cannot make."""
     captions = {question: _caption(tokenizer, form, question) for question in dict.fromkeys(questions)}
     dialogues = {
-        name: _dialogue(tokenizer, form, turns or _longest(tokenizer, form, patches, limit), patches, limit, side_px)
+        name: _dialogue(tokenizer, form, turns or _longest(tokenizer, form, patches, limit), caller, patches, limit)
         for name, turns in PROMPTS.items()
     }
     return PromptEvidence(tokenizer.second.name, limit, captions, dialogues)
@@ -143,13 +143,14 @@ def _longest(tokenizer: Tokenizer, form: PromptFormat, patches: int, limit: int)
 
 
 def _dialogue(  # noqa: PLR0917
-    tokenizer: Tokenizer, form: PromptFormat, turns: tuple[Turn, ...], patches: int, limit: int, side_px: int
+    tokenizer: Tokenizer, form: PromptFormat, turns: tuple[Turn, ...], caller: Caller, patches: int, limit: int
 ) -> Dialogue:
     """A prompt as the driver feeds it."""
     segments, images = dialogue_segments(tokenizer, form, turns), sum(turn.images for turn in turns)
     text = tokenizer.decode([id for segment in segments if segment is not None for id in segment])
     reference = _reference(tokenizer, form.dialogue_parts(turns))
-    script, pictures = Script(), [np.full((3, side_px, side_px), number, np.uint8) for number in range(images)]
+    script, frame = Script(caller), (3, caller.pixels.side_px, caller.pixels.side_px)
+    pictures = [np.full(frame, number, np.uint8) for number in range(images)]
     try:
         splice(script, segments, pictures, patches=patches, limit=limit)
     except UsageError as error:
@@ -162,7 +163,7 @@ def _dialogue(  # noqa: PLR0917
         text,
         reference,
         chunks_of(script.calls, patches=patches),
-        tuple(c.call for c, s in zip(fed, segments, strict=False) if s is None and isinstance(c, OutputOf)),
+        tuple(c.call for c in fed if isinstance(c, OutputOf) and script.calls[c.call].method == ENCODER),
         tuple(at for at, call in enumerate(script.calls) if call.method == ENCODER),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 from verifier.artifact.program import Artifact
-from verifier.families.conventions import ENCODER
+from verifier.families.driver import Caller, Script
 from verifier.measures.kvcache import Run
 from verifier.measures.paired_calls import PairedCalls, random_tokens
 from verifier.measures.probes import Speed
@@ -18,15 +18,17 @@ TEXT = 24
 """Tokens of text around the image."""
 
 
-def ask_speed(artifact: Artifact, table: Array, image: Array, run: Run, *, patches: int, large: bool = False) -> Speed:
+def ask_speed(
+    artifact: Artifact, caller: Caller, table: Array, image: Array, run: Run, *, patches: int, large: bool = False
+) -> Speed:
     """Several rounds in one process: loop, image and prefill, loop, tokens one by one. The first round warms up and does not count."""
-    paired = PairedCalls()
+    paired = PairedCalls(Script(caller))
     tokens = random_tokens(table, patches + TEXT + DECODED, seed=3)
     first = patches + TEXT
     rounds = []
     for _ in range(1 + (ROUNDS_OF_LARGE if large else ROUNDS)):
         loops = [paired.script.add(LOOP, keep=False)]
-        prefill = [paired.script.add(ENCODER, image, keep=False), paired.feed(tokens[:first], keep=False)]
+        prefill = [paired.script.encode(image, keep=False), paired.feed(tokens[:first], keep=False)]
         loops.append(paired.script.add(LOOP, keep=False))
         decode = [paired.feed(tokens[first + i : first + i + 1], first + i, keep=False) for i in range(DECODED)]
         rounds.append((loops, prefill, decode))

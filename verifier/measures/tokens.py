@@ -71,10 +71,12 @@ def measure_tokens(
 
 @dataclass(frozen=True)
 class ImpliedMetadata:
-    """What the metadata methods of a program have to return, by name, and what the checkpoint's files state about the tokens that end an answer
-    (`ends`) and begin a prompt (`begins`)."""
+    """What the metadata methods of a program have to return, by name: those that ExecuTorch's runners ask for, and `others`, which other exporters
+    write and a file need not have. Besides, what the checkpoint's files state about the tokens that end an answer (`ends`) and begin a prompt
+    (`begins`)."""
 
     expected: dict[str, int | tuple[int, ...]]
+    others: dict[str, int | tuple[int, ...]]
     ends: tuple[Statement, ...]
     begins: tuple[Statement, ...]
 
@@ -83,11 +85,18 @@ def measure_metadata(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenize
     """What checkpoint and recipe imply. Raises `CheckpointError` for a statement that is no token id."""
     from verifier.export.lower import metadata
 
-    directory, config = checkpoint.directory, checkpoint.config
+    directory, config, text = checkpoint.directory, checkpoint.config, checkpoint.geometry.text
     expected = metadata(
         recipe,
         vocabulary=checkpoint.geometry.text.vocabulary,
         bos_id=tokenizer.bos_id,
         eos_ids=end_ids(directory, config, tokenizer_id=tokenizer.eos_id),
     )
-    return ImpliedMetadata(expected, end_statements(directory, config), begin_statements(directory, config))
+    others: dict[str, int | tuple[int, ...]] = {
+        "get_eos_id": expected["get_eos_ids"],
+        "get_n_layers": text.layers,
+        "get_n_kv_heads": text.kv_heads,
+        "get_head_dim": text.head_dim,
+        "vision_token_id": tokenizer.image_id,
+    }  # optimum-executorch 1.1.0, optimum/exporters/executorch/integrations.py
+    return ImpliedMetadata(expected, others, end_statements(directory, config), begin_statements(directory, config))

@@ -80,6 +80,8 @@ void read_line(const std::string& line, const std::filesystem::path& folder, Bun
     const auto output = number<size_t>(words);
     const auto axis = number<size_t>(words);
     bundle.calls.back().parts.push_back(Part{output, axis, number<int64_t>(words)});
+  } else if (key == "rows" && !bundle.calls.empty() && rest(words) == "last") {
+    bundle.calls.back().last_row = true;
   } else {
     throw std::runtime_error("an item of kind " + key);
   }

@@ -30,6 +30,7 @@ struct Call {
   size_t instance;
   std::vector<Input> inputs;
   std::vector<Part> parts;
+  bool last_row = false; // the first output is its last row alone
 };
 
 struct Bundle {

@@ -4,11 +4,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <vector>
 
+#include "calling.hpp"
 #include "constants.hpp"
 #include "engine.hpp"
 #include "tokenizer.hpp"
@@ -17,18 +17,6 @@ namespace runner {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-Array ids_array(const std::vector<int64_t>& ids) {
-  Array made{"i8", {1, static_cast<int64_t>(ids.size())}, std::vector<uint8_t>(ids.size() * sizeof(int64_t))};
-  std::memcpy(made.bytes.data(), ids.data(), made.bytes.size());
-  return made;
-}
-
-Array position_array(int64_t position) {
-  Array made = ids_array({position});
-  made.shape = {1};
-  return made;
-}
 
 Array read_image(const std::filesystem::path& path) {
   if (path.empty() || !std::filesystem::is_regular_file(path)) {
@@ -61,6 +49,7 @@ class Conversation {
     try {
       limit_ = std::min(question.seq_len, to_number(program_.call("get_max_seq_len", {})));
       read_ends();
+      calling_ = read_calling(program_);
     } catch (const CallError& error) {
       throw std::runtime_error(question.model.string() + ": not a program of this runtime, or no LLaVA: " + error.what);
     }
@@ -73,12 +62,12 @@ class Conversation {
     std::vector<int64_t> before = tokenizer_.encode(kBeforeImage);
     before.insert(before.begin(), tokenizer_.bos());
     const std::vector<int64_t> after = tokenizer_.encode_behind(prompt);
-    const Array seen = to_array(program_.call("vision_encoder", {image}).at(0));
+    const Array seen = to_array(program_.call("vision_encoder", {calling_.image(image)}).at(0));
     // now, and not behind minutes of prefill
     need(static_cast<int64_t>(before.size() + after.size()) + seen.shape.at(1));
-    feed(embed(before));
+    read(before);
     feed(seen);
-    Array logits = feed(embed(after));
+    Array logits = read(after);
     const double prefill_s = std::chrono::duration<double>(Clock::now() - begun).count();
     const int64_t prefilled = position_;
     const Clock::time_point decoding = Clock::now();
@@ -91,7 +80,7 @@ class Conversation {
       if (position_ == limit_) {
         break;
       }
-      logits = feed(embed({token}));
+      logits = read({token});
     }
     const double decode_s = std::chrono::duration<double>(Clock::now() - decoding).count();
     std::printf("\n");
@@ -131,22 +120,33 @@ class Conversation {
 
   bool ends(int64_t token) const { return std::find(ends_.begin(), ends_.end(), token) != ends_.end(); }
 
-  Array embed(const std::vector<int64_t>& ids) {
-    return to_array(program_.call("token_embedding", {ids_array(ids)}).at(0));
-  }
-
   void need(int64_t positions) const {
     if (positions > limit_) {
       throw std::runtime_error("the prompt needs " + std::to_string(positions) + " positions, there are " + std::to_string(limit_));
     }
   }
 
+  // Logits behind some text, which goes in in pieces if it is too long for one call.
+  Array read(const std::vector<int64_t>& ids) {
+    if (ids.empty()) {
+      throw std::runtime_error("there is no text");
+    }
+    Array logits;
+    for (size_t at = 0; at < ids.size(); at += static_cast<size_t>(calling_.text)) {
+      const size_t end = std::min(ids.size(), at + static_cast<size_t>(calling_.text));
+      const std::vector<int64_t> piece(ids.begin() + static_cast<std::ptrdiff_t>(at), ids.begin() + static_cast<std::ptrdiff_t>(end));
+      logits = feed(to_array(program_.call("token_embedding", {ids_array(piece)}).at(0)));
+    }
+    return logits;
+  }
+
+  // Logits of the last token, [1, V].
   Array feed(const Array& embeddings) {
     const int64_t tokens = embeddings.shape.at(1);
     need(position_ + tokens);
-    Array logits = to_array(program_.call("text_decoder", {embeddings, position_array(position_)}).at(0));
+    const auto answer = program_.call("text_decoder", {embeddings, calling_.positions(position_, tokens)});
     position_ += tokens;
-    return logits;
+    return last_row(to_array(answer.at(0)));
   }
 
   int64_t choose(const Array& logits) {
@@ -165,6 +165,7 @@ class Conversation {
 
   Tokenizer tokenizer_;
   Program program_;
+  Calling calling_;
   float temperature_;
   std::mt19937 random_;
   std::vector<int64_t> ends_;

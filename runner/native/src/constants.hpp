@@ -5,7 +5,7 @@
 
 namespace runner {
 
-constexpr const char* kBundleSchema = "runner.bundle/4";
+constexpr const char* kBundleSchema = "runner.bundle/5";
 constexpr const char* kBundleFile = "bundle.txt";
 constexpr const char* kResultFile = "result.json";
 constexpr const char* kPlaceFile = "at.txt";
@@ -15,6 +15,8 @@ constexpr const char* kImageEntry = "image.npy";
 constexpr const char* kLoop = "@loop";
 constexpr int64_t kLoopSide = 256;
 constexpr int64_t kLoopTimes = 8;
+constexpr float kPixelMean[] = {0.48145466f, 0.4578275f, 0.40821073f};
+constexpr float kPixelStd[] = {0.26862954f, 0.26130258f, 0.27577711f};
 constexpr const char* kSystem = "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the human's questions. ";
 constexpr const char* kBeforeImage = "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the human's questions. USER: ";
 constexpr int64_t kFileLimitBytes = 67108864;

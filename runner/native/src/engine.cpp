@@ -84,6 +84,27 @@ bool Program::has(const std::string& method) const {
   return names.ok() && names->count(method) != 0;
 }
 
+std::vector<TensorFacts> Program::inputs(const std::string& method) const {
+  const auto meta = module_->method_meta(method);
+  if (!meta.ok()) {
+    throw CallError{"Failed to find method " + method + ", error: " + error_text(meta.error())};
+  }
+  std::vector<TensorFacts> found;
+  for (size_t at = 0; at < meta->num_inputs(); ++at) {
+    const auto tensor = meta->input_tensor_meta(at);
+    if (!tensor.ok()) {
+      throw CallError{"an input of " + method + " is no tensor"};
+    }
+    TensorFacts facts;
+    for (const Dtype& dtype : kDtypes) {
+      facts.dtype = dtype.type == tensor->scalar_type() ? dtype.name : facts.dtype;
+    }
+    facts.sizes.assign(tensor->sizes().begin(), tensor->sizes().end());
+    found.push_back(std::move(facts));
+  }
+  return found;
+}
+
 std::vector<EValue> Program::call(const std::string& method, const std::vector<Array>& inputs) {
   std::vector<executorch::extension::TensorPtr> tensors;
   std::vector<EValue> values;
@@ -154,6 +175,15 @@ Array first_rows(const Array& array, const Part& part) {
     std::memcpy(made.bytes.data() + row * taken, array.bytes.data() + row * whole, taken);
   }
   return made;
+}
+
+Array last_row(const Array& array) {
+  if (array.shape.empty() || array.count() == 0) {
+    throw CallError{"an output that has no last row"};
+  }
+  const int64_t width = array.shape.back();
+  const size_t taken = item_bytes(array.dtype) * static_cast<size_t>(width);
+  return Array{array.dtype, {1, width}, std::vector<uint8_t>(array.bytes.end() - static_cast<std::ptrdiff_t>(taken), array.bytes.end())};
 }
 
 int64_t argmax(const Array& logits) {

@@ -14,6 +14,12 @@
 
 namespace runner {
 
+// A tensor that a method declares: dtype in NumPy's spelling, "" for what is no plain number; sizes, their upper bounds if they are dynamic.
+struct TensorFacts {
+  std::string dtype;
+  std::vector<int64_t> sizes;
+};
+
 // What a call of the runtime says went wrong, in the words of ExecuTorch's Python bindings.
 struct CallError {
   std::string what;
@@ -26,6 +32,7 @@ class Program {
   // Outputs alias the program's memory until its next call. Throws CallError.
   std::vector<executorch::runtime::EValue> call(const std::string& method, const std::vector<Array>& inputs);
   bool has(const std::string& method) const; // whether the program has a method of this name
+  std::vector<TensorFacts> inputs(const std::string& method) const; // what it declares; throws CallError
   void write_trace(const std::filesystem::path& folder); // throws std::runtime_error
   executorch::runtime::Error loaded = executorch::runtime::Error::Ok;
 
@@ -37,6 +44,7 @@ class Program {
 
 Array to_array(const executorch::runtime::EValue& value); // throws CallError for what is no tensor of plain numbers
 Array first_rows(const Array& array, const Part& part); // the first `length` entries along an axis
+Array last_row(const Array& array); // [..., N] -> [1, N]
 int64_t argmax(const Array& logits); // index of the largest number in the last row, fp32
 void set_threads(uint32_t count);
 void set_workspace_sharing(const std::string& mode); // of XNNPACK's delegates, before a program is loaded; throws std::runtime_error

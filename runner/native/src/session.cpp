@@ -224,13 +224,14 @@ class Session {
   }
 
   void keep(size_t number, const Call& call, const std::vector<executorch::runtime::EValue>& answer) {
+    const auto first = [&] { return call.last_row ? last_row(to_array(answer.at(0))) : to_array(answer.at(0)); };
     for (size_t output = 0; output < answer.size(); ++output) {
       if (wanted_.count({number, output}) != 0) {
-        held_[{number, output}] = to_array(answer[output]);
+        held_[{number, output}] = output == 0 ? first() : to_array(answer[output]);
       }
     }
     if (call.keep) {
-      write_npy(to_array(answer.at(0)), folder_ / numbered(number, ".npy"));
+      write_npy(first(), folder_ / numbered(number, ".npy"));
     }
     for (size_t place = 0; place < call.parts.size(); ++place) {
       const Array whole = to_array(answer.at(call.parts[place].output));

@@ -71,10 +71,8 @@ class Definition:
         return weight
 
     def image_tokens(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> [1, P, D]."""
-        with torch.no_grad():
-            out: Tensor = self.vision(image)
-        return out
+        """uint8 [3, h, w], or what a program is given in its place, normalized pixels [1, 3, H, H] -> [1, P, D]."""
+        return self.tokens_of_pixels(self.vision.pixels(image))
 
     def tokens_of_pixels(self, pixels: Tensor) -> Tensor:
         """Normalized pixels [1, 3, H, H] -> [1, P, D]."""

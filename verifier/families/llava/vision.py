@@ -148,6 +148,10 @@ class VisionEncoder(nn.Module):
         square = functional.pad(image, (left, right, top, bottom))
         return ((square * RESCALE - self.mean) / self.std).unsqueeze(0)
 
+    def pixels(self, given: Tensor) -> Tensor:
+        """What a program is given -> normalized pixels [1, 3, H, H]; pixels that were normalized before are taken as they are."""
+        return given if given.dim() == 4 else self.normalize(given)
+
     @property
     def first_norm(self) -> str:
         """The norm that reads what `tokens` gives."""
@@ -163,13 +167,13 @@ class VisionEncoder(nn.Module):
             for number, layer in enumerate(self.tower.used)
         ]
 
-    def tokens(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> class token and patches with their positions [1, P+1, D]."""
-        return self.tower.tokens(self.normalize(image))
+    def tokens(self, given: Tensor) -> Tensor:
+        """uint8 [3, h, w] or normalized pixels -> class token and patches with their positions [1, P+1, D]."""
+        return self.tower.tokens(self.pixels(given))
 
-    def embedded(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] -> the same behind the first norm [1, P+1, D]."""
-        return self.tower.embed(self.normalize(image))
+    def embedded(self, given: Tensor) -> Tensor:
+        """uint8 [3, h, w] or normalized pixels -> the same behind the first norm [1, P+1, D]."""
+        return self.tower.embed(self.pixels(given))
 
     def project(self, stream: Tensor) -> Tensor:
         """The stream behind the last layer [1, P+1, D] -> image tokens [1, P, D'], without the class token's."""
