@@ -146,29 +146,31 @@ def quantization(evidence: Evidence, _case: str) -> Finding:
     return failed(message, where=Where(method=first.method, instruction=first.reader))
 
 
-@check("structure.scalars", step="lowering", needs=whole, cases=one_case, limit="structure.scalars")
+@check("structure.scalars", step="lowering", needs=whole, cases=one_case, limit="structure.scalars", optional=True)
 def scalars(evidence: Evidence, _case: str) -> Finding:
-    """Queries and keys of the vision tower are each multiplied by head_dim^-1/4, as PyTorch decomposes attention.
+    """Queries and keys of the vision tower are each multiplied by head_dim^-1/4, as PyTorch decomposes attention, or the operator of attention is
+    given head_dim^-1/2. A program whose delegates compute all of it has no such number: there the layers are compared.
 
     The number itself is compared: int8 noise hides a scale that is slightly wrong from every calibrated band.
     """
     geometry, found = evidence.geometry.vision, evidence.program.vision_factors
-    expected = (geometry.width / geometry.heads) ** -0.25
+    head = geometry.width / geometry.heads
     wrong = [
         factor
         for factor in found
-        if not (isinstance(factor.value, float) and SCALAR.admits(abs(factor.value / expected - 1)))
+        if not (isinstance(factor.value, float) and SCALAR.admits(abs(factor.value / head**factor.exponent - 1)))
     ]
     if not found:
-        return unverified("the vision tower multiplies by no scalar: nothing was compared")
+        return skipped("no instruction of the vision tower multiplies by a scalar")
     if wrong:
         first = wrong[0]
         message = (
             f"{len(wrong)} of {len(found)} scalar factors of the vision tower are wrong, first at instruction {first.instruction}: {first.value}, expected "
-            f"head_dim^-1/4 = {expected:.9g}. The attention scale changed during export: export again."
+            f"head_dim^{'-1/4' if first.exponent == -0.25 else '-1/2'} = {head**first.exponent:.9g}. The attention scale changed during export: export again."
         )
         return failed(message, where=Where(method=ENCODER, instruction=first.instruction))
-    return passed(f"{len(found)} scalar factors of the vision tower, all head_dim^-1/4")
+    roots = " and ".join(sorted({"head_dim^-1/4" if one.exponent == -0.25 else "head_dim^-1/2" for one in found}))
+    return passed(f"{len(found)} scalar factors of the vision tower, all {roots}")
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ class PlannedMemory:
 
 @dataclass(frozen=True)
 class ScalarFactor:
-    """What an instruction multiplies a tensor by; a text for what is no scalar."""
+    """What an instruction multiplies a tensor by; a text for what is no scalar. In sound attention it is the width of a head to the power of
+    `exponent`."""
 
     instruction: int
     value: Scalar | None
+    exponent: float = -0.25
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,15 @@ def _readable(read: Callable[[Artifact], T], artifact: Artifact) -> T | Missing:
 
 
 def _factors(plan: Plan) -> tuple[ScalarFactor, ...]:
-    found = [
-        (step.index, plan.values[step.args[1]])
-        for step in plan.instructions
-        if step.name == "aten::mul.Scalar_out" and len(step.args) > 1
-    ]
-    return tuple(
-        ScalarFactor(index, value if value is None or isinstance(value, (int, float, str)) else str(value))
-        for index, value in found
-    )
+    """Queries and keys are each multiplied by the fourth root, as PyTorch decomposes attention, or an operator is given the root."""
+    found = []
+    for step in plan.instructions:
+        for name, place, exponent in (("aten::mul.Scalar_out", 1, -0.25), ("llama::custom_sdpa.out", 7, -0.5)):
+            value = plan.values[step.args[place]] if step.name == name and len(step.args) > place else None
+            if value is not None:
+                number = value if isinstance(value, (int, float, str)) else str(value)
+                found.append(ScalarFactor(step.index, number, exponent))
+    return tuple(found)
 
 
 def _planned(plan: Plan) -> PlannedMemory:
