@@ -16,6 +16,7 @@ from verifier.checks.registry import CHECKS
 from verifier.core import upstream
 from verifier.core.types import CheckResult
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.conventions import EXECUTORCH_LLAVA, OPTIMUM, Convention
 from verifier.families.llava.geometry import CLIP_MEAN, CLIP_STD
 from verifier.families.pixels.processor import DEFAULTS, ImageFields, find_processor
 from verifier.families.pixels.published import published_samples
@@ -59,10 +60,21 @@ def _checkpoint(folder: Path, nested: Fields | None, plain: Fields | None = None
     return replace(open_checkpoint(EMBEDDED), directory=folder)
 
 
-def _run(check_id: str, checkpoint: Checkpoint, published: tuple[PublishedAnswer, ...] = ()) -> list[CheckResult]:
+def _run(
+    check_id: str,
+    checkpoint: Checkpoint,
+    published: tuple[PublishedAnswer, ...] = (),
+    convention: Convention = EXECUTORCH_LLAVA,
+) -> list[CheckResult]:
     check = next(c for c in CHECKS if c.id == check_id)
     pictures = SimpleNamespace(processor=find_processor(checkpoint.directory), mean=CLIP_MEAN, std=CLIP_STD)
-    evidence: Any = SimpleNamespace(geometry=checkpoint.geometry, pictures=pictures, published=published, subjects=None)
+    evidence: Any = SimpleNamespace(
+        geometry=checkpoint.geometry,
+        pictures=pictures,
+        published=published,
+        subjects=None,
+        convention=convention,
+    )
     return check.results(evidence)
 
 
@@ -259,6 +271,13 @@ def test_what_differs_by_design_is_named_with_its_cost(tmp_path: Path, form: str
     assert does in named[case]
     assert "2 golden pictures that are not square (wide, tall)" in named[case]
     assert "-3.0 to 10.2 dB" in named[case] and "1 of 2 captions unchanged" in named[case]
+
+
+def test_an_app_frames_pictures_for_a_program_of_pixels(tmp_path: Path) -> None:
+    """What differs by design is this verification's then, and not the program's."""
+    checkpoint = _checkpoint(tmp_path, SOUND)
+    (named,) = (r.exception for r in _run("preprocess.processor", checkpoint, (), OPTIMUM) if r.exception)
+    assert "the program takes pixels as an app frames them" in named
 
 
 def test_cost_that_was_not_measured_is_said(tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Stated:
-    """The checkpoint's shape, its processor files, mean and std of the program, and what the files cost where they differ by design."""
+    """The checkpoint's shape, its processor files, mean and std of the program, whether it frames and normalizes pictures `inside`, and what the
+    files cost where they differ by design."""
 
     geometry: Geometry
     processor: Processor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    inside: bool
     published: tuple[PublishedAnswer, ...] = ()
 
 
@@ -37,7 +39,14 @@ def _take(evidence: Evidence) -> Stated | Missing:
     pictures = evidence.pictures
     if isinstance(pictures.processor, Missing):
         return pictures.processor
-    return Stated(evidence.geometry, pictures.processor, pictures.mean, pictures.std, evidence.published)
+    return Stated(
+        evidence.geometry,
+        pictures.processor,
+        pictures.mean,
+        pictures.std,
+        evidence.convention.pixels == "bytes",
+        evidence.published,
+    )
 
 
 @need()
@@ -61,13 +70,15 @@ def files_and_cost(evidence: Evidence) -> Stated | Missing:
     overlap="a wrong mean or std also changes the constants in the file; this one looks at the checkpoint's processor",
 )
 def constants(stated: Stated, _case: str) -> Finding:
-    """The mean and std in the checkpoint's processor files are those that are built into the program."""
+    """The mean and std in the checkpoint's processor files are those that are built into the program, or that pictures are normalized with before
+    they go into a program that takes normalized pixels."""
+    where = "the program has" if stated.inside else "this verification normalizes pictures with"
     for source in stated.processor.sources:
         for field, expected in (("image_mean", stated.mean), ("image_std", stated.std)):
             actual = source.value(field)
             if not _near(actual, expected):
                 return failed(
-                    f"{source.file} has {field} {_shown(actual)}, the program has {list(expected)}. Export with the checkpoint's own values.",
+                    f"{source.file} has {field} {_shown(actual)}, {where} {list(expected)}. Export with the checkpoint's own values.",
                 )
     return passed("mean and std of the checkpoint's processor are those of the program")
 
@@ -212,7 +223,7 @@ def _judge_rule(stated: Stated, field: str) -> Finding:
     for source in found.sources:
         if not rule.holds(source, vision):
             return failed(f"{_stated(source, field)}, expected {rule.expected(vision)}: {rule.means}")
-    exception = _exception(stated.published, found.image, field)
+    exception = _exception(stated, field)
     if exception:
         return passed(f"by design: {exception}", exception=exception)
     return passed(f"{_stated(found.image, field)}, as in the program")
@@ -243,15 +254,18 @@ FRAMINGS = {
 """Frames that differ by design: the field that says so, and what the processor does."""
 
 
-def _exception(published: tuple[PublishedAnswer, ...], source: ImageFields, field: str) -> str:
+def _exception(stated: Stated, field: str) -> str:
     """The named exception that belongs to a field, with its cost; nothing if there is none."""
+    source = stated.processor.image
     decisive, does = FRAMINGS.get(source.framing, ("", ""))
     if field != decisive:
         return ""
-    return (
-        f"{source.file} {does}; LLaVA on ExecuTorch resizes the longer side and pads with black, because constant padding is what its kernels "
-        f"have. Square pictures are the same in both. {_cost(published)}"
+    here = (
+        "LLaVA on ExecuTorch resizes the longer side and pads with black, because constant padding is what its kernels have"
+        if stated.inside
+        else "the program takes pixels as an app frames them, and this verification resizes the longer side and pads with black"
     )
+    return f"{source.file} {does}; {here}. Square pictures are the same in both. {_cost(stated.published)}"
 
 
 def _cost(answers: tuple[PublishedAnswer, ...]) -> str:

@@ -98,7 +98,7 @@ def limits(evidence: Evidence, _case: str) -> Finding:
             "allowed": {"token_embedding bound": bound},
             "where": Where(method=EMBEDDING),
         }
-        return failed(said, both)
+        return failed(said, both, accuses="convention")
     message, exception = (
         f"at most {limit} tokens by get_max_seq_len and by the decoder's bound",
         _off_by_one(limit, bound, held),

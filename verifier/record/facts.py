@@ -12,7 +12,7 @@ from verifier.measures.evidence import Evidence
 
 
 def facts(evidence: Evidence) -> JsonObject:
-    """Sizes, the census of instructions and nodes, digests of the constants by name, the profile by block and image, and how far equally clean files lie apart."""
+    """Sizes, the calling convention, the census of instructions and nodes, digests of the constants by name, the profile by block and image, and how far equally clean files lie apart."""
     program, audit, speed = evidence.program, evidence.audit, evidence.runtime.speed
     measured = (
         {}
@@ -22,6 +22,7 @@ def facts(evidence: Evidence) -> JsonObject:
     tolerances = evidence.tolerances
     bands = {} if isinstance(tolerances, Missing) else tolerances.bands
     return {
+        "convention": evidence.convention.name,
         "max_seq_len": program.max_seq_len,
         "file_bytes": program.file_bytes,
         "planned_bytes": program.planned_bytes,
