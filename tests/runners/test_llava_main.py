@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tests.support import EMBEDDED_PTE
+from tests.support import EMBEDDED_PTE, OPTIMUM_PTE, UPSTREAM_PTE
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.registry import open_checkpoint
 from verifier.faults.tokenizer_forms import write_bin
@@ -77,6 +77,32 @@ def test_golden_caption_by_the_seeds_command(
     tokens = len(wanted.ids) - 1
     assert stopwatch.startswith("prefill ")
     assert f"tokens/s ({tokens} tokens)" in stopwatch
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+@pytest.mark.parametrize("image", ["odd_333x335", "pair_base"])
+def test_golden_caption_of_another_exporters_program(
+    kind: str, image: str, artifacts: Path, native: NativeRunner
+) -> None:
+    """optimum-executorch's takes normalized pixels and the position of each token, and returns all logits; it names no get_eos_ids."""
+    golden = load_golden(EMBEDDED, open_checkpoint().sha256)
+    wanted = next(one for one in golden.images if one.name == image)
+    flags = {"model_path": OPTIMUM_PTE, "image_path": artifacts / f"{image}.npy"}
+    done = _ask(_command(kind, native), **flags, tokenizer_path=artifacts / "tokenizer.bin")
+    assert (done.returncode, done.stdout) == (0, f"ASSISTANT: {wanted.text}\n"), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_a_long_prompt_goes_in_in_pieces(kind: str, artifacts: Path, native: NativeRunner) -> None:
+    """Upstream's program embeds 84 tokens in one call; a question of more is answered. An empty one is refused."""
+    flags = {"model_path": UPSTREAM_PTE, "image_path": artifacts / "pair_base.npy"}
+    flags["tokenizer_path"] = artifacts / "tokenizer.bin"
+    done = _ask(_command(kind, native), **flags, prompt="What is shown? " * 12 + "ASSISTANT:", seq_len=766)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("prefill")) == (0, True), done.stderr
+    prefilled = int(done.stderr.splitlines()[-1].split("(")[1].split()[0])
+    assert prefilled > 576 + 84
+    empty = _ask(_command(kind, native), **flags, prompt="")
+    assert (empty.returncode, "there is no text" in empty.stderr) == (2, True), empty.stderr
 
 
 def test_golden_caption_on_arm(artifacts: Path, emulated: QemuRunner) -> None:
