@@ -15,8 +15,6 @@ from verifier.families.tokens.records import described
 from verifier.measures.evidence import Evidence, Part
 
 SCALAR = limit("structure.scalars")
-CONVERSION = "XNNConvert"
-"""The node that makes int8 of fp32, and fp32 of int8."""
 
 
 def _same(actual: object, expected: TensorFacts, *, static: bool) -> bool:
@@ -135,8 +133,7 @@ def quantization(evidence: Evidence, _case: str) -> Finding:
     if isinstance(found, Missing):
         return unverified(f"a delegate cannot be read: {found.reason}")
     if not found.compared:
-        census = evidence.program.census
-        if not isinstance(census, Missing) and not census.get(ENCODER, {}).get(CONVERSION):
+        if evidence.recipe.vision == "fp32":
             return skipped("the vision encoder is not quantized: no int8 tensor goes from one delegate to another")
         return unverified("no int8 tensor goes from one delegate to another: nothing was compared")
     if not found.misread:
