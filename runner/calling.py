@@ -13,6 +13,9 @@ from verifier.runner.constants import PIXEL_MEAN, PIXEL_STD
 
 BYTE, LONG, FLOAT = 0, 4, 6
 """ExecuTorch's numbers of dtypes."""
+_TEXT = {"token_embedding": ((LONG, 2),), "text_decoder": ((FLOAT, 3), (LONG, 1))}
+KINDS = tuple({"vision_encoder": (picture,)} | _TEXT for picture in ((BYTE, 3), (FLOAT, 4)))
+"""Dtype and number of dimensions of the inputs of each method, of programs that take bytes and of those that take normalized pixels."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,27 @@ class Calling:
 def read_calling(program: Any) -> Calling:
     """From the inputs that a program declares. Raises `RunnerError` for a convention that is not known, and for a program that is no LLaVA."""
     try:
-        (image,), (ids,), (embeddings, position) = (
-            _inputs(program, method) for method in ("vision_encoder", "token_embedding", "text_decoder")
-        )
+        inputs = {method: _inputs(program, method) for method in KINDS[0]}
     except (RuntimeError, ValueError) as error:
         raise RunnerError("the program is not a LLaVA", got=error) from error
-    (pixels, frame), (_, text), (_, chunk), (_, positions) = image, ids, embeddings, position
-    normalized = pixels == FLOAT and len(frame) == 4
-    known = normalized or (pixels == BYTE and len(frame) == 3)
-    if not known or len(text) != 2 or len(chunk) != 3 or len(positions) != 1:
-        raise RunnerError("the calling convention of the program is not known", got=[image, ids, embeddings, position])
-    return Calling(frame[-1] if normalized else 0, positions != (1,), min(text[1], chunk[1]))
+    kinds = {method: tuple((dtype, len(sizes)) for dtype, sizes in given) for method, given in inputs.items()}
+    if kinds not in KINDS:
+        shown = (f"{method}({', '.join(map(_shown, given))})" for method, given in inputs.items())
+        raise RunnerError("the calling convention of the program is not known", got=", ".join(shown))
+    ((_, frame),), ((_, ids),), ((_, embeddings), (_, positions)) = inputs.values()
+    return Calling(frame[-1] if len(frame) == 4 else 0, positions != (1,), min(ids[1], embeddings[1]))
 
 
-def _inputs(program: Any, method: str) -> list[tuple[int, tuple[int, ...]]]:
+Tensor = tuple[int, tuple[int, ...]]
+"""A dtype, and sizes: their upper bounds if they are dynamic."""
+
+
+def _inputs(program: Any, method: str) -> list[Tensor]:
     meta = program.method_meta(method)
     tensors = (meta.input_tensor_meta(number) for number in range(meta.num_inputs()))
     return [(tensor.dtype(), tuple(tensor.sizes())) for tensor in tensors]
+
+
+def _shown(tensor: Tensor) -> str:
+    dtype, sizes = tensor
+    return f"{({BYTE: 'BYTE', LONG: 'LONG', FLOAT: 'FLOAT'}).get(dtype, f'dtype {dtype}')}{list(sizes)}"
