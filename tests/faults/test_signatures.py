@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from tests.faults.judging import results_of
-from verifier.artifact.program import MethodFacts, TensorFacts
+from tests.support import OPTIMUM_PTE
+from verifier.artifact.program import MethodFacts, TensorFacts, open_artifact
+from verifier.audit.records import Handovers
 from verifier.core.types import CheckResult
 from verifier.measures.evidence import Evidence
+from verifier.measures.program_facts import program_facts
 from verifier.report.headline import headline
 
 EMBEDS_84 = {"token_embedding": ((TensorFacts("LONG", (1, 84), True),), (TensorFacts("FLOAT", (1, 84, 256), True),))}
@@ -120,3 +124,35 @@ def test_wrong_metadata_of_another_exporter_fails(gathered: Evidence, name: str,
     result = _metadata(gathered, **{name: value})
     assert result.verdict == "fail"
     assert f"{name} returns {value}, expected" in result.message
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(1.0, "pass"), (1.001, "fail"), (math.nan, "fail")])
+def test_the_scale_of_an_attention_operator_is_compared(gathered: Evidence, change: float, verdict: str) -> None:
+    """optimum-executorch's tower hands head_dim^-1/2 to the operator."""
+    artifact = open_artifact(OPTIMUM_PTE)
+    plan = artifact.plans["vision_encoder"]
+    step = next(step for step in plan.instructions if step.name == "llama::custom_sdpa.out")
+    values = list(plan.values)
+    scale = values[step.args[7]]
+    assert isinstance(scale, float)
+    values[step.args[7]] = scale * change
+    plans = artifact.plans | {"vision_encoder": replace(plan, values=tuple(values))}
+    program = program_facts(replace(artifact, plans=plans))
+    (result,) = results_of("structure.scalars", replace(gathered, program=program))
+    assert result.verdict == verdict
+    assert "head_dim^-1/2" in result.message
+
+
+def test_a_tower_that_multiplies_by_no_scalar_is_skipped(gathered: Evidence) -> None:
+    """Its delegates compute all of the attention."""
+    (result,) = results_of("structure.scalars", replace(gathered, program=replace(gathered.program, vision_factors=())))
+    assert result.verdict == "skipped"
+
+
+def test_a_tower_that_is_not_quantized_has_no_int8_handovers(gathered: Evidence) -> None:
+    """One whose recipe is int8 and that has none was not compared."""
+    none = replace(gathered.program, handovers=Handovers(0, ()))
+    for vision, verdict in (("fp32", "skipped"), ("int8", "error")):
+        recipe = replace(gathered.recipe, vision=vision)
+        (result,) = results_of("structure.quantization", replace(gathered, program=none, recipe=recipe))
+        assert result.verdict == verdict

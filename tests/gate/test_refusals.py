@@ -17,6 +17,7 @@ from verifier.commands.export import main as export_main
 from verifier.commands.verify import main
 from verifier.export.manifest import manifest_path
 from verifier.families.checkpoint import EMBEDDED
+from verifier.families.conventions import CONVENTIONS
 from verifier.gather import opening
 
 
@@ -230,18 +231,19 @@ def test_unusable_checkpoints_are_refused_by_gate_and_exporter(
 def test_an_unknown_calling_convention_is_refused_with_the_signature(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As optimum-executorch calls its decoder: positions of all tokens, logits of all tokens. Nothing is judged."""
+    """Positions in a batch, as Hugging Face's `position_ids`, logits of all tokens. Nothing is judged, and the known ones are shown."""
     right = opening.open_artifact
 
     def foreign(path: Path) -> Artifact:
         artifact = right(path)
         facts = replace(
             artifact.methods["text_decoder"],
-            inputs=(TensorFacts("FLOAT", (1, 767, 256), True), TensorFacts("LONG", (767,), True)),
+            inputs=(TensorFacts("FLOAT", (1, 767, 256), True), TensorFacts("LONG", (1, 767), True)),
             outputs=(TensorFacts("FLOAT", (1, 767, 1088), True),),
         )
         return replace(artifact, methods=artifact.methods | {"text_decoder": facts})
 
     monkeypatch.setattr(opening, "open_artifact", foreign)
-    said = "(FLOAT[1, 767, 256] dynamic, LONG[767] dynamic) -> (FLOAT[1, 767, 1088] dynamic)"
-    _refused(capsys, verify(EMBEDDED_PTE), "calling convention of text_decoder is not known", said)
+    said = "(FLOAT[1, 767, 256] dynamic, LONG[1, 767] dynamic) -> (FLOAT[1, 767, 1088] dynamic)"
+    names = [convention.name for convention in CONVENTIONS]
+    _refused(capsys, verify(EMBEDDED_PTE), "calling convention of text_decoder is not known", said, *names)

@@ -47,6 +47,21 @@ def test_greedy_token_is_fed_back(runner: Runner) -> None:
     assert not np.array_equal(result.outputs[2], result.outputs[3])
 
 
+def test_the_last_row_alone_is_kept(runner: Runner) -> None:
+    """[1, 5, D] becomes [1, D], and the index of its largest number is that of the last row of all of them."""
+    ids = np.array([[5, 9, 300, 7, 954]])
+    calls = (
+        Call("token_embedding", (ids,), rows="last"),
+        Call("token_embedding", (ids,)),
+        Call("token_embedding", (ArgmaxOf(0),)),
+        Call("token_embedding", (ArgmaxOf(1),)),
+    )
+    result = runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
+    assert result.outcome == "ok", result.message
+    assert np.array_equal(result.outputs[0], result.outputs[1][:, -1])
+    assert np.array_equal(result.outputs[2], result.outputs[3])
+
+
 def test_runner_brings_outputs_back(runner: Runner) -> None:
     """The image tokens feed the decoder inside the child; versions, times, memory and operators come with them."""
     image = np.zeros((3, 336, 336), np.uint8)

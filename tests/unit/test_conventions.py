@@ -124,6 +124,16 @@ def test_calls_follow_the_convention() -> None:
     assert made[OPTIMUM.name] == ([(1, 3, 336, 336), (3,), (576,)], "last", [3, 4])
 
 
+def test_a_picture_that_is_shown_again_is_the_same_array() -> None:
+    """A bundle holds it once, whatever is made of it."""
+    script, picture = Script(OPTIMUM_CALLER), np.zeros((3, 336, 252), np.uint8)
+    for shown in (picture, picture, picture.copy()):
+        script.encode(shown)
+    given = [call.inputs[0] for call in script.calls]
+    assert given[0] is given[1]
+    assert given[0] is not given[2]
+
+
 def test_caller_of_the_files() -> None:
     """How many tokens a call takes is read from the file."""
     family = open_family(open_checkpoint())

@@ -87,6 +87,7 @@ class Script:
 
     caller: Caller
     calls: list[Call] = field(default_factory=list)
+    _images: dict[int, tuple[Array, Array]] = field(default_factory=dict, repr=False)
 
     def add(
         self,
@@ -103,8 +104,11 @@ class Script:
         return len(self.calls) - 1
 
     def encode(self, picture: Array, *, keep: bool = True) -> int:
-        """Append the call of `vision_encoder` for a picture uint8 [3, h, w]."""
-        return self.add(ENCODER, self.caller.image(picture), keep=keep)
+        """Append the call of `vision_encoder` for a picture uint8 [3, h, w]. The same picture is the same array in every call: a bundle has it
+        once."""
+        if id(picture) not in self._images:
+            self._images[id(picture)] = picture, self.caller.image(picture)
+        return self.add(ENCODER, self._images[id(picture)][1], keep=keep)
 
     def embed(self, ids: Array | ArgmaxOf, *, keep: bool = False) -> int:
         """Append the call of `token_embedding` for ids int64 [1, S], at most `Caller.embedded`."""

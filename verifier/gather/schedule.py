@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from verifier.audit.run import Audit, audit_weights
 from verifier.core.errors import ArtifactError, GoldenError, VerifierError
 from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, Progress
 from verifier.core.types import Missing
 from verifier.families.answering import answer_samples, load_sample
-from verifier.families.definition import Definition
+from verifier.families.definition import Definition, Module
 from verifier.families.pixels.processor import find_processor
 from verifier.families.pixels.published import compare_published
 from verifier.families.samples import Answered, Sample
@@ -251,11 +253,19 @@ def _pictures(
         samples[-1] if given else None,
         find_processor(opened.checkpoint.directory),
         opened.family.pixels,
-        definition.encoder.normalize,
+        _normalization(opened, definition),
         square=opened.recipe.static_image_shape,
         with_drawn=Part.DRAWN_PIXELS in parts,
         with_files=Part.PICTURE_FILES in parts,
     )
+
+
+def _normalization(opened: Opened, definition: Definition) -> Module:
+    """What makes normalized pixels of a picture: the program inside, as the definition does, or the app before it."""
+    if opened.family.convention.pixels == "bytes":
+        return definition.encoder.normalize
+    caller = opened.caller
+    return lambda picture: torch.from_numpy(caller.image(picture.numpy()))
 
 
 def _evidence(  # noqa: PLR0917
