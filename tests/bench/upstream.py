@@ -6,6 +6,7 @@ gives it the one function that its model calls, and the constructor is bypassed;
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import types
@@ -67,17 +68,75 @@ def make_llava_model(checkpoint: Path) -> Any:
     return made
 
 
+def mend(made: Any, pictures: list[torch.Tensor]) -> None:
+    """Take away the two limits of upstream's files: a token embedding of as many tokens as the example prompt, and int8 ranges of one picture."""
+    from executorch.examples.models.llava import export_llava
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+    from executorch.extension.llm.export import builder
+
+    prepare = builder.prepare_pt2e
+
+    def prepare_and_observe(module: Any, quantizer: Any) -> Any:
+        prepared = prepare(module, quantizer)
+        for picture in pictures:
+            prepared(picture)
+        return prepared
+
+    export_llava.HintBasedSymShapeEvalPass = ConstraintBasedSymShapeEvalPass
+    builder.prepare_pt2e = prepare_and_observe
+    made.resized_image = (pictures[0],)
+
+
+def choose(*, group_size: int, affine: bool) -> None:
+    """Other groups and another quantizer than upstream's."""
+    from executorch.examples.models.llava import export_llava
+
+    transform = export_llava.get_quant_weight_transform
+
+    def chosen(**fields: Any) -> Any:
+        return transform(**(fields | {"group_size": group_size, "quantize_with_hqq": not affine}))
+
+    export_llava.get_quant_weight_transform = chosen
+
+
+def _pictures(checkpoint: Path) -> list[torch.Tensor]:
+    """Our calibration pictures, uint8 [3, h, w] as this checkpoint's programs take them."""
+    from verifier.export.run import CALIBRATION, calibration_images
+    from verifier.families.pixels.image_file import read_image
+    from verifier.families.registry import open_checkpoint, open_family
+
+    pixels = open_family(open_checkpoint(str(checkpoint))).pixels
+    made = [pixels.prepare(read_image(path)) for path in calibration_images(CALIBRATION)]
+    return sorted(
+        made, key=lambda picture: -picture.shape[1] * picture.shape[2] * (picture.shape[1] != picture.shape[2])
+    )
+
+
 def main() -> None:
     """Export, and print the seconds that `export_all` took."""
-    checkpoint, out = Path(sys.argv[1]), Path(sys.argv[2])
-    made = make_llava_model(checkpoint)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--mended", action="store_true", help="without upstream's limits of prompt length and of int8 ranges"
+    )
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--affine", action="store_true", help="affine instead of HQQ")
+    parser.add_argument("--no-custom-sdpa", action="store_true")
+    options = parser.parse_args()
+    pictures = _pictures(options.checkpoint) if options.mended else []
+    made = make_llava_model(options.checkpoint)
+    made.use_sdpa_with_kv_cache_op = not options.no_custom_sdpa
+    if options.mended:
+        mend(made, pictures)
+    choose(group_size=options.group_size, affine=options.affine)
     made.get_example_inputs = lambda: made.resized_image
     from executorch.examples.models.llava.export_llava import export_all
 
     begun = time.perf_counter()
     program = export_all(made)
     seconds = time.perf_counter() - begun
-    with out.open("wb") as file:
+    with options.out.open("wb") as file:
         program.write_to_file(file)
     print(f"SECONDS {seconds:.1f}")
 
