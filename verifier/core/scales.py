@@ -28,6 +28,7 @@ SCALES: dict[str, Scale] = {
     "vision.channel_offset_change": Scale("sd", "most"),
     "layers.vision_db": _DB,
     "layers.profile_db": _DB,
+    "embedding.sqnr_db": _DB,
     "logits.sqnr_db": _DB,
     "logits.kl_mean": Scale("nats", "most"),
     "logits.kl_p90": Scale("nats", "most"),
