@@ -41,8 +41,7 @@ class QuantizedRung:
 
     @property
     def _form(self) -> Form:
-        known = isinstance(self.audit, Audit)
-        return Form(self.opened.recipe, self.opened.artifact, self.audit) if known else Form(self.opened.recipe)
+        return Form(self.opened.recipe, self.opened.artifact, self.audit if isinstance(self.audit, Audit) else None)
 
     def tokens(self, case: Case, places: Iterable[int]) -> dict[int, int]:
         """The token that the decoder, fed with the program's image tokens, favours at places of an answer, by place. None without image tokens."""
