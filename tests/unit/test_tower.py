@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.support import EMBEDDED_PTE
+from verifier.artifact.plan import Instruction
 from verifier.audit.run import Audit, audit_weights, with_recipe_constants
+from verifier.backends.backend import Graph, GraphValue, Node
 from verifier.backends.quantization import PerTensor
 from verifier.families.answering import load_sample
 from verifier.families.conventions import ENCODER
@@ -20,7 +22,7 @@ from verifier.interpret.machine import Machine, Step
 from verifier.ladder.blocks import Taps, TracedCall, find_taps
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import rounded_limit_db
-from verifier.ladder.tower import TowerRung, find_sites
+from verifier.ladder.tower import TowerRung, find_sites, require_placed
 from verifier.ladder.tower_blocks import compare_tower
 from verifier.operators.operator import UnknownOperationError
 
@@ -122,6 +124,20 @@ def test_an_int8_operator_without_counterpart_is_not_passed_over(seen: Seen) -> 
     extra = sites | {(key[0], "multiply", 7): sites[key]}
     with pytest.raises(UnknownOperationError, match="multiply 7 behind"):
         seen.compare(sites=extra)
+
+
+def test_a_rounding_that_no_operator_has_is_not_left_out() -> None:
+    """fp32 to int8 and straight back: nothing of the model would round there."""
+    values = [
+        GraphValue(0, "fp32", (4,), None, None, 0),
+        GraphValue(1, "qint8", (4,), PerTensor(0.1, 0), None, None),
+        GraphValue(2, "fp32", (4,), None, None, 1),
+    ]
+    nodes = tuple(Node(at, "XNNConvert", (at,), at + 1, {}, None) for at in (0, 1))
+    graph = Graph(nodes, {value.id: value for value in values}, (0,), (2,))
+    step = Instruction(7, "delegate", "XnnpackBackend", (), None)
+    with pytest.raises(UnknownOperationError, match="the rounding to int8 of instruction 7, node 0"):
+        require_placed(graph, step)
 
 
 def test_an_fp32_encoder_is_held_to_rounding(seen: Seen) -> None:

@@ -199,7 +199,8 @@ def _within_recipe(evidence: Evidence, case: Case, at: int) -> bool:
     if case.vision is None or case.logits is None:
         return False
     loosest = price_limit(evidence, SQNR, "") if isinstance(band, Missing) else band.loosest
-    tokens = compare_about(case, channel_center(evidence))
+    center = channel_center(evidence)
+    tokens = compare_about(case, center if len(evidence.cases) > 1 else np.zeros_like(center))
     if isinstance(tokens, Mismatch) or not loosest.admits(tokens.sqnr_db):
         return False
     return case.quantized.get(at) == int(case.logits[at].argmax())

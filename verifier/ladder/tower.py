@@ -94,7 +94,7 @@ def _operators(artifact: Artifact, plan: Plan, step: Instruction) -> Iterator[tu
         raise _unplaced(f"{step.name} of instruction {step.index}")
     if step.kind == "delegate":
         graph = graph_of(artifact, plan, step)
-        _require_placed(graph, step)
+        require_placed(graph, step)
         yield from ((graph, node) for node in graph.nodes if node.kind in _NODES)
 
 
@@ -109,7 +109,7 @@ def _in_int8(graph: Graph, node: Node) -> bool:
     return any(isinstance(graph.values[id].quantization, PerTensor | PerToken) for id in ids if id is not None)
 
 
-def _require_placed(graph: Graph, step: Instruction) -> None:
+def require_placed(graph: Graph, step: Instruction) -> None:
     """A value that is rounded to int8 is an operand, or moves; one that is only converted back is a rounding that would be left out."""
     for node in graph.nodes:
         target = graph.values[node.output].quantization
