@@ -110,8 +110,10 @@ def test_a_band_is_the_tighter_limit() -> None:
 
 def test_what_is_priced_may_be_another_value() -> None:
     """The band is asked of the value, the budget of what is priced; what has neither was not judged."""
-    assert _judged(0.5, priced=0.1).verdict == "pass"
-    assert _judged(0.1, priced=0.5).verdict == "fail"
+    assert _judged(0.5, priced=("kl_decided", 0.1)).verdict == "pass"
+    over = _judged(0.1, priced=("kl_decided", 0.5))
+    assert (over.verdict, over.fields["measured"]) == ("fail", {KL: 0.1, "kl_decided": 0.5})
+    assert "kl_decided 0.5" in over.message
     assert _judged(0.5, has_price=False).verdict == "error"
 
 

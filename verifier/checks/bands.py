@@ -83,21 +83,22 @@ def whole(evidence: Evidence) -> Evidence:
 @dataclass(frozen=True)
 class Measure:
     """A measured value of a metric, and how to speak of it. `case` of the band is the check's own unless given. `priced` is what is held against a budget,
-    if that is not the value itself; nothing is where it has no price."""
+    by a name of its own, if that is not the value itself; nothing is where it has no price."""
 
     metric: str
     value: float
     unit: str
     case: str | None = None
-    priced: float | None = None
+    priced: tuple[str, float] | None = None
     has_price: bool = True
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A limit of one measure, the value that it is asked of, and where it comes from."""
+    """A limit of one measure, the value that it is asked of, by its name, and where it comes from."""
 
     limit: Limit
+    name: str
     value: float
     source: Literal["band", "default budget", "budget"]
 
@@ -127,13 +128,12 @@ def price_limit(evidence: Evidence, metric: str, case: str) -> Limit:
 def _bounds(evidence: Evidence, measure: Measure, case: str) -> list[_Bound]:
     """The band, if there is one, else the budget; a budget that the user states holds beside a band."""
     band = band_limit(evidence, measure.metric, case)
-    bounds = [] if band is None else [_Bound(band, measure.value, "band")]
+    bounds = [] if band is None else [_Bound(band, measure.metric, measure.value, "band")]
     stated = measure.metric in evidence.prices
     if measure.has_price and (stated or band is None):
-        value = measure.value if measure.priced is None else measure.priced
-        bounds.append(
-            _Bound(price_limit(evidence, measure.metric, case), value, "budget" if stated else "default budget")
-        )
+        name, value = measure.priced or (measure.metric, measure.value)
+        price = price_limit(evidence, measure.metric, case)
+        bounds.append(_Bound(price, name, value, "budget" if stated else "default budget"))
     return bounds
 
 
@@ -147,7 +147,7 @@ def decided(logits: Array) -> NDArray[np.bool_]:
 
 def judge(evidence: Evidence, case: str, measures: list[Measure], *, what: str, where: Where, hint: str) -> Finding:
     """Hold every measure against its band, or against its budget where it has no band; what is outside fails the case."""
-    measured: dict[str, float] = {}
+    measured = {measure.metric: measure.value for measure in measures}
     allowed: dict[str, float] = {}
     broken: list[str] = []
     sources: set[str] = set()
@@ -155,8 +155,8 @@ def judge(evidence: Evidence, case: str, measures: list[Measure], *, what: str, 
     for measure in measures:
         for bound in _bounds(evidence, measure, measure.case or case):
             inside, sources = bound.limit.admits(bound.value), sources | {bound.source}
-            if measure.metric not in allowed or not inside:
-                measured[measure.metric], allowed[measure.metric] = bound.value, bound.limit.value
+            if bound.name not in allowed or not inside:
+                measured[bound.name], allowed[bound.name] = bound.value, bound.limit.value
             if not inside:
                 broken.append(_beyond(measure, bound))
                 over.add(bound.source)
@@ -174,7 +174,7 @@ def judge(evidence: Evidence, case: str, measures: list[Measure], *, what: str, 
 
 def _beyond(measure: Measure, bound: _Bound) -> str:
     unit = f" {measure.unit}" if measure.unit else ""
-    name, at = measure.metric.split(".")[-1], bound.limit.at
+    name, at = bound.name.split(".")[-1], bound.limit.at
     said = f"{name} {bound.value:.4g}{unit}, allowed at {at} {bound.limit.value:.4g}{unit}"
     if bound.source == "band":
         return said

@@ -16,7 +16,7 @@ from verifier.measures.channels import ChannelError
 from verifier.measures.evidence import Evidence, Part
 
 CASE_METRICS = ("logits.sqnr_db", "logits.kl_mean")
-TOP1 = "logits.top1_agreement"
+TOP1, DECIDED_TOP1 = "logits.top1_agreement", "logits.top1_decided"
 DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", TOP1)
 
 
@@ -69,7 +69,7 @@ def distribution_measures(made: Difference) -> list[Measure]:
     """KL percentiles and top-1 agreement over all positions of all answers; of the latter a budget asks only where fp32 is decided."""
     kl, sure = made.kl_nats, decided(made.expected)
     same = (made.actual.argmax(-1) == made.expected.argmax(-1))[sure]
-    priced = float(same.mean()) if len(same) else None
+    priced = (DECIDED_TOP1, float(same.mean())) if len(same) else None
     return [
         Measure("logits.kl_p90", float(np.percentile(kl, 90)), "nats"),
         Measure("logits.kl_p99", float(np.percentile(kl, 99)), "nats"),

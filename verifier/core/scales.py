@@ -34,6 +34,7 @@ SCALES: dict[str, Scale] = {
     "logits.kl_p90": Scale("nats", "most"),
     "logits.kl_p99": Scale("nats", "most"),
     "logits.top1_agreement": Scale("share", "least"),
+    "logits.top1_decided": Scale("share", "least"),
     "logits.channel_gain_change": Scale("ratio", "most"),
     "greedy.margin_noise": Scale("logits", "most"),
     "margin": Scale("logits", "most"),

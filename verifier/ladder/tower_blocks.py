@@ -115,10 +115,11 @@ def _against_rung(rung: TowerRung, number: int, sample: str, half: _Half, exact:
     with rung.rounding() as mode:
         made = half.compute()
     error = _error(number, sample, half, half.actual, made)
+    rounded_db = rounded_limit_db(_ratio(half, made))
     if not mode.used:
-        return replace(error, limit_db=rounded_limit_db(_ratio(half, made)))
+        return replace(error, limit_db=rounded_db)
     cost_db = _error(number, sample, half, made, exact).sqnr_db
-    error = replace(error, limit_db=static_limit_db(error.elements, cost_db))
+    error = replace(error, limit_db=min(rounded_db, static_limit_db(error.elements, cost_db)))
     if error.holds or error.reason:
         return error
     with rung.rounding(flip_ties=True):
