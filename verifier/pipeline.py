@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from verifier.checks.bands import ties_leave_a_difference
-from verifier.checks.greedy import beyond_noise
+from verifier.checks.greedy import beyond_noise, looks_needed
 from verifier.checks.registry import CHECKS
 from verifier.core.archive import require_free_folder
 from verifier.core.progress import Progress, hushed
@@ -56,7 +56,7 @@ def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) ->
         return replace(case, quantized=quantized.tokens(case, beyond_noise(evidence, case)[:most]))
 
     own = evidence.user_case
-    cases = tuple(looked_at(case, 1) for case in evidence.cases)
+    cases = tuple(looked_at(case, looks_needed(evidence)) for case in evidence.cases)
     return replace(evidence, cases=cases, user_case=None if own is None else looked_at(own, None))
 
 

@@ -638,6 +638,7 @@ POISONS: dict[str, Poisons] = {
         _clipped(math.nan), _clipped(math.inf), "a share is a single number", lambda e: _replay(e, ranges=())
     ),
     "layers.vision": _blocks("blocks"),
+    "layers.price": _blocks("tower"),
     "layers.profile": _blocks("profile"),
     "device.lengths": Poisons(
         COUNTS, COUNTS, lambda e: _replay(e, covered_in={}), lambda e: replace(e, layers=NOTHING)

@@ -46,7 +46,7 @@ def test_wrong_token_fails_where_the_reference_is_sure(gathered: evidence.Eviden
 
 
 def test_the_quantized_rung_is_asked_about_wrong_tokens(gathered: evidence.Evidence) -> None:
-    """It favours the golden tokens of a sound program; the first place where it favours another than the program ends the questions."""
+    """It favours the golden tokens of a sound program, whatever the program favours there."""
     case, ids = gathered.cases[0], gathered.cases[0].sample.golden.ids
     assert case.logits is not None
     opened = open_request(Request(EMBEDDED_PTE, checks=("greedy.golden",)))
@@ -54,7 +54,7 @@ def test_the_quantized_rung_is_asked_about_wrong_tokens(gathered: evidence.Evide
     rung = QuantizedRung(opened, UNASKED, opened.family.definition(max_len=length), case.sample)
     assert rung.tokens(case, (0, 2)) == {0: ids[0], 2: ids[2]}
     wrong = replace(case, logits=np.roll(case.logits, 1, axis=-1))
-    assert rung.tokens(wrong, (0, 2)) == {0: ids[0]}
+    assert rung.tokens(wrong, (0, 2)) == {0: ids[0], 2: ids[2]}
     assert rung.tokens(replace(case, vision=None), (0, 2)) == {}
 
 
@@ -107,6 +107,27 @@ def test_recipes_own_noise_about_the_users_image_is_no_fault(gathered: evidence.
     assert _verdicts("greedy.image", replace(gathered, user_case=noisy)) == {"fail"}
     unlike = replace(other, quantized={sure: said + 1})
     assert _verdicts("greedy.image", replace(gathered, user_case=unlike)) == {"fail"}
+
+
+def test_wrong_token_without_bands_is_a_price_if_the_quantized_model_says_it(gathered: evidence.Evidence) -> None:
+    """Where fp32 is sure: the recipe's own token passes, another one fails. Where fp32 is undecided nobody is asked."""
+    case = gathered.cases[0]
+    assert case.logits is not None
+    name, sure = case.sample.golden.name, int(np.argmax(case.sample.golden.margins))
+    wrong = case.logits.copy()
+    said = int(wrong[sure].argmin())
+    wrong[sure, said] = wrong[sure].max() + 1
+    subjects = replace(gathered.subjects, images=(name,))
+    bare = replace(gathered, tolerances=Missing("never calibrated", "verifier"), subjects=subjects)
+
+    def verdicts(case: evidence.Case) -> set[str]:
+        return _verdicts("greedy.golden", replace(bare, cases=(case, *gathered.cases[1:])))
+
+    assert verdicts(replace(case, logits=wrong, quantized={sure: said})) == {"pass"}
+    assert verdicts(replace(case, logits=wrong, quantized={sure: said + 1})) == {"fail"}
+    assert verdicts(replace(case, logits=wrong)) == {"fail"}
+    flat = replace(case.expected, logits=(1e-3 * case.expected.logits).astype(np.float32))
+    assert verdicts(replace(case, logits=wrong, expected=flat)) == {"pass"}
 
 
 class _Rung:

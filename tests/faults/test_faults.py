@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.recipe import quantized_embedding
+from verifier.checks.check import Check, run_checks
 from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
+from verifier.checks.registry import CHECKS
 from verifier.core.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.llava.definition import embedding_table
@@ -28,7 +31,7 @@ from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.gather.opening import Request
 from verifier.ladder.evidence import BlockError, LayerEvidence
-from verifier.ladder.records import Replay
+from verifier.ladder.records import RangeUse, Replay
 from verifier.measures import evidence
 from verifier.measures.mapping import layer_errors
 from verifier.measures.program_facts import program_facts
@@ -314,7 +317,7 @@ def test_structure_faults_fail(gathered: evidence.Evidence) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check_id", "metric", "place"), [("layers.vision", VISION, "blocks"), ("layers.profile", PROFILE, "profile")]
+    ("check_id", "metric", "place"), [("layers.price", VISION, "tower"), ("layers.profile", PROFILE, "profile")]
 )
 def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str, metric: str, place: str) -> None:
     """What the clean export measured passes on every image; one block a little below its band on one image fails, by name."""
@@ -340,6 +343,44 @@ def test_block_outside_its_band_fails(gathered: evidence.Evidence, check_id: str
         assert f"on {worse.sample}" in failed[0].message
         left_out = [error for error in clean if error.block != worse.block]
         assert [r.case for r in judged(left_out) if r.verdict == "fail"] == [worse.block]
+
+
+def test_layer_of_the_encoder_away_from_its_rung_fails(gathered: evidence.Evidence) -> None:
+    """At its limit it passes, below it fails by name; without a rung nothing was verified, and the reason is said."""
+
+    def judged(sqnr_db: float, **fields: Any) -> list[CheckResult]:
+        blocks = [b for b in gathered.subjects.blocks if b.startswith("vision_encoder")]
+        errors = [BlockError(block, "attention", 0, 60.0, 1, "blank", limit_db=50.0) for block in blocks]
+        errors[1] = replace(errors[1], sqnr_db=sqnr_db)
+        layers = replace(LayerEvidence({}, Replay((), (), (), {}, {})), blocks=tuple(errors), **fields)
+        return results_of("layers.vision", replace(gathered, layers=layers))
+
+    assert {result.verdict for result in judged(50.0)} == {"pass"}
+    (broken,) = [result for result in judged(49.9) if result.verdict == "fail"]
+    assert (broken.step, broken.case) == ("lowering", "vision_encoder.layers.0")
+    unknown = judged(60.0, no_tower_rung="cannot find what XNNAdd is")
+    assert {result.verdict for result in unknown} == {"error"}
+    assert "cannot find what XNNAdd is" in unknown[0].message
+
+
+def test_price_over_a_budget_is_explained_once(gathered: evidence.Evidence) -> None:
+    """Ranges that cut off too much fail by themselves; what they cost is skipped where no band judges it, and fails where the ranges are sound."""
+    bare = replace(gathered, tolerances=Missing("never calibrated", "verifier"), prices={"vision.sqnr_db": 90.0})
+    assert not isinstance(bare.layers, Missing)
+    at = next(index for method, index in bare.layers.alignment if method == "vision_encoder")
+    use = RangeUse(0, "vision_encoder", at, 0, 0.3)
+    clipped = replace(bare, layers=replace(bare.layers, replay=replace(bare.layers.replay, ranges=(use,))))
+    checks = [check for check in CHECKS if check.id in ("layers.ranges", "vision.embedding")]
+
+    def verdicts(checks: list[Check], given: evidence.Evidence) -> dict[str, set[str]]:
+        made: dict[str, set[str]] = {}
+        for result in run_checks(checks, given, foreign=False, unsound=""):
+            made.setdefault(result.id, set()).add(result.verdict)
+        return made
+
+    assert verdicts(checks, clipped) == {"layers.ranges": {"fail"}, "vision.embedding": {"skipped"}}
+    assert verdicts(checks, bare) == {"layers.ranges": {"pass"}, "vision.embedding": {"fail"}}
+    assert verdicts(checks[1:], clipped) == {"vision.embedding": {"fail"}}
 
 
 def _own_tables(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.faults.poisons import KINDS, POISONS
@@ -9,8 +11,14 @@ from verifier.checks.check import Check
 from verifier.checks.registry import CHECKS
 from verifier.core.errors import VerifierError
 from verifier.core.limits import Limit
+from verifier.core.types import Missing
 from verifier.measures.evidence import Evidence
 
+PRICED = [
+    check
+    for check in CHECKS
+    if check.id.startswith(("vision.", "logits.", "embedding.")) or check.id in ("layers.price", "layers.profile")
+]
 pytestmark = pytest.mark.xdist_group("faults")
 
 
@@ -36,6 +44,18 @@ def test_poison_never_passes(check: Check, kind: str, gathered: Evidence) -> Non
     passed = [result for result in results if result.verdict == "pass" and row.only(result.case)]
     assert passed == []
     assert all(result.message for result in results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("check", PRICED, ids=[check.id for check in PRICED])
+def test_poison_never_passes_a_budget(check: Check, kind: str, gathered: Evidence) -> None:
+    """Where nothing was calibrated, budgets judge: sound evidence passes, and what is no number does not."""
+    bare = replace(gathered, tolerances=Missing("this recipe was never calibrated", "verifier"))
+    assert {result.verdict for result in check.results(bare)} == {"pass"}
+    poison, only = getattr(POISONS[check.id], kind), POISONS[check.id].only
+    if isinstance(poison, str):
+        return
+    assert [r for r in check.results(poison(bare)) if r.verdict == "pass" and only(r.case)] == []
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=[check.id for check in CHECKS])

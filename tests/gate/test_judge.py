@@ -53,6 +53,21 @@ def test_some_checks_alone_give_their_results(report_folder: Path, tmp_path: Pat
     assert _results(tmp_path / "some.json", families) == _results(report_folder / "report.json", families)
 
 
+@pytest.mark.parametrize(("stated", "status"), [("kl=0.0001", 1), ("kl=5,sqnr=10", 0), ("speed=1", 2)])
+def test_budgets_are_stated_when_it_is_judged(report_folder: Path, tmp_path: Path, stated: str, status: int) -> None:
+    """A price is judged anew without a run; the report says by which budgets, and a name that none has is refused."""
+    words = ("--checks", "logits.teacher_forced", "--budget", stated, "--json", str(tmp_path / "again.json"))
+    judged = _judge(report_folder / "evidence", *words)
+    assert judged.returncode == status, judged.stdout + judged.stderr
+    if status == 2:
+        assert "no such budget" in judged.stderr
+        return
+    report = json.loads((tmp_path / "again.json").read_text())
+    assert report["request"]["budget"]["logits.kl_mean"] == float(stated.removeprefix("kl=").partition(",")[0])
+    failed = [check["message"] for check in report["checks"] if check["verdict"] == "fail"]
+    assert all("by the budget that was stated" in message for message in failed)
+
+
 def test_a_number_that_was_changed_in_the_evidence_fails(report_folder: Path, tmp_path: Path) -> None:
     """The verdict comes from the evidence: other logits, another verdict."""
     gathered = kept(report_folder / "evidence")

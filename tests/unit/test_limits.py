@@ -89,6 +89,7 @@ def test_measures_of_calibrated_bands_have_a_direction() -> None:
     assert {name for name, scale in SCALES.items() if scale.at == "least"} == {
         *(name for name, scale in SCALES.items() if scale.unit == "dB"),
         "logits.top1_agreement",
+        "logits.top1_decided",
         "structure.memory planned_bytes",
         "apart",
     }

@@ -16,7 +16,7 @@ from verifier.core.types import Recipe
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.ladder.limits import reordered_limit_db
 from verifier.ladder.noise import NOISE_TOKENS, rounding_noise_db
-from verifier.ladder.quantized import Rounding, build_quantized_decoder
+from verifier.ladder.quantized import Form, Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
 
 WIDTH, LAYERS, TOKENS = 1024, 12, 48
@@ -42,7 +42,7 @@ def rung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Rounding]:
     assert synthesize(["--geometry", str(root / "asked.json"), "--out", str(root / "model"), "--quiet"]) == 0
     rounding = Rounding()
     recipe = Recipe(max_seq_len=64, max_context_len=64, group_size=128)
-    return build_quantized_decoder(open_family(open_checkpoint(root / "model")), recipe, rounding=rounding), rounding
+    return build_quantized_decoder(open_family(open_checkpoint(root / "model")), Form(recipe), rounding), rounding
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from verifier.families.llava.prompt import DEFAULT_QUESTION
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.golden.records import GoldenImage
-from verifier.ladder.quantized import build_quantized_decoder
+from verifier.ladder.quantized import Form, build_quantized_decoder
 
 
 def _both(monkeypatch: pytest.MonkeyPatch, build: Any) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def test_streamed_layers_are_quantized_anew(micro_checkpoint: Path, monkeypatch:
     """What `on_module` does to a layer is done every time it is filled; a part of a layer fills it too."""
     checkpoint = open_checkpoint(micro_checkpoint)
     recipe = Recipe(group_size=32)
-    whole, streamed = _both(monkeypatch, lambda: build_quantized_decoder(open_family(checkpoint), recipe))
+    whole, streamed = _both(monkeypatch, lambda: build_quantized_decoder(open_family(checkpoint), Form(recipe)))
     like = build_definition(checkpoint)
     for _ in range(2):
         pairs = zip(_run(whole, like), _run(streamed, like), strict=True)

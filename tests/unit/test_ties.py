@@ -18,7 +18,7 @@ from verifier.families.registry import open_checkpoint, open_family
 from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.limits import block_limit_db
-from verifier.ladder.quantized import Rounding, build_quantized_decoder
+from verifier.ladder.quantized import Form, Rounding, build_quantized_decoder
 from verifier.synth.geometries import NAMED
 
 ULP = 2.0**-23
@@ -49,8 +49,8 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Rounding, A
     checkpoint = open_checkpoint(root / "model")
     recipe = Recipe(max_seq_len=32, max_context_len=32, group_size=default_group_size(2048))
     rounding = Rounding()
-    rung = build_quantized_decoder(open_family(checkpoint), recipe, rounding=rounding)
-    return rung, rounding, build_quantized_decoder(open_family(checkpoint), recipe)
+    rung = build_quantized_decoder(open_family(checkpoint), Form(recipe), rounding)
+    return rung, rounding, build_quantized_decoder(open_family(checkpoint), Form(recipe))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ T = TypeVar("T")
 Cases = Callable[[Subjects], tuple[str, ...]]
 """From the subjects to the cases of a check, so that tests can be listed before anything runs."""
 IN_ORDER = (1 << 30, 0)
+PRICE = "price"
+"""Accused where quantization costs more than its budget, and the file is what the recipe made."""
 IMAGE, PUBLISHED_ANSWER, DEVICE, ALL_IMAGES = "image", "published answer", "device", "all images"
 """What a request may have, and some checks are made for alone: an image of the user, an answer to it that was published for this checkpoint, a
 target of another architecture than this machine's, all golden images rather than chosen ones. A figure that has a budget is one, too."""
@@ -98,7 +100,7 @@ class Check:
 
     `limit` names the rows of the table of limits, or the calibrated metrics, that decide; none if something is met or not. It is made only
     for requests `having` all that it names. `optional` if what it looks at need not exist. `overlap`: why the bench has no fault that this check
-    alone sees (docs/faults.md).
+    alone sees (docs/faults.md). `explained_by` is the check whose failure explains a price over its budget here.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Check:
     having: frozenset[str] = frozenset()
     optional: bool = False
     overlap: str = ""
+    explained_by: str = ""
 
     @property
     def golden(self) -> bool:
@@ -159,21 +162,37 @@ def check(
     having: Iterable[str] = (),
     optional: bool = False,
     overlap: str = "",
+    explained_by: str = "",
 ) -> Callable[[Callable[[T, str], Finding]], Check]:
     """Make a check of the function that judges one case. Its docstring is its entry in docs/checks.md."""
     limits = (limit,) if isinstance(limit, str) else limit
-    return lambda judge: Check(id, step, needs, cases, judge, limits, frozenset(having), optional, overlap)
+    return lambda judge: Check(
+        id, step, needs, cases, judge, limits, frozenset(having), optional, overlap, explained_by
+    )
 
 
 def run_checks(checks: Iterable[Check], evidence: Evidence, *, foreign: bool, unsound: str) -> list[CheckResult]:
     """All results of all checks, in their order.
 
     On a machine of another kind than this one (`foreign`) the kernels that ran are the device's, and so is the step. If that machine
-    computes wrongly (`unsound` says how), a failure of what it computed is not the file's: it becomes an error.
+    computes wrongly (`unsound` says how), a failure of what it computed is not the file's: it becomes an error. A price over its budget is skipped
+    where the failure of another check among these explains it: one cause is named once.
     """
-    return [
-        _on_target(result, one, foreign=foreign, unsound=unsound) for one in checks for result in one.results(evidence)
+    chosen = tuple(checks)
+    made = [
+        _on_target(result, one, foreign=foreign, unsound=unsound) for one in chosen for result in one.results(evidence)
     ]
+    broken = {result.id for result in made if result.verdict == "fail" and result.accuses != PRICE}
+    causes = {one.id: one.explained_by for one in chosen if one.explained_by in broken}
+    return [_explained(result, causes.get(result.id, "")) for result in made]
+
+
+def _explained(result: CheckResult, cause: str) -> CheckResult:
+    if not cause or result.verdict != "fail" or result.accuses != PRICE:
+        return result
+    return replace(
+        result, verdict="skipped", accuses="", message=f"explained by {cause}, which failed: {result.message}"
+    )
 
 
 def _on_target(result: CheckResult, check: Check, *, foreign: bool, unsound: str) -> CheckResult:

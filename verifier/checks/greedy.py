@@ -7,9 +7,18 @@ from dataclasses import replace
 import numpy as np
 
 from verifier.checks.answers import images, no_answer, no_call_returned
-from verifier.checks.bands import Conversations, band_of, conversations, take_conversations
+from verifier.checks.bands import (
+    Conversations,
+    band_limit,
+    band_of,
+    conversations,
+    decided,
+    price_limit,
+    take_conversations,
+)
 from verifier.checks.check import (
     IMAGE,
+    PRICE,
     PUBLISHED_ANSWER,
     Fields,
     Finding,
@@ -25,6 +34,7 @@ from verifier.checks.check import (
 from verifier.checks.vision import SQNR, channel_center, compare_about
 from verifier.core.compare import Array, Difference, Mismatch, compare, refusal
 from verifier.core.limits import LIMITS, Limit
+from verifier.core.prices import judged_by
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER
 from verifier.measures.evidence import Case, Evidence, Part, Subjects, answered_freely
@@ -33,6 +43,7 @@ NOISE = "greedy.margin_noise"
 OWN = "image"
 """The case of the user's own image."""
 TIE = LIMITS["greedy.golden.tie"]
+GOLDEN_LIMITS = (NOISE, "greedy.golden.tie", "greedy.rung.ties", "price.decided")
 
 
 def margin_noise(made: Difference) -> float:
@@ -66,12 +77,14 @@ def own_answer(evidence: Evidence) -> Conversations | Missing:
     step="quantization",
     needs=golden_answers,
     cases=per_image,
-    limit=(NOISE, "greedy.golden.tie"),
+    limit=(*GOLDEN_LIMITS, *judged_by(SQNR)),
+    explained_by="layers.ranges",
     overlap="a wrong token has wrong logits; this one is what a user sees",
 )
 def golden(given: Conversations, name: str) -> Finding:
     """The greedy tokens equal the golden ones. A different token is accepted only where the top-2 margin of fp32 is smaller than the noise of a clean
-    export; teacher forcing keeps the tokens behind it comparable."""
+    export; where nothing was calibrated, only where fp32 is undecided, or the eager model with the recipe's quantization gives it too. Teacher forcing
+    keeps the tokens behind it comparable."""
     return _golden(given, given.cases[name])
 
 
@@ -80,7 +93,8 @@ def golden(given: Conversations, name: str) -> Finding:
     step="quantization",
     needs=own_answer,
     cases=fixed_cases(OWN),
-    limit=(NOISE, "greedy.golden.tie", SQNR),
+    limit=(*GOLDEN_LIMITS, *judged_by(SQNR)),
+    explained_by="layers.ranges",
     having={IMAGE},
     overlap="it is made for the picture of a user alone, which the bench does not give",
 )
@@ -106,15 +120,10 @@ def _golden(given: Conversations, case: Case) -> Finding:
     if len(wrong) == 0:
         return passed(f"{wanted.text!r}", fields)
     noise = _noise(evidence)
-    if noise is None:
-        return unverified(
-            "a token differs, and it is not known how far clean exports move the margin: run python -m verifier.calibrate PTE",
-            fields,
-        )
     spared = 0
     for at in beyond_noise(evidence, case):
         margin = wanted.margins[at]
-        if case is evidence.user_case and _within_recipe(evidence, case, at):
+        if (case is evidence.user_case or noise is None) and _within_recipe(evidence, case, at):
             spared += 1
             continue
         prefix = evidence.tokens.decode([int(i) for i in recomputed[:at]])
@@ -122,15 +131,22 @@ def _golden(given: Conversations, case: Case) -> Finding:
         position = case.sample.prompt.length(evidence.patches) + int(at) - 1
         return failed(
             f"the answer differs from the golden answer at token {at} (position {position}): got {pair[0]!r}, expected {pair[1]!r}, after {prefix!r}. "
-            f"The fp32 margin there is {margin:.2f} logits; clean exports move it by at most {noise.value:.2f}. {_cause(evidence, case, at)}",
+            f"The fp32 margin there is {margin:.2f} logits{_moved(noise)}. {_cause(evidence, case, at)}",
             where=Where(method=DECODER, index=(position,)),
             measured={"margin": margin, **fields["measured"]},
-            allowed={"margin": noise.value},
+            allowed={} if noise is None else {"margin": noise.value},
+            accuses=PRICE if noise is None and case.quantized.get(at) == int(actual[at]) else "",
         )
     said = f"{len(wrong)} of {len(actual)} tokens differ where the fp32 margin is too small to decide"
-    if spared:
+    if spared and noise is None:
+        said = f"{len(wrong)} of {len(actual)} tokens differ, {spared} of them where fp32 is sure and the recipe's quantization alone changes the token: see logits.distribution for this price"
+    elif spared:
         said += f", {spared} of them where the recipe's quantization alone changes the token: this picture is harder to quantize than the golden ones"
     return passed(said, fields)
+
+
+def _moved(noise: Limit | None) -> str:
+    return "" if noise is None else f"; clean exports move it by at most {noise.value:.2f}"
 
 
 def _unlike_reference(case: Case, logits: Array) -> Finding | None:
@@ -152,29 +168,40 @@ def _unlike_reference(case: Case, logits: Array) -> Finding | None:
 
 def _noise(evidence: Evidence) -> Limit | None:
     """How far a clean export moves a token against its rivals, in logits; None if it was never calibrated."""
-    band = band_of(evidence, NOISE)
-    return None if isinstance(band, Missing) else band.limit("program")
+    return band_limit(evidence, NOISE, "program")
 
 
 def beyond_noise(evidence: Evidence, case: Case) -> tuple[int, ...]:
     """Places of an answer where the program favours another token than the golden one, and fp32 is surer of that than the noise of a clean
-    export explains; none where the two cannot be compared."""
-    noise, wanted, logits = _noise(evidence), case.sample.golden, case.logits
-    if noise is None or logits is None or refusal(logits) is not None or logits.shape[:-1] != (len(wanted.ids),):
+    export explains, or decided where that was never calibrated; none where the two cannot be compared."""
+    noise, wanted, logits = _noise(evidence) or TIE, case.sample.golden, case.logits
+    if logits is None or refusal(logits) is not None or logits.shape != case.expected.logits.shape:
         return ()
-    wrong = np.flatnonzero(logits.argmax(-1) != np.array(wanted.ids))
-    return tuple(int(at) for at in wrong if not noise.admits(wanted.margins[at]))
+    if len(logits) != len(wanted.ids):
+        return ()
+    wrong = logits.argmax(-1) != np.array(wanted.ids)
+    if _noise(evidence) is None:
+        wrong &= decided(case.expected.logits)
+    return tuple(int(at) for at in np.flatnonzero(wrong) if not noise.admits(wanted.margins[at]))
+
+
+def looks_needed(evidence: Evidence) -> int | None:
+    """At how many of these places of a golden answer the quantized model is asked: at one, to name the step that is to blame; at all where it is
+    the judge, as nothing was calibrated."""
+    return 1 if _noise(evidence) is not None else None
 
 
 def _within_recipe(evidence: Evidence, case: Case, at: int) -> bool:
     """Whether the recipe's own noise explains a wrong token of a picture that no band was measured on: the image tokens are as
-    near to fp32's as those of some golden image may be, and the eager model with the recipe's quantization, fed with them, says
+    near to fp32's as those of some golden image may be, or as the budget allows, and the eager model with the recipe's quantization, fed with them, says
     the same."""
     band = band_of(evidence, SQNR)
-    if isinstance(band, Missing) or case.vision is None or case.logits is None:
+    if case.vision is None or case.logits is None:
         return False
-    tokens = compare_about(case, channel_center(evidence))
-    if isinstance(tokens, Mismatch) or not band.loosest.admits(tokens.sqnr_db):
+    loosest = price_limit(evidence, SQNR, "") if isinstance(band, Missing) else band.loosest
+    center = channel_center(evidence)
+    tokens = compare_about(case, center if len(evidence.cases) > 1 else np.zeros_like(center))
+    if isinstance(tokens, Mismatch) or not loosest.admits(tokens.sqnr_db):
         return False
     return case.quantized.get(at) == int(case.logits[at].argmax())
 

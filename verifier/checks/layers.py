@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from verifier.checks.bands import Measure, band_of, judge
+from verifier.checks.bands import Measure, band_limit, judge, price_limit
 from verifier.checks.check import (
     IN_ORDER,
     Fields,
@@ -19,21 +19,23 @@ from verifier.checks.check import (
     one_case,
     passed,
     per_block,
+    skipped,
     unverified,
 )
 from verifier.core.limits import limit
+from verifier.core.prices import judged_by
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
-from verifier.golden.bands import Band
 from verifier.ladder.evidence import BlockError, LayerEvidence
 from verifier.ladder.limits import SHARE, excess, over
-from verifier.ladder.records import Aligned, Compared, NonFinite, is_linear
+from verifier.ladder.records import Aligned, Compared, NonFinite, RangeUse, is_linear
 from verifier.measures.evidence import Evidence, Part, Subjects
 
-Record = TypeVar("Record", Compared, BlockError)
+Record = TypeVar("Record", Compared, BlockError, RangeUse)
 PROFILE, VISION = "layers.profile_db", "layers.vision_db"
 CLIPPED = limit("layers.ranges.clipped")
 RESULT_LIMITS = tuple(f"layers.kernel{part}" for part in ("", ".linear", ".step", ".share_off", ".flushed"))
+TOWER_LIMITS = ("layers.graph.ties", "layers.graph.tie_share", "layers.graph.tipped", "layers.vision.fp32")
 GRAPH_LIMITS = tuple(f"layers.graph.{part}" for part in ("rounding", "ties", "tie_share", "tipped", "second_tie"))
 
 
@@ -89,6 +91,8 @@ WITH_RECIPE = _by_block(lambda layers: layers.replay.constants, _aligned)
 """The same bytes with the recipe's constants."""
 ADDED = _by_block(lambda layers: layers.blocks, _named)
 """What each block adds to the residual stream, against the rung above."""
+TOWER = _by_block(lambda layers: layers.tower, _named)
+"""What each layer of the encoder of images adds, against fp32."""
 DEPTH = _by_block(lambda layers: layers.profile, _named)
 """The stream behind each block, against fp32."""
 
@@ -274,26 +278,33 @@ def coverage(layers: LayerEvidence, _case: str) -> Finding:
     return passed(f"all {total} instructions that compute were compared", measured=measured, allowed=allowed)
 
 
+RANGES = _by_block(lambda layers: layers.replay.ranges, lambda _layers, _use: "program")
+"""The conversions to static int8 of the whole program."""
+
+
 @check(
     "layers.ranges",
     step="quantization",
-    needs=followed,
+    needs=RANGES,
     cases=one_case,
     limit="layers.ranges.clipped",
+    optional=True,
     overlap="a range that cuts off also costs the vision layers their accuracy; this one says which range",
 )
-def ranges(layers: LayerEvidence, _case: str) -> Finding:
-    """The values that are converted to static int8 lie within the ranges that calibration recorded."""
-    replay = layers.replay
-    if not replay.ranges:
+def ranges(given: Blocks[RangeUse], case: str) -> Finding:
+    """The values that are converted to static int8 lie within the ranges that calibration recorded; an encoder of images in fp32 has none."""
+    uses = given.records.get(case, [])
+    if not uses and given.evidence.recipe.vision == "fp32":
+        return skipped("the encoder of images is in fp32: there are no int8 ranges")
+    if not uses:
         return unverified("the program converts nothing to static int8: nothing was compared")
-    over = [use for use in replay.ranges if not CLIPPED.admits(use.clipped)]
-    shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(replay.ranges, key=lambda u: u.clipped)
-    module = layers.alignment[shown.method, shown.instruction].module
+    over = [use for use in uses if not CLIPPED.admits(use.clipped)]
+    shown = min(over, key=lambda u: (u.call, u.instruction)) if over else max(uses, key=lambda u: u.clipped)
+    module = given.layers.alignment[shown.method, shown.instruction].module
     where = Where(method=shown.method, instruction=shown.instruction, module=module)
     said = f"{100 * shown.clipped:.3g} % of the input of {module} (instruction {shown.instruction}, node {shown.node})"
     fields: Fields = {"measured": {"clipped": shown.clipped}, "allowed": {"clipped": CLIPPED.value}, "where": where}
-    count = len({(use.method, use.instruction, use.node) for use in replay.ranges})
+    count = len({(use.method, use.instruction, use.node) for use in uses})
     if over:
         places = len({(use.method, use.instruction, use.node) for use in over})
         message = (
@@ -306,6 +317,7 @@ def ranges(layers: LayerEvidence, _case: str) -> Finding:
     )
 
 
+PRICE_HINT = "Compare recipes: the int8 ranges of its activations, and the images that they were calibrated on."
 GRAPH_HINT = "Its graph is not the model's: check this block's export, passes and partition (transposes, masks, positions, residuals)."
 
 
@@ -327,7 +339,10 @@ def with_profile(subjects: Subjects) -> tuple[str, ...]:
 @check("layers.graph", step="lowering", needs=ADDED, cases=decoder_blocks, limit=GRAPH_LIMITS)
 def graph(given: Blocks[BlockError], case: str) -> Finding:
     """On the program's own input, every block of the decoder adds to the residual stream what the eager quantized model adds."""
-    errors = given.records.get(case, [])
+    return _against_rung(given.records.get(case, []), case)
+
+
+def _against_rung(errors: list[BlockError], case: str) -> Finding:
     if not errors:
         return _not_found(case).but(since=(0, 0))
     # the first call in which it departs: later ones inherit a wrong cache
@@ -366,16 +381,33 @@ def _not_found(case: str) -> Finding:
     step="lowering",
     needs=ADDED,
     cases=vision_blocks,
-    limit=VISION,
+    limit=TOWER_LIMITS,
     overlap="a loss in a layer of the tower also shows in the image tokens; this one says which layer",
 )
 def vision(given: Blocks[BlockError], case: str) -> Finding:
-    """On the program's own input, every layer of the vision tower adds what the fp32 definition adds, within the calibrated int8 noise."""
-    return _banded(given, case, VISION, what="output against fp32", hint=GRAPH_HINT)
+    """On the program's own input, every layer of the encoder of images adds what the eager model adds whose operators round to int8 where the file's do."""
+    if given.layers.no_tower_rung:
+        return unverified(f"there is no quantized model of the encoder to compare with: {given.layers.no_tower_rung}")
+    return _against_rung(given.records.get(case, []), case)
+
+
+@check(
+    "layers.price",
+    step="quantization",
+    needs=TOWER,
+    cases=vision_blocks,
+    limit=judged_by(VISION),
+    explained_by="layers.ranges",
+    overlap="what a layer costs also shows in the image tokens; this one says which layer",
+)
+def price(given: Blocks[BlockError], case: str) -> Finding:
+    """On the program's own input, what every layer of the encoder of images adds is as near to fp32 as its calibrated band says, or as the budget of quantization
+    allows where there is none."""
+    return _banded(given, case, VISION, what="output against fp32", hint=PRICE_HINT)
 
 
 def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hint: str) -> Finding:
-    """Hold the worst of each image against the band of block and image; the one closest to its limit is reported."""
+    """Hold the worst of each image against the band of block and image, or the budget; the one closest to its limit is reported."""
     errors, evidence = given.records.get(case, []), given.evidence
     if not errors:
         return _not_found(case)
@@ -386,10 +418,9 @@ def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hin
         said = f"{case}, {what}, on {unlike.sample}: cannot be compared in call {unlike.call}: {unlike.reason}"
         return give(f"{said}. See layers.finite.", measured={metric: None}, where=where)
     worst = worst_by_block(errors)
-    band = band_of(evidence, metric)
-    limits = {name: band.allowed(name) for name in worst} if isinstance(band, Band) else {}
+    limits = {name: band_limit(evidence, metric, name) or price_limit(evidence, metric, name) for name in worst}
     odd = [name for name, value in worst.items() if math.isnan(value)]
-    shown = odd[0] if odd else min(worst, key=lambda name: worst[name] - (limits.get(name) or math.inf))
+    shown = odd[0] if odd else min(worst, key=lambda name: worst[name] - limits[name].value)
     measure = Measure(metric, worst[shown], "dB", case=shown)
     image = shown.removeprefix(f"{case} on ")
     return judge(evidence, case, [measure], what=f"{case}, {what}, on {image}", where=where, hint=hint)
@@ -400,11 +431,12 @@ def _banded(given: Blocks[BlockError], case: str, metric: str, *, what: str, hin
     step="quantization",
     needs=DEPTH,
     cases=with_profile,
-    limit=PROFILE,
+    limit=judged_by(PROFILE),
+    explained_by="layers.ranges",
     overlap="the error over depth is what the layers add up to; this one compares it with calibration",
 )
 def profile(given: Blocks[BlockError], case: str) -> Finding:
-    """The error against fp32 behind every block stays within its calibrated band."""
+    """The error against fp32 behind every block stays within its calibrated band, or within the budget of quantization where there is none."""
     what, hint = "residual stream after it against fp32", "Compare recipes: group size, quantizer, calibration images."
     finding = _banded(given, case, PROFILE, what=what, hint=hint)
     share = given.layers.error_shares.get(case)
@@ -423,5 +455,5 @@ def worst_by_block(errors: Iterable[BlockError]) -> dict[str, float]:
 
 
 # finite is before all comparisons: NaN compares with nothing
-CHECKS = (coverage, finite, kernel, constants, graph, ranges, vision)
+CHECKS = (coverage, finite, kernel, constants, graph, vision, ranges, price)
 """`profile` stands behind the image tokens in the registry."""

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from verifier.checks.bands import Conversations, Measure, conversations, judge
+from verifier.checks.bands import Conversations, Measure, conversations, decided, judge
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Difference, Mismatch, agreement_interval, compare, compare_all
+from verifier.core.prices import judged_by
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER
 from verifier.measures.channels import ChannelError
 from verifier.measures.evidence import Evidence, Part
 
 CASE_METRICS = ("logits.sqnr_db", "logits.kl_mean")
-DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", "logits.top1_agreement")
+TOP1, DECIDED_TOP1 = "logits.top1_agreement", "logits.top1_decided"
+DISTRIBUTION = ("logits.kl_p90", "logits.kl_p99", TOP1)
 
 
 def case_measures(made: Difference) -> list[Measure]:
@@ -31,11 +33,12 @@ def case_measures(made: Difference) -> list[Measure]:
     step="quantization",
     needs=conversations,
     cases=per_image,
-    limit=CASE_METRICS,
+    limit=(*judged_by(*CASE_METRICS), "price.groups"),
+    explained_by="layers.ranges",
     overlap="what is wrong with logits is wrong in a layer or constant before; this one is the sum of all",
 )
 def teacher_forced(given: Conversations, name: str) -> Finding:
-    """SQNR and KL divergence of the logits against fp32 stay within their bands for every golden answer."""
+    """SQNR and KL divergence of the logits against fp32 stay within their bands for every golden answer, or within the budgets of quantization."""
     case, evidence = given.cases[name], given.evidence
     first = case.sample.prompt.length(evidence.patches) - 1
     if case.logits is None:
@@ -63,12 +66,14 @@ def all_logits(evidence: Evidence) -> Difference | Mismatch:
 
 
 def distribution_measures(made: Difference) -> list[Measure]:
-    """KL percentiles and top-1 agreement over all positions of all answers."""
-    kl = made.kl_nats
+    """KL percentiles and top-1 agreement over all positions of all answers; of the latter a budget asks only where fp32 is decided."""
+    kl, sure = made.kl_nats, decided(made.expected)
+    same = (made.actual.argmax(-1) == made.expected.argmax(-1))[sure]
+    priced = (DECIDED_TOP1, float(same.mean())) if len(same) else None
     return [
         Measure("logits.kl_p90", float(np.percentile(kl, 90)), "nats"),
         Measure("logits.kl_p99", float(np.percentile(kl, 99)), "nats"),
-        Measure("logits.top1_agreement", made.same_winners / len(kl), ""),
+        Measure(TOP1, made.same_winners / len(kl), "", priced=priced, has_price=bool(len(same))),
     ]
 
 
@@ -77,7 +82,8 @@ def distribution_measures(made: Difference) -> list[Measure]:
     step="quantization",
     needs=conversations,
     cases=one_case,
-    limit=DISTRIBUTION,
+    limit=(*judged_by(*DISTRIBUTION), "price.groups", "price.decided"),
+    explained_by="layers.ranges",
     having={ALL_IMAGES},
     overlap="as for each answer, over all answers",
 )
@@ -118,7 +124,8 @@ def recovered(evidence: Evidence) -> Recovered | Missing:
     step="quantization",
     needs=recovered,
     cases=one_case,
-    limit=("logits.channel_gain_change", "logits.channels.pivot"),
+    limit=(*judged_by("logits.channel_gain_change"), "logits.channels.pivot"),
+    explained_by="layers.ranges",
     having={ALL_IMAGES},
     overlap="a wrong norm weight is found by its bytes; this one sees it in the logits alone",
 )

@@ -9,6 +9,7 @@ import numpy as np
 from verifier.checks.bands import Conversations, Measure, conversations, judge, take_conversations
 from verifier.checks.check import ALL_IMAGES, Finding, check, failed, need, one_case, per_image, unverified
 from verifier.core.compare import Array, Difference, Mismatch, compare, compare_all
+from verifier.core.prices import judged_by
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import ENCODER
 from verifier.measures.channels import worst_channel
@@ -63,12 +64,14 @@ SQNRS = (SQNR, "vision.token_sqnr_p10_db")
     step="quantization",
     needs=images,
     cases=per_image,
-    limit=SQNRS,
+    limit=judged_by(*SQNRS),
     having={ALL_IMAGES},
+    explained_by="layers.ranges",
     overlap="what is wrong with image tokens is wrong in a layer before; this one is the sum of all layers",
 )
 def embedding(given: Images, name: str) -> Finding:
-    """The SQNR of all image tokens together, and of the weakest tenth of them, stays within the calibrated band."""
+    """The SQNR of all image tokens together, and of the weakest tenth of them, stays within the calibrated band, or within the budget of quantization where
+    there is none."""
     case, evidence = given.cases[name], given.evidence
     if case.vision is None:
         return failed(
@@ -103,12 +106,13 @@ CHANNELS = ("vision.channel_gain_change", "vision.channel_offset_change")
     step="quantization",
     needs=conversations,
     cases=one_case,
-    limit=CHANNELS,
+    limit=judged_by(*CHANNELS),
+    explained_by="layers.ranges",
     having={ALL_IMAGES},
     overlap="a channel that is off also costs the image tokens; this one says which channel",
 )
 def channels(given: Conversations, case: str) -> Finding:
-    """Over all golden images, every output channel of the projector has the gain and offset that it has in fp32."""
+    """Over all golden images, every output channel of the projector has the gain and offset that it has in fp32, but for band or budget."""
     made = compare_all((one.vision, one.expected.vision) for one in given.cases.values())
     if isinstance(made, Mismatch):
         return unverified(f"the channels cannot be compared: {made.reason}; see vision.embedding")

@@ -10,6 +10,7 @@ from verifier.core.command import command, split_globs
 
 
 def _parser() -> argparse.ArgumentParser:
+    from verifier.core.prices import PRICES
     from verifier.report.output import add_output_options
 
     parser = argparse.ArgumentParser(
@@ -24,6 +25,13 @@ def _parser() -> argparse.ArgumentParser:
         help="only these checks: comma-separated globs such as 'logits.*,kvcache.*' (default: those of the run)",
     )
     parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help=f"what quantization may cost, in place of that of the run: {', '.join(PRICES)}",
+    )
+    parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )
     add_output_options(parser)
@@ -34,13 +42,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(arguments)
+    from verifier.core.prices import parse_prices
     from verifier.record.judging import judge, kept
     from verifier.report.as_json import report
     from verifier.report.output import check_destinations, print_verdict, write_reports
 
     check_destinations(options)
-    gathered = kept(options.evidence)
-    run = judge(gathered.asking(split_globs(options.checks), allow_partial=options.allow_partial))
+    prices = parse_prices(options.budget)
+    gathered = kept(options.evidence).asking(split_globs(options.checks), allow_partial=options.allow_partial)
+    run = judge(gathered.pricing(prices))
     data = report(run)
     write_reports(options, data)
     print_verdict(options, data)

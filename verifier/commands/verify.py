@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from verifier.core.prices import PRICES
     from verifier.report.output import add_output_options
     from verifier.runner.targets import TARGETS
 
@@ -59,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
         "--refresh",
         action="store_true",
         help="for a checkpoint without golden.json: compute the answers that are kept in the cache anew",
+    )
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help=f"what quantization may cost, in place of the default: {', '.join(PRICES)} (docs/tolerances.md)",
     )
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
@@ -108,6 +116,7 @@ def _show(comparison: Comparison, *, quiet: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
+    from verifier.core.prices import parse_prices
     from verifier.core.progress import Progress
     from verifier.gather.opening import Request
     from verifier.pipeline import verify
@@ -115,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from verifier.report.output import check_destinations, print_verdict, write_reports
 
     check_destinations(options)
+    prices = parse_prices(options.budget)
     old = _baseline(options) if options.baseline else None
     checks, images = split_globs(options.checks), split_globs(options.images)
     reproduction = options.report and options.report / "reproduction"
@@ -130,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.tokenizer,
         options.keep_evidence,
         options.refresh,
+        prices,
     )
     run = verify(request, Progress(quiet=True) if options.quiet else Progress())
     data, status = report(run), run.judgement.exit_status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from verifier.audit.infer import infer_recipe
 from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
 from verifier.core.errors import CheckpointError, ManifestError, UsageError
+from verifier.core.prices import checked_prices
 from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
@@ -46,7 +47,8 @@ PACKAGED = ("photo_astronaut.jpg", "tall_1.png", "photo_coffee.jpg", "large_1001
 class Request:
     """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
-    folder `keep_evidence`. `refresh` computes kept answers anew."""
+    folder `keep_evidence`. `refresh` computes kept answers anew. `prices` are budgets of quantization by metric, in place of the default ones
+    (`verifier.core.prices`)."""
 
     pte: Path
     model: str | None = None
@@ -59,6 +61,7 @@ class Request:
     tokenizer: Path | None = None
     keep_evidence: Path | None = None
     refresh: bool = False
+    prices: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     """
     expectation = load_expectation(request.model)
     select(request.checks)  # a glob that matches nothing is refused first: a connection takes time
+    checked_prices(request.prices)
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)

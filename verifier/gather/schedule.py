@@ -326,6 +326,7 @@ def _evidence(  # noqa: PLR0917
         shipped=shipped,
         published=compare_published(samples, reference.published, answers) if answers else (),
         goldens=golden.origin,
+        prices=opened.request.prices,
     )
 
 

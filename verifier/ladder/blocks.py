@@ -1,8 +1,8 @@
 """Blocks of the model against the program: what each adds to the residual stream, on the program's own input to it.
 
 The stream is found where a norm reads it. A block of the decoder is held against the `quantized` rung, where only rounding
-ties may differ; a layer of the vision tower against the fp32 definition, whose int8 noise is calibrated. The same streams,
-held against the fp32 model run from the first token on, give the profile of error over depth.
+ties may differ; layers of the encoder of images are in `verifier.ladder.tower_blocks`. The same streams, held against the fp32 model run from
+the first token on, give the profile of error over depth.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _stream(plan: Plan, arguments: Sequence[int], width: int) -> int | None:
     return None
 
 
-def _added(block: str, part: str, call: int, before: Tensor, actual: Tensor, expected: Tensor) -> BlockError:  # noqa: PLR0917
+def added_error(block: str, part: str, call: int, before: Tensor, actual: Tensor, expected: Tensor) -> BlockError:  # noqa: PLR0917
     """What a block adds to the stream before it: nothing is subtracted of what has another shape."""
     elements = before.numel() if before.dim() else actual.numel()
     made = _difference(before, actual, expected)
@@ -175,7 +175,7 @@ class DecoderBlocks:
             return []
         rows = logits.reshape(-1, logits.shape[-1])  # of all tokens, or of the last
         expected = self.decoder.output(self.decoder.norm(last.reshape(-1, last.shape[-1])[-len(rows) :]))
-        error = _added(f"{DECODER}.output", "output", number, torch.zeros(()), rows, expected)
+        error = added_error(f"{DECODER}.output", "output", number, torch.zeros(()), rows, expected)
         return [replace(error, limit_db=block_limit_db(error.elements))]
 
     def _after(self, tapped: Tapped, number: int, layer: int) -> Tensor | None:
@@ -209,48 +209,9 @@ class _Streams:
     def _pair(self, actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> list[BlockError]:
         befores = (self.before, self.middle[:, -self.after.shape[1] :])
         return [
-            _added(f"{self.name}.{part}", part, self.number, before, a, e)
+            added_error(f"{self.name}.{part}", part, self.number, before, a, e)
             for part, before, a, e in zip(("attention", "feed_forward"), befores, actual, expected, strict=True)
         ]
-
-
-def vision_layers(definition: Definition, taps: Taps, calls: Sequence[TracedCall], tapped: Tapped) -> list[BlockError]:
-    """Layers of the vision tower on the program's own input to them, and the projector, against the fp32 definition."""
-    return [
-        replace(error, sample=call.sample)
-        for number, call in enumerate(calls)
-        if call.method == ENCODER
-        for error in _vision_layers(definition, taps, number, call, tapped)
-    ]
-
-
-def _vision_layers(
-    definition: Definition, taps: Taps, number: int, call: TracedCall, tapped: Tapped
-) -> list[BlockError]:
-    encoder, found = definition.encoder, list[BlockError]()
-
-    def tap(norm: str) -> Tensor | None:
-        return taps.read_by(f"{ENCODER}.{norm}", tapped, number)
-
-    layers, tokens = encoder.blocks, taps.result(ENCODER, tapped, number)
-    with torch.no_grad():
-        embedded = tap(encoder.first_norm)
-        if embedded is not None:
-            made = encoder.tokens(call.inputs[0])
-            found.append(_added(f"{ENCODER}.input", "embedding", number, torch.zeros(()), embedded, made))
-        for index, layer in enumerate(layers):
-            before, middle = (tap(norm) for norm in layer.norms)
-            after = tap(layers[index + 1].norms[0]) if index + 1 < len(layers) else None
-            if before is None or middle is None:
-                continue
-            block = f"{ENCODER}.layers.{index}"
-            found.append(_added(block, "attention", number, before, middle, layer.attention(before)))
-            made = layer.feed_forward(middle)
-            if after is not None:
-                found.append(_added(block, "feed_forward", number, middle, after, made))
-            elif tokens is not None:
-                found.append(_added(block, "feed_forward", number, torch.zeros(()), tokens, encoder.project(made)))
-    return found
 
 
 def profile(definition: Definition, taps: Taps, calls: Sequence[TracedCall], tapped: Tapped) -> list[BlockError]:
@@ -279,7 +240,7 @@ def _vision_profile(
                 expected, actual = encoder.project(x), taps.result(ENCODER, tapped, number)
             if actual is not None:
                 block = f"{ENCODER}.layers.{index}"
-                found.append(_added(block, "profile", number, torch.zeros(()), actual, expected))
+                found.append(added_error(block, "profile", number, torch.zeros(()), actual, expected))
     return found
 
 
@@ -298,7 +259,7 @@ def _text_profile(
             actual = actual.reshape(1, -1, actual.shape[-1])
             block = f"{DECODER}.layers.{index}.feed_forward"
             behind = expected[:, -actual.shape[1] :]
-            error = _added(block, "profile", number, torch.zeros(()), actual, behind)
+            error = added_error(block, "profile", number, torch.zeros(()), actual, behind)
             made = compare(actual=actual.numpy(), expected=behind.numpy())
             rows = tuple(made.row_sqnr_db.tolist()) if isinstance(made, Difference) else ()
             start = calls[number].start + expected.shape[1] - behind.shape[1]

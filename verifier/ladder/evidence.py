@@ -39,7 +39,7 @@ class BlockError:
     @property
     def limit(self) -> Limit:
         """What it must keep."""
-        return least_db("layers.graph", self.limit_db)
+        return least_db("layers.vision" if self.block.startswith(ENCODER) else "layers.graph", self.limit_db)
 
     @property
     def holds(self) -> bool:
@@ -63,7 +63,8 @@ AT_HOME = Missing("the program ran on this machine", "unasked")
 class LayerEvidence:
     """Everything known layer by layer. `wrong_nodes` say of a delegate that the runtime computes
     wrongly which of its nodes is the first. `error_shares` are the decoder layers' parts in the error of the logits. `tokens` are
-    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine."""
+    the lengths of the decoder's calls, by number; `counterparts` the same calls on this machine. `blocks` are held against the quantized rung, `tower` are the
+    layers of the encoder of images against fp32: what their quantization costs; `no_tower_rung` is why the encoder has no quantized rung, if so."""
 
     alignment: dict[tuple[str, int], Aligned]
     replay: Replay
@@ -73,3 +74,5 @@ class LayerEvidence:
     error_shares: dict[str, float] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
     counterparts: tuple[Counterpart, ...] | Missing = AT_HOME
+    tower: tuple[BlockError, ...] = ()
+    no_tower_rung: str = ""

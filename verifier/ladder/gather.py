@@ -14,6 +14,7 @@ from torch import Tensor
 
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact
+from verifier.artifact.storage import Storage
 from verifier.audit.run import Audit, with_recipe_constants
 from verifier.core.errors import VerifierError
 from verifier.core.memory import return_freed
@@ -28,20 +29,22 @@ from verifier.interpret.machine import Machine, MethodState
 from verifier.ladder.align import align_program
 from verifier.ladder.blocks import (
     DecoderBlocks,
+    Taps,
     TracedCall,
     error_shares,
     find_taps,
     profile,
-    vision_layers,
 )
 from verifier.ladder.counterparts import run_here
 from verifier.ladder.evidence import AT_HOME, BlockError, Counterpart, LayerEvidence
 from verifier.ladder.limits import over
 from verifier.ladder.node_by_node import compare_nodes
-from verifier.ladder.quantized import Rounding, build_quantized_decoder, held_in, nothing_held
+from verifier.ladder.quantized import Form, Rounding, build_quantized_decoder
 from verifier.ladder.records import Replay
-from verifier.ladder.replay import Replayer
+from verifier.ladder.replay import Replayer, Tapped
 from verifier.ladder.reproduction import save_reproduction
+from verifier.ladder.tower import TowerRung, find_sites
+from verifier.ladder.tower_blocks import TowerErrors, compare_tower, vision_layers
 from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
 from verifier.runner.local import LocalRunner
@@ -171,11 +174,11 @@ def compare_layers(  # noqa: PLR0917
     wrong_nodes = _first_wrong_node(replayer.shadow, replay, traces, runner, reproduction)
     del replayer, traces
     gc.collect()  # they refer to each other: 3 GiB of a 7B model's caches and contents; the decoders below need as much
-    held, rounding = held_in(artifact, audit) if family.large else nothing_held, Rounding()
-    quantized = build_quantized_decoder(family, recipe, held, rounding)
+    rounding = Rounding()
+    quantized = build_quantized_decoder(family, Form(recipe, artifact, audit), rounding)
     decoder = DecoderBlocks(quantized, rounding, taps, family.checkpoint.geometry.text.layers)
     blocks = decoder.compare(traced.calls, tapped, on_progress)
-    blocks += vision_layers(definition, taps, traced.calls, tapped)
+    tower = _compare_tower(artifact, audit, definition, recipe_storage, taps, traced, tapped)
     found = profile(definition, taps, traced.calls, tapped)
     prompt = _prompt(definition, traced)
     shares = error_shares(definition, quantized, prompt[:, :SHARED_TOKENS] if family.large else prompt)
@@ -183,13 +186,32 @@ def compare_layers(  # noqa: PLR0917
     return LayerEvidence(
         alignment,
         replay,
-        tuple(blocks),
+        (*blocks, *tower.against_rung),
         tuple(found),
         wrong_nodes=wrong_nodes,
         error_shares=shares,
         tokens=tokens,
         counterparts=_at_home(artifact, traced, runner),
+        tower=tower.against_fp32,
+        no_tower_rung=tower.problem,
     )
+
+
+def _compare_tower(  # noqa: PLR0917
+    artifact: Artifact,
+    audit: Audit,
+    definition: Definition,
+    storage: Storage,
+    taps: Taps,
+    traced: Traced,
+    tapped: Tapped,
+) -> TowerErrors:
+    """The encoder's layers against the quantized rung, with the constants of a storage, and against fp32."""
+    try:
+        rung = TowerRung(definition.encoder, find_sites(artifact, audit), storage)
+        return compare_tower(definition, rung, taps, traced.calls, tapped)
+    except UnknownOperationError as error:
+        return TowerErrors((), tuple(vision_layers(definition, taps, traced.calls, tapped)), error.one_line)
 
 
 def _prompt(definition: Definition, traced: Traced) -> Tensor:

@@ -50,6 +50,18 @@ def tipped_limit_db(elements: int, tipped_db: float) -> float:
     return min(block_limit_db(elements), tipped_db - limit("layers.graph.tipped").value)
 
 
+def static_limit_db(elements: int, cost_db: float) -> float:
+    """SQNR that what a block of static int8 adds keeps against the same block computed elsewhere, if `cost_db` are what its int8 leaves of fp32: a tie that fp32
+    tips is wrong by a whole step, 12 times the power of rounding; as many are tipped as in `block_limit_db`."""
+    ties = limit("layers.graph.ties").value + limit("layers.graph.tie_share").value * elements
+    return cost_db - 10 * math.log10(12 * ties / elements)
+
+
+def rounded_limit_db(ratio: float) -> float:
+    """SQNR that what an fp32 block adds keeps, if the stream that it is added to is `ratio` times as large, as quotient of norms."""
+    return limit("layers.vision.fp32").value - 20 * math.log10(ratio) if math.isfinite(ratio) else math.inf
+
+
 def chunk_limit_db(width: int, layers: int) -> float:
     """SQNR that logits keep when the same tokens come in other chunks: sums run in another order, so ties are tipped at
     every rounding to int8, and their errors add up. 32.9 dB for llava_tiny (measured: 49.0 dB at worst of 94 chunk ends in 12

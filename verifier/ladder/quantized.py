@@ -1,31 +1,32 @@
 """The `quantized` rung of the decoder: the eager definition with the recipe's 4-bit weights and per-row int8 activations.
 
-Weights come from the checkpoint by the recipe, rounded to bf16 scales as XNNPACK holds them; of a large model, those that the audit
-found in the file bit for bit are read from it instead of made again. What is left between this rung and the program is what lowering did: passes, partitions, packing, the graph.
+Weights come from the checkpoint by the scheme that the file's bytes show, rounded to bf16 scales as XNNPACK holds them; those that the audit found right
+in the file are read from it instead of made again. What is left between this rung and the program is what lowering did: passes, partitions, packing, the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from verifier.artifact.program import Artifact
+from verifier.audit.expected import HEAD
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
+from verifier.backends.backend import GraphValue
 from verifier.backends.xnnpack.arithmetic import TIE_WIDTH, QuantizedRows, centred_rows, multiply_groups, quantize_rows
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
 from verifier.core.limits import limit
-from verifier.core.types import Recipe
+from verifier.core.types import Recipe, Scheme
 from verifier.families.conventions import DECODER
 from verifier.families.definition import Decoder
 from verifier.families.family import Family
-
-Held = Callable[[str], Quantized | None]
 
 SECOND_IN_A_BLOCK = ("wo", "w2")
 SECOND_TIE_WIDTH = limit("layers.graph.second_tie").value * TIE_WIDTH
@@ -70,21 +71,43 @@ class Rounding:
         return quantize_rows(x, tie_width=SECOND_TIE_WIDTH if second else TIE_WIDTH, flip_ties=self._flip_ties)
 
 
-def nothing_held(_name: str) -> None:
-    """Every weight is made from the checkpoint."""
+@dataclass(frozen=True)
+class Form:
+    """How the weights of the decoder's linears are stored, by their names with the method in front: as a recipe says, or as the bytes of a file
+    show where there is an audit of it."""
 
+    recipe: Recipe
+    artifact: Artifact | None = None
+    audit: Audit | None = None
 
-def held_in(artifact: Artifact, audit: Audit) -> Held:
-    """The linears that a file holds exactly as the recipe gives them."""
-    exact = exact_linears(audit)
+    def scheme(self, name: str) -> Scheme:
+        """Groups, quantizer and bits of a weight."""
+        if self.audit is not None:
+            return self.audit.source.scheme(name)
+        return self.recipe.head if name == HEAD else self.recipe.linears
 
-    def held(name: str) -> Quantized | None:
-        value = exact.get(name)
-        if value is None:
-            return None
-        return Quantized(constant_weights(value, artifact.storage), channel_scales(value, artifact.storage))
+    def plain(self, name: str) -> bool:
+        """Whether a file without manifest holds a weight in fp32."""
+        return name in self._plain
 
-    return held
+    def integers(self, name: str, weight: Tensor) -> Quantized:
+        """Integers and scales of a weight [N, K]: the file's where the audit found nothing wrong with them, else what its scheme makes of it."""
+        value = self._exact.get(name)
+        if value is None or self.artifact is None or value.dims != tuple(weight.shape):
+            return quantized_linear(weight, self.scheme(name))
+        return Quantized(constant_weights(value, self.artifact.storage), channel_scales(value, self.artifact.storage))
+
+    @cached_property
+    def _exact(self) -> dict[str, GraphValue]:
+        return {} if self.audit is None else exact_linears(self.audit)
+
+    @cached_property
+    def _plain(self) -> frozenset[str]:
+        audit = self.audit
+        if audit is None or audit.source.declared:
+            return frozenset()
+        pairs = zip(audit.inventory, audit.parameters, strict=True)
+        return frozenset(p.name for c, p in pairs if p is not None and c.role == "linear" and not c.is_quantized)
 
 
 def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool) -> Tensor:
@@ -93,24 +116,20 @@ def _emulated(linear: nn.Linear, x: Tensor, *, rounding: Rounding, second: bool)
     return rounding.multiply(x, linear.weight.to(torch.float32), scales, second=second).to(torch.float32)
 
 
-def _quantize(module: nn.Module, name: str, *, recipe: Recipe, held: Held, rounding: Rounding) -> None:
-    if not isinstance(module, nn.Linear):
+def _quantize(module: nn.Module, name: str, *, form: Form, rounding: Rounding) -> None:
+    if not isinstance(module, nn.Linear) or form.plain(f"{DECODER}.{name}.weight"):
         return
-    scheme = recipe.head if name == "output" else recipe.linears
-    made = held(f"{DECODER}.{name}.weight") or quantized_linear(module.weight, scheme)
+    made = form.integers(f"{DECODER}.{name}.weight", module.weight)
     module.weight = nn.Parameter(made.integers, requires_grad=False)
     module.register_buffer("scales", made.scales.reshape(module.out_features, -1))
     second = name.endswith(SECOND_IN_A_BLOCK)
     module.forward = partial(_emulated, module, rounding=rounding, second=second)  # type: ignore[method-assign]
 
 
-def build_quantized_decoder(
-    family: Family, recipe: Recipe, held: Held = nothing_held, rounding: Rounding | None = None
-) -> Decoder:
-    """ExecuTorch's eager transformer whose linears compute as the recipe's 8da4w does; weights stay int8. `held` gives the integers and
-    scales of a weight by its name with the method in front, where they are known to be the recipe's."""
+def build_quantized_decoder(family: Family, form: Form, rounding: Rounding | None = None) -> Decoder:
+    """ExecuTorch's eager transformer whose linears compute as 8da4w does; integers and scales of their weights have a `form`."""
     return family.decoder(
-        max_seq_len=recipe.max_seq_len,
-        max_context_len=recipe.max_context_len,
-        on_module=partial(_quantize, recipe=recipe, held=held, rounding=rounding or Rounding()),
+        max_seq_len=form.recipe.max_seq_len,
+        max_context_len=form.recipe.max_context_len,
+        on_module=partial(_quantize, form=form, rounding=rounding or Rounding()),
     )

@@ -207,6 +207,8 @@ class Evidence:
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
     goldens: GoldenOrigin = field(default_factory=GoldenOrigin)
     """Where the golden answers came from."""
+    prices: dict[str, float] = field(default_factory=dict)
+    """What quantization may cost, by metric, where the user states it (`verifier.core.prices`)."""
 
 
 def answered_freely(images: tuple[str, ...]) -> tuple[str, ...]:

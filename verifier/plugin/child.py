@@ -15,6 +15,7 @@ from pathlib import Path
 
 from verifier.core.command import split_globs
 from verifier.core.errors import VerifierError
+from verifier.core.prices import parse_prices
 from verifier.core.python import die_with_parent
 from verifier.core.records import JsonObject
 from verifier.gather.opening import Request, open_request, planned_cases
@@ -49,6 +50,7 @@ def _request(asked: JsonObject) -> Request:
         reproduction=reproduction,
         images=images,
         tokenizer=Path(asked["tokenizer"]) if asked["tokenizer"] else None,
+        prices=parse_prices([asked["budget"]]),
     )
 
 

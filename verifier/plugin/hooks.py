@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pte-tokenizer", type=Path, metavar="FILE", help="the tokenizer that ships (default: all beside the program)"
     )
+    group.addoption(
+        "--pte-budget",
+        metavar="NAME=VALUE,...",
+        help="what quantization may cost, in place of the default (see test_pte)",
+    )
     group.addoption("--pte-images", metavar="GLOB,...", help="only these golden images")
     group.addoption(
         "--pte-report",
@@ -47,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("pte_model", "default of --pte-model, relative to the ini file if it is a folder there")
     parser.addini("pte_target", "default of --pte-target", type="args", default=[])
     parser.addini("pte_checks", "default of --pte-checks")
+    parser.addini("pte_budget", "default of --pte-budget")
     parser.addini("pte_report", "default of --pte-report, relative to the ini file")
 
 
@@ -138,7 +144,7 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
     if report is None and config.getini("pte_report"):
         report = config.rootpath / str(config.getini("pte_report"))
     programs = [Path(given) for given in config.getoption("--pte")]
-    tokenizer = config.getoption("--pte-tokenizer")
+    tokenizer, budget = config.getoption("--pte-tokenizer"), _setting(config, "budget")
     shipped = str(tokenizer.absolute()) if tokenizer else None
     several = len(programs) * len(targets) > 1
     pairs: list[_Pair] = []
@@ -150,7 +156,7 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
             own = report and (report / full.replace("/", "_").replace(":", "_") if several else report)
             kept = str(own.absolute()) if own else None
             asked = {"model": model, "target": target, "checks": checks, "images": images, "report": kept}
-            asked["tokenizer"] = shipped
+            asked |= {"tokenizer": shipped, "budget": budget}
             questions.append({"pte": str(pte.absolute())} | asked)
     return pairs, questions
 

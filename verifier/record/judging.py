@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,6 +71,10 @@ class Gathered:
         checks = checks or self.asked.checks
         allow = allow_partial or self.asked.allow_partial
         return replace(self, asked=replace(self.asked, checks=checks, allow_partial=allow))
+
+    def pricing(self, prices: Mapping[str, float]) -> Gathered:
+        """The same evidence with other budgets of quantization, by metric."""
+        return replace(self, evidence=replace(self.evidence, prices={**self.evidence.prices, **prices}))
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def report(run: Run) -> Report:
             "model": gathered.asked.model,
             "target": gathered.asked.target,
             "tokenizer": None if gathered.asked.tokenizer is None else str(gathered.asked.tokenizer),
+            "budget": gathered.evidence.prices,
         },
         "goldens": asdict(gathered.evidence.goldens),
         "target": run.target,

@@ -56,6 +56,7 @@ ACCUSED: tuple[tuple[str, Accused], ...] = (
     ("layers.constants", "bytes"),
     ("layers.ranges", "price"),
     ("layers.profile", "price"),
+    ("layers.price", "price"),
     ("layers.*", "answers"),
     ("kvcache.memory", "bytes"),
     ("kvcache.mask", "answers"),

@@ -91,6 +91,8 @@ def next_command(data: Report) -> str:
     request = data.get("request") or {}
     words += ["--model", request["model"]] if request.get("model") else []
     words += ["--tokenizer", request["tokenizer"]] if request.get("tokenizer") else []
+    stated = ",".join(f"{name}={value:g}" for name, value in request.get("budget", {}).items())
+    words += ["--budget", stated] if stated else []
     words += ["--target", request["target"]] if request.get("target", "local") != "local" else []
     words += ["--checks", blame["check"], "--report", "report"]
     return one_line(shlex.join(words))

@@ -48,8 +48,7 @@ def run_graph(
         result = operator.evaluate(node, context)
         if bounds is not None and not isinstance(graph.values[node.output].quantization, PerTensor):
             bounds[node.output] = operator.bound(node, context, bounds, result)
-        limits = node.clamp if node.clamps else None
-        contents[node.output] = _clamped(result, limits, graph.values[node.output].quantization)
+        contents[node.output] = _clamped(result, node, context)
         if observe is not None:
             observe(node.index, contents[node.output], None if bounds is None else bounds.get(node.output))
         for id in {id for id in node.inputs if id is not None and last_use[id] == node.index} - set(graph.outputs):
@@ -60,17 +59,24 @@ def run_graph(
     return tuple(output for output in outputs if not isinstance(output, QuantizedRows))
 
 
-def _clamped(result: Operand, clamp: tuple[float, float] | None, quantization: object) -> Operand:
+def run_node(node: Node, context: Context) -> Operand:
+    """The result of one node on the contents of its operands. Raises `UnknownOperationError`."""
+    operator = NODES.get(node.kind, where=f"node {node.index} of a delegate")
+    return _clamped(operator.evaluate(node, context), node, context)
+
+
+def _clamped(result: Operand, node: Node, context: Context) -> Operand:
     """The fused clamp of a node; in int8 its limits are quantized as XNNPACK does."""
-    if clamp is None or isinstance(result, QuantizedRows):
+    if not node.clamps or node.clamp is None or isinstance(result, QuantizedRows):
         return result
-    low, high = clamp
+    low, high = node.clamp
+    quantization = context.fact(node.output).quantization
     if isinstance(quantization, PerTensor):
         low, high = (
             float(min(max(round(limit / quantization.scale) + quantization.zero_point, QMIN), QMAX))
             if abs(limit) != float("inf")
             else float(QMIN if limit < 0 else QMAX)
-            for limit in clamp
+            for limit in node.clamp
         )
     return torch.clamp(result, low, high)
 
