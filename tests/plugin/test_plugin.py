@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("plugin")
 
 
-def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _pytest(folder: Path, *arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    own = {} if cache is None else {"XDG_CACHE_HOME": str(cache)}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | own)
 
 
 def test_pte_option_runs_the_gate_in_parallel(tmp_path: Path) -> None:
@@ -112,3 +114,22 @@ def test_only_chosen_checks_are_made(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "kept" / "report.json").read_text())
     assert {check["id"] for check in report["checks"]} == {"structure.limits", "structure.memory"}
     assert report["partial"] is True
+
+
+def test_checkpoint_without_golden_data_is_tested(micro_model: Path, tmp_path: Path) -> None:
+    """Its tests are those of the package's pictures; nobody makes anything first."""
+    unwanted = shutil.ignore_patterns("golden.json", "images", "*.manifest.json")
+    bare = Path(shutil.copytree(micro_model, tmp_path / "bare", ignore=unwanted))
+    words = [
+        "--pte",
+        str(bare / "model.pte"),
+        "--pte-model",
+        str(bare),
+        "--pte-checks",
+        "greedy.free,splice.tokens",
+        "-v",
+    ]
+    done = _pytest(tmp_path, *words, cache=tmp_path / "cache")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "splice.tokens[photo_coffee] PASSED" in done.stdout
+    assert len(list((tmp_path / "cache" / "llava-verifier" / "answers").glob("*.json"))) == 4

@@ -25,7 +25,7 @@ from verifier.checks.greedy import NOISE, margin_noise
 from verifier.checks.layers import PROFILE, VISION, worst_by_block
 from verifier.checks.logits import all_logits, case_measures, distribution_measures
 from verifier.checks.vision import channel_center, compare_about, vision_measures
-from verifier.commands.variants import EXPORT_AGAIN, require_variants
+from verifier.commands.variants import CLEAN, EXPORT_AGAIN, require_clean, require_variants
 from verifier.core.command import command
 from verifier.core.compare import Difference, Mismatch, compare, compare_all
 from verifier.core.errors import GoldenError, UsageError
@@ -45,13 +45,14 @@ from verifier.ladder.evidence import BlockError
 from verifier.ladder.gather import against_fp32, run_traced
 from verifier.measures.channels import ChannelError, worst_channel
 from verifier.measures.evidence import Evidence, golden_folder
+from verifier.pipeline import second_look
 
 SPREADS, UPPER_SPREADS = limit("calibrate.spreads").value, limit("calibrate.upper_spreads").value
 BOOTSTRAP_LEAST, WORST = limit("calibrate.bootstrap_least"), limit("calibrate.worst").value
 FLOOR = limit("calibrate.floor").value
 RESAMPLES = 4000
 """Of the bootstrap: effort, not a limit. Its interval of 95 % moves by less than 2 % from one seed to another."""
-MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*")
+MEASURED = ("vision.*", "embedding.*", "logits.*", "greedy.*", *CLEAN)
 """Checks whose evidence is needed here; what is traced is traced anew, on every image."""
 
 
@@ -131,7 +132,9 @@ def _once() -> AnswerSamples:
 
 def _measured(opened: Opened, progress: Progress, answer: AnswerSamples) -> Measured:
     evidence, rung = gather(opened, progress, answer=answer)
-    return measure(evidence, opened, rung.definition)
+    require_clean(second_look(evidence, rung, opened), opened.having)
+    with progress.stage("layers on every image"):
+        return measure(evidence, opened, rung.definition)
 
 
 def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from verifier.artifact.program import Artifact
 from verifier.backends.backend import Graph
 from verifier.backends.calls import delegate_of
 from verifier.backends.quantization import PerTensor
-from verifier.core.errors import UsageError
+from verifier.checks.check import run_checks
+from verifier.checks.registry import select
+from verifier.core.errors import GoldenError, UsageError
 from verifier.core.limits import limit
+from verifier.core.types import Missing
+from verifier.measures.evidence import Evidence
 
 SAME_SCALE, MOVED = limit("calibrate.same_scale"), limit("calibrate.moved")
+CLEAN = (
+    *("weights.tensors", "layers.constants", "layers.graph", "layers.vision"),
+    *("embedding.*", "vision.*", "logits.*"),
+)
+"""What a file must pass to be called clean, without bands: the bytes and blocks of its own recipe, and the budgets of quantization."""
 Range = tuple[str, int, int]
 """Where an int8 range stands: method, instruction, value."""
 EXPORT_AGAIN = (
@@ -66,3 +76,21 @@ def require_variants(files: Sequence[Artifact]) -> None:
 def _same(one: PerTensor, two: PerTensor) -> bool:
     apart = abs(one.scale - two.scale) / max(abs(one.scale), abs(two.scale), 1e-30)
     return one.zero_point == two.zero_point and SAME_SCALE.admits(apart)
+
+
+def require_clean(evidence: Evidence, having: Collection[str]) -> None:
+    """Raise `GoldenError`, naming file and check, if a file fails what needs no band: its constants and blocks are not those of its own recipe, or what
+    it computes is further from fp32 than the budgets allow. A band that is made of it would admit the fault."""
+    bare = replace(evidence, tolerances=Missing("bands are being made", "verifier"))
+    results = run_checks(select(CLEAN, having), bare, foreign=False, unsound="")
+    broken = [result for result in results if result.verdict == "fail"]
+    if broken:
+        first = broken[0]
+        raise GoldenError(
+            "the file is not clean: bands made of it would admit what is wrong with it",
+            got=f"{first.id} [{first.case}]: {first.message}"
+            + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""),
+            expected="a file that passes without bands",
+            where=evidence.program.path,
+            fix="python -m verifier.test_pte names what is wrong; calibrate with clean exports",
+        )
