@@ -31,7 +31,7 @@ from verifier.core.compare import Difference, Mismatch, compare, compare_all
 from verifier.core.errors import GoldenError, UsageError
 from verifier.core.files import replacing
 from verifier.core.limits import limit
-from verifier.core.progress import Progress, hushed
+from verifier.core.progress import OnProgress, Progress, hushed, no_progress
 from verifier.core.records import JsonObject
 from verifier.core.scales import SCALES
 from verifier.export.manifest import cpu_kind, package_versions
@@ -63,7 +63,9 @@ class Measured:
     values: dict[str, dict[str, float]]
 
 
-def measure(evidence: Evidence, opened: Opened, definition: Definition) -> Measured:
+def measure(
+    evidence: Evidence, opened: Opened, definition: Definition, on_progress: OnProgress = no_progress
+) -> Measured:
     """All calibrated metrics of a run; what is traced, on every golden image. Raises `GoldenError` if the program did not answer everything."""
     values: dict[str, dict[str, float]] = {}
     center = channel_center(evidence)
@@ -81,7 +83,7 @@ def measure(evidence: Evidence, opened: Opened, definition: Definition) -> Measu
     values["logits.channel_gain_change"] = {"program": channels.gain_change}
     values["vision.channel_gain_change"] = {"program": vision.gain_change}
     values["vision.channel_offset_change"] = {"program": vision.offset_change}
-    values[VISION], values[PROFILE] = _layers(evidence, opened, definition)
+    values[VISION], values[PROFILE] = _layers(evidence, opened, definition, on_progress)
     values[NOISE] = {"program": margin_noise(answers)}
     odd = [
         f"{metric} of {case}" for metric, of in values.items() for case, value in of.items() if not np.isfinite(value)
@@ -101,12 +103,15 @@ def _clean(made: Difference | Mismatch, evidence: Evidence) -> Difference:
     return made
 
 
-def _layers(evidence: Evidence, opened: Opened, definition: Definition) -> tuple[dict[str, float], dict[str, float]]:
+def _layers(
+    evidence: Evidence, opened: Opened, definition: Definition, on_progress: OnProgress
+) -> tuple[dict[str, float], dict[str, float]]:
     """SQNR of the vision tower's layers and of the profile, by block and image; one image is traced at a time."""
     audit = audit_weights(opened.artifact, opened.family, opened.recipe, compare=False)
     vision: list[BlockError] = []
     depth: list[BlockError] = []
-    for case in evidence.cases:
+    for number, case in enumerate(evidence.cases):
+        on_progress("images", number, len(evidence.cases))
         with tempfile.TemporaryDirectory(prefix="verifier-trace-") as folder:
             large, patches = opened.family.large, evidence.patches
             traced = run_traced(
@@ -134,7 +139,7 @@ def _measured(opened: Opened, progress: Progress, answer: AnswerSamples) -> Meas
     evidence, rung = gather(opened, progress, answer=answer)
     require_clean(second_look(evidence, rung, opened), opened.having)
     with progress.stage("layers on every image"):
-        return measure(evidence, opened, rung.definition)
+        return measure(evidence, opened, rung.definition, progress.counted)
 
 
 def _deviations(metric: str, first: Measured, others: Sequence[Measured]) -> list[float]:

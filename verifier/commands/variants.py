@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -78,7 +78,7 @@ def _same(one: PerTensor, two: PerTensor) -> bool:
     return one.zero_point == two.zero_point and SAME_SCALE.admits(apart)
 
 
-def require_clean(evidence: Evidence, having: Collection[str]) -> None:
+def require_clean(evidence: Evidence, having: frozenset[str]) -> None:
     """Raise `GoldenError`, naming file and check, if a file fails what needs no band: its constants and blocks are not those of its own recipe, or what
     it computes is further from fp32 than the budgets allow. A band that is made of it would admit the fault."""
     bare = replace(evidence, tolerances=Missing("bands are being made", "verifier"))
