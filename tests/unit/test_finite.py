@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from verifier.checks.layers import worst_by_block
-from verifier.ladder.blocks import _added
+from verifier.ladder.blocks import added_error
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.evidence import BlockError
 from verifier.ladder.finite import non_finite
@@ -79,14 +79,14 @@ def test_nan_lies_in_no_range() -> None:
 def test_block_that_cannot_be_compared_says_why() -> None:
     """Another shape, or NaN: a reason instead of a number; the worst of several calls is not the number of another."""
     zeros = torch.zeros(())
-    shape = _added("b", "p", 0, zeros, torch.ones(2, 3), torch.ones(2, 4))
+    shape = added_error("b", "p", 0, zeros, torch.ones(2, 3), torch.ones(2, 4))
     assert (shape.reason, shape.holds) == ("shape [2, 3], expected [2, 4]", False)
-    wrong = _added("b", "p", 0, torch.ones(2, 5), torch.ones(2, 3), torch.ones(2, 3))
+    wrong = added_error("b", "p", 0, torch.ones(2, 5), torch.ones(2, 3), torch.ones(2, 3))
     assert wrong.reason.startswith("shape")
-    odd = _added("b", "p", 1, torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, NAN]]), torch.tensor([[1.0, 2.5]]))
+    odd = added_error("b", "p", 1, torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, NAN]]), torch.tensor([[1.0, 2.5]]))
     assert odd.reason == "1 non-finite value in what the program adds, the first at [0, 1] (nan)"
     assert odd.fed
-    assert not _added("b", "p", 1, torch.tensor([NAN]), torch.tensor([NAN]), torch.tensor([NAN])).fed
+    assert not added_error("b", "p", 1, torch.tensor([NAN]), torch.tensor([NAN]), torch.tensor([NAN])).fed
     sound = BlockError("b", "p", 0, 50.0, 1)
     for errors in ([sound, odd], [odd, sound], [sound, odd, sound]):
         assert math.isnan(worst_by_block(errors)["b on "])

@@ -17,6 +17,7 @@ from verifier.core.limits import LIMITS
 from verifier.core.prices import PRICES, default_price, parse_prices
 from verifier.core.types import Missing, Recipe, Where
 from verifier.golden.bands import Band, Tolerances
+from verifier.report.headline import headline
 
 NO_BANDS = Missing("this recipe was never calibrated", "verifier")
 KL = "logits.kl_mean"
@@ -71,6 +72,14 @@ def test_command_refuses_a_budget_before_any_work(capsys: pytest.CaptureFixture[
     assert verify("no.pte", "--budget", "speed=1") == 2
     said = capsys.readouterr().err
     assert "no such budget" in said and "top1" in said
+
+
+def test_price_is_the_recipes_only_if_the_file_is_what_the_recipe_made() -> None:
+    """Where what a layer should compute could not be compared, nobody knows what the distance from fp32 comes from."""
+    over = {"id": "vision.embedding", "step": "quantization", "verdict": "fail", "accuses": "price"}
+    layer = {"id": "layers.vision", "step": "lowering", "verdict": "pass"}
+    assert "The file is what the recipe made" in headline([layer, over])
+    assert "could not be compared" in headline([layer | {"verdict": "error"}, over])
 
 
 def _judged(value: float, *, tolerances: Any = NO_BANDS, prices: dict[str, float] | None = None, **of: Any) -> Finding:

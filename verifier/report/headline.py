@@ -20,6 +20,7 @@ Accused = Literal[
     "definition",
     "convention",
     "price",
+    "distance",
     "graph",
     "calls",
     "origin",
@@ -97,6 +98,11 @@ HEADLINES: dict[Accused, tuple[str, str]] = {
         "Quantization costs more than this recipe should. The file is what the recipe made; do not ship it before calibration or recipe are changed.",
         "the cost of quantization",
     ),
+    "distance": (
+        "The program is further from fp32 than quantization may cost, and what would tell why could not be compared. Do not ship it before it is "
+        "explained.",
+        "an unexplained distance from fp32",
+    ),
     "graph": (
         "This program has other instructions than the clean export of its recipe. No wrong number is shown by that alone; do not ship it "
         "before the difference is explained.",
@@ -151,8 +157,10 @@ def accused_by(check_id: str) -> Accused:
 
 def accused(checks: Iterable[JsonObject]) -> tuple[Accused, ...]:
     """Who is at fault by the failed checks of a report, which stand in the order of the registry; the most severe first."""
-    failed = [check for check in checks if check["verdict"] == "fail"]
-    placed = [_placed(check) for check in failed]
+    made = list(checks)
+    placed = [_placed(check) for check in made if check["verdict"] == "fail"]
+    if any(check["verdict"] == "error" and check["step"] == "lowering" for check in made):
+        placed = ["distance" if kind == "price" else kind for kind in placed]  # that it is the recipe's is not shown
     kinds = set(placed) - set(_COMPUTED)
     first = next((kind for kind in placed if kind in _COMPUTED), None)
     if first is not None:  # what was computed behind it follows from it
