@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from verifier.core.errors import UsageError
 from verifier.core.limits import LIMITS, Limit, limit
-from verifier.core.types import Recipe
+from verifier.core.types import EMBEDDING_GROUP, Recipe
 
 PRICES: dict[str, str] = {
     "vision": "vision.sqnr_db",
@@ -33,6 +33,8 @@ _BY_METRIC = {metric: name for name, metric in PRICES.items()}
 _GROUPED = ("logits.sqnr_db", "logits.kl_mean", "logits.kl_p90", "logits.kl_p99")
 BITS_DB = 20 * math.log10(2)
 """What one bit of a weight is worth."""
+WIDEST_ROW = 4096
+"""Columns of a table whose rows have one scale each: those of a 7B model, as the noise grows with the logarithm alone."""
 
 
 def parse_prices(words: Iterable[str]) -> dict[str, float]:
@@ -93,7 +95,8 @@ def default_price(metric: str, recipe: Recipe, *, tower: bool) -> Limit:
     if tower and recipe.vision == "fp32":
         return limit(f"price.{metric}.fp32")
     if metric == "embedding.sqnr_db":
-        return row.of(row.value - BITS_DB * (8 - min(recipe.embedding_bits, 8)))
+        power = math.log(2 * (recipe.embedding_group_size or WIDEST_ROW)) / math.log(2 * EMBEDDING_GROUP)
+        return row.of(row.value - 10 * math.log10(power) - BITS_DB * (8 - min(recipe.embedding_bits, 8)))
     if metric in _GROUPED:
         power = group_power(recipe)
         return row.of(row.value - 10 * math.log10(power) if row.unit == "dB" else row.value * power)

@@ -77,7 +77,7 @@ def _process(fields: ImageFields, pixels: Pixels, **geometry: Any) -> Any:
 
 def published_samples(checkpoint: Checkpoint, samples: Sequence[Sample], *, large: bool) -> list[Sample]:
     """Some of the samples whose image is not square, evenly spread, with the pixels of the checkpoint's own processor. None where the
-    processor does not frame pictures in a way that differs by design."""
+    processor does not frame pictures in a way that differs by design, or makes frames that the model does not take."""
     try:
         fields = read_processor(checkpoint.directory).image
         if fields.framing not in ("pad", "crop"):
@@ -85,7 +85,9 @@ def published_samples(checkpoint: Checkpoint, samples: Sequence[Sample], *, larg
         several = [sample for sample in samples if not _is_square(sample.golden.path)]
         most = min(OF_LARGE if large else MEASURED_IMAGES, len(several))
         chosen = [several[int(i)] for i in np.linspace(0, len(several) - 1, most)]
-        return [replace(s, pixels=published_pixels(fields, hugging_face_image(s.golden.path))) for s in chosen]
+        made = [replace(s, pixels=published_pixels(fields, hugging_face_image(s.golden.path))) for s in chosen]
+        frame = (1, 3, *[checkpoint.geometry.vision.image_px] * 2)
+        return [s for s in made if s.pixels is not None and s.pixels.shape == frame]
     except VerifierError:
         return []  # the check of the processor's file says why
 
