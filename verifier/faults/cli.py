@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write", type=Path, metavar="DIR", help="keep the result in DIR/faults.json and write DIR/faults.md from it"
     )
+    parser.add_argument(
+        "--program",
+        type=Path,
+        metavar="FILE",
+        help="inject the faults of the bytes into this program of the embedded checkpoint, such as another exporter's",
+    )
     parser.add_argument("--list", action="store_true", help="name the faults and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes, after every one")
     parser.add_argument(
@@ -62,8 +68,10 @@ def _chosen(options: argparse.Namespace) -> list[Fault]:
     for glob in globs:
         if not any(fnmatchcase(fault.name, glob) for fault in everything):
             raise UsageError("no fault matches", got=glob, fix="python -m verifier.faults --list")
-    if options.write and (globs or options.quick):
-        raise UsageError("only a whole run can be written", fix="leave --only and --quick away")
+    if options.write and (globs or options.quick or options.program):
+        raise UsageError("only a whole run can be written", fix="leave --only, --quick and --program away")
+    if options.program:
+        everything = [f for f in everything if f.kind == "bytes" and f.subject == "tiny" and "manifest" not in f.name]
     offered = [fault for fault in everything if fault.quick or not options.quick]
     return [f for f in offered if not globs or any(fnmatchcase(f.name, glob) for glob in globs)]
 
@@ -104,10 +112,11 @@ class _Kept:
                 temporary.write_text(json.dumps({"wall_s": self.wall_s, "outcomes": listed}, indent=1) + "\n")
 
 
-def _prepare(folder: Path, wanted: set[str], *, references: bool) -> dict[str, Subject]:
-    """The subjects that faults ask for; with `references`, what the gate computes in fp32 for each of them is kept."""
+def _prepare(folder: Path, wanted: set[str], *, references: bool, program: Path | None) -> dict[str, Subject]:
+    """The subjects that faults ask for, `program` in place of the embedded one; with `references`, what the gate computes in fp32 for each of them is
+    kept."""
     few = ("square_0*", "wide_0*", "blank*")
-    subjects = {"tiny": Subject(EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
+    subjects = {"tiny": Subject(program or EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
     if "micro" in wanted:
         model = folder / "micro-model"
         model.mkdir()
@@ -125,7 +134,8 @@ def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kep
         folder = Path(place)
         torch.set_num_threads(1)  # children are forked, and do not inherit the threads of OpenMP
         references = not options.quick
-        subjects = _prepare(folder, {fault.subject for fault in named.values()}, references=references)
+        wanted = {fault.subject for fault in named.values()}
+        subjects = _prepare(folder, wanted, references=references, program=options.program)
         controls = {fault.name: fault for fault in map(sound, subjects)} if references and not options.clean else {}
         for outcome in run_faults(
             [*controls.values(), *sorted(named.values(), key=_slowest_first)],
