@@ -1,4 +1,4 @@
-"""Programs of other exporters through the whole command, without a manifest."""
+"""Programs of other exporters through the whole command: no manifest, no calibration of theirs, no choice of checks."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import pytest
 
 from tests.support import OPTIMUM_PTE, UPSTREAM_PTE, verify
 
-CHECKS = "structure.*,splice.prompts,kvcache.history,kvcache.poison,kvcache.rows,kvcache.mask,kvcache.memory"
-
 
 @pytest.mark.parametrize(
-    ("pte", "limits", "exceptions"),
-    [(OPTIMUM_PTE, [], ["structure.limits"]), (UPSTREAM_PTE, ["structure.limits"], [])],
+    ("pte", "limits", "noted"),
+    [(OPTIMUM_PTE, [], True), (UPSTREAM_PTE, ["structure.limits", "layers.ranges"], False)],
     ids=["optimum", "upstream"],
 )
-def test_a_foreign_program_fails_by_its_true_limit_alone(
-    pte: Path, limits: list[str], exceptions: list[str], tmp_path: Path
+def test_a_foreign_program_fails_by_its_true_limits_alone(
+    pte: Path, limits: list[str], noted: bool, tmp_path: Path
 ) -> None:
-    """What it declares, its prompts and its cache: the one limit that is a runner's trouble fails, the one that an app can live with is said."""
-    status = verify(pte, "--checks", CHECKS, "--report", str(tmp_path))
+    """optimum's is verified, and the position that it lacks is said. Upstream's takes 84 tokens a call and has the int8 ranges of one picture: two checks
+    fail, no other, and none could not be made."""
+    status = verify(pte, "--report", str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == (1 if limits else 0)
     assert [check["id"] for check in report["checks"] if check["verdict"] in ("fail", "error")] == limits
-    assert [exception["check"] for exception in report["exceptions"]] == exceptions
-    assert len(report["checks"]) > 20
+    assert ("structure.limits" in [exception["check"] for exception in report["exceptions"]]) == noted
+    assert len(report["checks"]) > 480
