@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from PIL import Image
 
 from verifier.core.errors import UsageError
 from verifier.core.files import replacing
+from verifier.core.python import ROOT
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.registry import open_checkpoint
 from verifier.measures.pixels import thumbnail
-from verifier.report.as_json import finite
+from verifier.report.as_json import finite, schema
 
 
 def test_finite_replaces_what_json_cannot_say() -> None:
@@ -58,3 +61,11 @@ def test_thumbnail_shows_margins_as_the_encoder_pads_them() -> None:
     padded = encoder.normalize(image)[0] * encoder.std + encoder.mean
     assert np.abs(shown - 255 * padded.mean(0).numpy()).max() < 64  # what JPEG leaves beside an edge
     assert shown.max() > 250
+
+
+def test_schema_knows_whom_checks_accuse() -> None:
+    """A report of a check that accuses somebody new could not be read again."""
+    sources = (path.read_text() for path in (Path(ROOT) / "verifier").rglob("*.py"))
+    accused = {name for text in sources for name in re.findall(r'accuses="(\w+)"', text)}
+    checks = schema()["properties"]["checks"]["items"]["properties"]
+    assert accused and accused <= set(checks["accuses"]["enum"])
