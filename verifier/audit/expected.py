@@ -204,7 +204,9 @@ def _as_stored(value: Tensor, what: str, constant: Constant, given: PerTensor | 
 
 
 def _distance(expected: Expected, stored: Tensor) -> float:
-    """How far a candidate is from the stored contents: from the number that a quantized factor stands for, the larger for a larger one, it is none."""
+    """How far a candidate is from the stored contents; what is not finite is equal, or infinitely far."""
+    if torch.equal(expected.values.to(stored.dtype), stored):
+        return 0.0
     return float((expected.values.double() - stored.double()).abs().nan_to_num(nan=torch.inf).sum())
 
 

@@ -86,7 +86,7 @@ def _of_kernel(artifact: Artifact, plan: Plan, step: Instruction, base: int) -> 
         role: Role = roles[min(place, len(roles) - 1)] if roles else "unknown"
         if role == "unknown" and not place:
             role = _role_behind(artifact, plan, step)
-        if role in ("rope", "factor", "unknown") and value.dtype != "FLOAT":
+        if role in ("rope", "factor", "addend", "unknown") and value.dtype != "FLOAT":
             role = "mask" if value.dtype == "BOOL" else "unknown"
         if role == "factor":
             role = _factor(value.sizes)

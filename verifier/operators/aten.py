@@ -135,6 +135,10 @@ OPERATORS = (
         bounds.put,
         rows=RowWrite(cache=0, rows=2, axis=2),
     ),
+    *(
+        _aten(f"aten::{name}.Tensor_out", f"a {symbol} b", exact, roles=("positions",))
+        for name, symbol in (("le", "<="), ("lt", "<"), ("ge", ">="), ("gt", ">"), ("eq", "=="))
+    ),
     _aten("aten::logical_not.out", "not a", exact),
     _aten("aten::mean.out", "mean over dimensions", bounds.mean, wide=True, in_order=_mean_in_order, statistic=True),
     _aten(
@@ -155,7 +159,7 @@ OPERATORS = (
     _aten("aten::transpose_copy.int_out", "two dimensions swapped", exact),
     _aten("aten::unsqueeze_copy.out", "with a dimension of size 1 more", exact),
     _aten("aten::view_copy.out", "the same elements in another shape", exact),
-    _aten("aten::where.self_out", "a where the condition holds, else b", exact),
+    _aten("aten::where.self_out", "a where the condition holds, else b", exact, roles=("unknown", "fill")),
     _aten("aten::_softmax.out", "softmax over a dimension", bounds.softmax, wide=True, in_order=_softmax_in_order),
     Operator(
         "aten::copy_", _copy, exact, writes=0, part="kv_cache", source="executorch/kernels/portable/cpu/op_copy.cpp"

@@ -43,6 +43,8 @@ Role = Literal[
     "addend",
     "rope",
     "frequencies",
+    "positions",
+    "fill",
     "mask",
     "embedding",
     "embedding scales",

@@ -15,6 +15,8 @@ from verifier.families.llava.vision import QUICK_GELU, RESCALE
 
 LONGEST_TABLE = 1 << 17
 """Positions of a RoPE table, at most: a file may claim any."""
+FILLS = ((0.0, "0"), (-math.inf, "minus infinity"), (torch.finfo(torch.float32).min, "the least fp32 number"))
+"""What an attention mask adds to the score of a key that is seen, and to that of one that is not."""
 Candidate = tuple[Tensor, str]
 
 
@@ -32,6 +34,10 @@ def derived_constants(
     if role == "mask":
         return [(torch.ones(shape, dtype=torch.bool).tril(), "a causal mask")] if len(shape) > 1 else []
     elements = math.prod(shape)
+    if role == "positions":
+        return [(torch.arange(elements), "positions from 0 on")] if elements <= LONGEST_TABLE else []
+    if role == "fill" and elements == 1:
+        return [(torch.tensor(number), what) for number, what in FILLS]
     if method == DECODER and elements == geometry.text.head_dim // 2:
         return [(inverse_frequencies(geometry.text), "RoPE's inverse frequencies of rope_theta and head_dim")]
     if role == "factor" and elements == 1:
