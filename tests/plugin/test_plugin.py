@@ -72,7 +72,7 @@ def test_refused_file_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_budgets_reach_the_gate(tmp_path: Path) -> None:
     """An option, or a setting of the ini file; one that cannot be used is refused before anything runs."""
-    words = ["--pte", str(EMBEDDED_PTE), "--pte-checks", "structure.limits"]
+    words = [f"--pte={EMBEDDED_PTE}", "--pte-checks=structure.limits"]
     done = _pytest(tmp_path, *words, "--pte-budget", "kl=0.1", "--pte-report", str(tmp_path / "kept"))
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / "kept" / "report.json").read_text())
