@@ -178,7 +178,7 @@ def test_one_wrong_embedding_row_fails(gathered: evidence.Evidence) -> None:
     recipe = gathered.manifest.recipe
     expected, table = _own_tables(recipe)
     table[777, 31] += 0.01 * np.abs(table[777]).max() * 2
-    error = measure_vocabulary(table, expected, recipe, "")
+    error = measure_vocabulary(table, expected, recipe.embedding, "")
     assert _verdicts("embedding.tokens", replace(gathered, vocabulary=error)) == {"fail"}
 
 
@@ -398,7 +398,7 @@ def test_hqq_may_clip_as_much_as_it_does_and_no_more(gathered: evidence.Evidence
     table, own = _own_tables(recipe)
 
     def judged(actual: np.ndarray) -> CheckResult:
-        error = measure_vocabulary(actual, table, recipe, "")
+        error = measure_vocabulary(actual, table, recipe.embedding, "")
         (result,) = results_of("embedding.tokens", replace(gathered, vocabulary=error))
         return result
 

@@ -60,7 +60,7 @@ def test_error_of_an_activation_is_where_it_is_largest() -> None:
 @POISONED
 def test_a_table_that_cannot_be_compared_is_the_programs_fault(poison: Callable[[Array], Array], reason: str) -> None:
     """With the place; a call that did not return, with what the runtime ended with."""
-    error = measure_vocabulary(poison(_table()), _table(), Recipe(), "it crashed")
+    error = measure_vocabulary(poison(_table()), _table(), Recipe().embedding, "it crashed")
     assert isinstance(error, Missing)
     given = reason != "nothing to compare: there is no actual array"
     assert error.reason == (f"embeddings: {reason}" if given else "token_embedding did not return: it crashed")

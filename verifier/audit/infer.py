@@ -35,8 +35,8 @@ def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
     operators = artifact.methods[DECODER].operators
     image = artifact.methods[ENCODER].inputs[0]
     inventory = _inventory(artifact)
-    grouped = [one for one in inventory if one.method == DECODER and (form := stored_form(one)) and form[1]]
-    sizes = Counter(form[1] for one in grouped if (form := stored_form(one)))
+    quantized = [one for one in inventory if one.method == DECODER and stored_form(one)]
+    sizes = Counter(form[1] for one in quantized if (form := stored_form(one)) and form[1])
     usual = sizes.most_common(1)[0][0] if sizes else 0
     if usual % 32 or not usual:  # no recipe has such groups: the audit says so
         usual = default_group_size(family.checkpoint.geometry.text.width)
@@ -50,7 +50,7 @@ def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
         static_image_shape=family.convention.pixels == "bytes" and isinstance(image, TensorFacts) and not image.dynamic,
         vision=_vision(inventory),
     )
-    held = _assigned(artifact, family, recipe, grouped)
+    held = _assigned(artifact, family, recipe, quantized)
     head = next((stored_form(constant) for constant, parameter in held if parameter.name == HEAD), None)
     if head is not None and head[1] not in (0, usual):
         recipe = replace(recipe, head_group_size=head[1])
@@ -88,10 +88,10 @@ def _vision(inventory: list[Constant]) -> Vision:
     return "fp32" if 2 * plain > len(weights) else "int8"
 
 
-def _assigned(artifact: Artifact, family: Family, recipe: Recipe, grouped: list[Constant]) -> Held:
+def _assigned(artifact: Artifact, family: Family, recipe: Recipe, quantized: list[Constant]) -> Held:
     """The decoder's linears of integers with their parameters, the smallest first."""
-    assigned = assign_constants(grouped, family, artifact.storage, embedding_bits=recipe.embedding_bits)
-    held = [(c, one.parameter) for c, one in zip(grouped, assigned, strict=True) if one.parameter is not None]
+    assigned = assign_constants(quantized, family, artifact.storage, embedding_bits=recipe.embedding_bits)
+    held = [(c, one.parameter) for c, one in zip(quantized, assigned, strict=True) if one.parameter is not None]
     return sorted(held, key=lambda pair: pair[0].value.size_bytes)
 
 

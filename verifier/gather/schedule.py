@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from verifier.audit.expected import TABLE
 from verifier.audit.run import Audit, audit_weights
 from verifier.core.errors import ArtifactError, GoldenError, VerifierError
 from verifier.core.memory import return_freed
@@ -287,8 +288,9 @@ def _evidence(  # noqa: PLR0917
     cases = collect_cases(made, result, samples, answers[: len(samples)], side_px=side_px) if answers else ()
     vocabulary: VocabularyError | Missing = unasked("the embedding of every token")
     if Part.VOCABULARY in parts:
-        table = vocabulary_of(made, result)
-        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), opened.recipe, runtime.message)
+        table, audit = vocabulary_of(made, result), compared.audit
+        scheme = audit.source.scheme(TABLE) if isinstance(audit, Audit) else opened.recipe.embedding
+        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), scheme, runtime.message)
     channels: ChannelError | Missing = unasked("the channels of the final hidden state")
     if Part.CHANNELS in parts:
         head = definition.head.numpy()

@@ -10,7 +10,7 @@ import torch
 from verifier.audit.recipe import quantized_embedding
 from verifier.core.compare import Array, Mismatch, compare
 from verifier.core.limits import limit
-from verifier.core.types import Missing, Recipe, Scheme, Where
+from verifier.core.types import Missing, Scheme, Where
 from verifier.families.conventions import EMBEDDING
 from verifier.measures.against_fp32 import VocabularyError
 
@@ -66,16 +66,15 @@ def _part(actual: Array, expected: Array, first: int, scheme: Scheme) -> _Part:
 
 
 def measure_vocabulary(
-    actual: Array | None, expected: Array, recipe: Recipe, message: str
+    actual: Array | None, expected: Array, scheme: Scheme, message: str
 ) -> VocabularyError | Missing:
-    """The program's table [V, D] against the checkpoint's, quantized by the recipe; None, and the runtime's `message`, if a call did not
+    """The program's table [V, D] against the checkpoint's, quantized by a scheme; None, and the runtime's `message`, if a call did not
     return."""
     if actual is None:
         return Missing(f"{EMBEDDING} did not return: {message}", "program", Where(method=EMBEDDING), accuses="calls")
     made = compare(actual=actual, expected=expected)
     if isinstance(made, Mismatch):
         return Missing(f"embeddings: {made.reason}", "program", Where(EMBEDDING, index=made.index))
-    scheme = recipe.embedding
     parts = [_part(actual, expected, first, scheme) for first in range(0, len(expected), ROWS_AT_ONCE)]
     worst = max(parts, key=lambda part: part.value - part.allowed)
     off = sum(part.off for part in parts)
