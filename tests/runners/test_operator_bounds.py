@@ -73,6 +73,7 @@ DELEGATED: dict[str, Program] = {
     "sqrt": (Function(torch.sqrt), (torch.exp2(_between(-80, 80)),)),
     "rsqrt": (Function(torch.rsqrt), (torch.exp2(_between(-80, 80)),)),
     "square": (Function(torch.square), (_between(-9, 9),)),
+    "hardswish": (Function(nn.functional.hardswish), (_between(-9, 9),)),
     "sin": (Function(torch.sin), (_between(-700, 700),)),
     "cos": (Function(torch.cos), (_between(-700, 700),)),
     "linear_of_columns": (Columns(drawn(400, 9, scale=0.1)), (drawn(3, 400),)),

@@ -864,6 +864,15 @@ _ROUNDINGS: tuple[Limit, ...] = (
         f"3.8 for abs(x) up to 3.2; {_ULPS}",
     ),
     Limit("rounding.XNNCos", 8.0, "roundings", "most", "physical", "As the sine", f"3.8 for abs(x) up to 3.2; {_ULPS}"),
+    Limit(
+        "rounding.XNNHardswish",
+        4.0,
+        "roundings",
+        "most",
+        "derived",
+        "As a share of x: a sum, two products and the rounding of a sixth",
+        f"1.5; {_ULPS}",
+    ),
     Limit("rounding.XNNSquare", 1.0, "roundings", "most", "derived", "One product", f"1.0; {_ULPS}"),
     Limit(
         "rounding.XNNSoftmax",

@@ -127,6 +127,7 @@ OPERATORS = (
     _aten("aten::embedding.out", "rows of a table", exact, roles=("embedding", "embedding scales"), table_bits=32),
     _aten("aten::eq.Scalar_out", "a == number", exact),
     _aten("aten::expand_copy.out", "broadcast to a shape", exact),
+    _aten("aten::flip.out", "dimensions reversed", exact),
     _aten("aten::full_like.out", "a tensor of one number", exact),
     _aten("aten::index.Tensor_out", "elements picked by index tensors", exact),
     _aten(

@@ -210,6 +210,12 @@ def of_gelu(node: Node, context: Context, bounds: Bounds, result: Operand) -> Te
     return GELU_SLOPE * passed + units(node.kind) * (x + passed) + 2 * UNIT * _tensor(result)
 
 
+def of_hardswish(node: Node, context: Context, bounds: Bounds, result: Operand) -> Tensor:
+    """x min(max(x + 3, 0), 6) / 6 is no steeper than 1.5. The sum x + 3 is rounded, which is a share of 3 where it cancels."""
+    x, passed = context.tensor(node.inputs[0]).double().abs(), bound_of(context, bounds, node.inputs[0])
+    return 1.5 * passed + units(node.kind) * (x + passed) + 2 * UNIT * _tensor(result)
+
+
 def of_tanh(node: Node, context: Context, bounds: Bounds, result: Operand) -> Tensor:
     """No steeper than 1."""
     return rounded(_tensor(result), bound_of(context, bounds, node.inputs[0]), units(node.kind))

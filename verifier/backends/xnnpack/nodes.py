@@ -254,6 +254,7 @@ _RECORDS += (
     _through_fp64(torch.tanh, "XNNTanh", "tanh(x)", node_bounds.of_tanh),
     _through_fp64(torch.exp, "XNNExp", "exp(x)", node_bounds.of_exponential),
     _through_fp64(torch.square, "XNNSquare", "x^2", node_bounds.of_square),
+    _through_fp64(functional.hardswish, "XNNHardswish", "x min(max(x + 3, 0), 6) / 6", node_bounds.of_hardswish),
     _through_fp64(torch.sin, "XNNSin", "sin(x)", node_bounds.of_turn),
     _through_fp64(torch.cos, "XNNCos", "cos(x)", node_bounds.of_turn),
 )
