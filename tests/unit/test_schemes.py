@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from verifier.artifact.storage import Span
+from verifier.artifact.storage import Span, Storage
+from verifier.audit import compare
 from verifier.audit.expected import Source, expected_contents
 from verifier.audit.fidelity import measure
 from verifier.audit.inventory import Constant
@@ -17,7 +19,7 @@ from verifier.audit.own_scales import judge_by_own_scales
 from verifier.audit.recipe import quantized_linear
 from verifier.audit.records import Audited
 from verifier.backends.backend import GraphValue
-from verifier.backends.quantization import PerGroup
+from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 from verifier.core.types import Quantizer, Recipe, Scheme
 from verifier.families.family import Parameter
 
@@ -140,3 +142,60 @@ def test_one_tensor_among_many_known_ones_was_changed() -> None:
     """Three linears are exactly HQQ's: the fourth stays wrong though it looks like another choice of scales."""
     judged = judge_by_own_scales([EXACT, EXACT, _record(), EXACT])
     assert [bool(record.reason) for record in judged] == [False, False, True, False]
+
+
+CHANNELS = (0.5, 0.25, 1.0)
+TOWER = "vision_encoder.tower.layers.0.fc1.weight"
+
+
+def _static(dtype: str, quantization: Any, role: Any = "linear", rows: int = ROWS) -> Constant:
+    """A constant of an int8 delegate whose activations have a scale of 0.5."""
+    shape = (rows, COLUMNS) if role == "linear" else (rows,)
+    value = GraphValue(1, dtype, shape, quantization, None, None)
+    return Constant("vision_encoder", 3, 0, role, value, quantization, input_scale=0.5)
+
+
+def test_int8_weight_of_a_tower_may_have_a_scale_for_each_channel() -> None:
+    """Where no manifest says otherwise: the largest magnitude of each row over 127."""
+    constant = _static("qcint8", PerChannel(0, tuple([1.0] * ROWS), ROWS))
+    expected = expected_contents(constant, Parameter(TOWER, "key", (0, 0)), _source(declared=False))
+    assert expected is not None
+    assert expected.scales is not None
+    assert torch.allclose(expected.scales, WEIGHT.abs().amax(1) / 127)
+    assert torch.equal(expected.values, (WEIGHT / expected.scales[:, None]).round().to(torch.int8))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "qint8"])
+def test_manifest_says_how_the_tower_is_stored(dtype: str) -> None:
+    """What it does not say is not explained."""
+    constant = _static(dtype, PerTensor(0.1, 0) if dtype == "qint8" else None)
+    for vision in ("int8", "fp32"):
+        source = _source(declared=True, recipe=Recipe(group_size=GROUP, vision=vision))
+        explained = expected_contents(constant, Parameter(TOWER, "key", (0, 0)), source) is not None
+        assert explained == (vision == {"fp32": "fp32", "qint8": "int8"}[dtype])
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.01, False), (float("nan"), False)])
+def test_bias_of_channels_has_the_scales_of_its_weight(factor: float, right: bool) -> None:
+    """The activation's scale times that of each channel."""
+    storage = Storage(Path(), (), {}, (), 0)
+    weight = _static("qcint8", PerChannel(0, CHANNELS, 3), rows=3)
+    scales = (0.25, 0.125 * factor, 0.5)
+    bias = _static("qcint32", PerChannel(0, scales, 3), "bias", rows=3)
+    record = Audited("b", "key", "vision_encoder", 3, "bias", 3)
+    assert bool(compare._check_bias_scales(record, bias, weight, storage).reason) != right
+    assert compare._check_bias_scales(record, bias, None, storage).reason
+
+
+def test_what_was_cast_before_the_export_is_known() -> None:
+    """bf16 and fp16 leave other numbers; a manifest leaves no choice, and another number is none of them."""
+    constant = _static("fp32", None)
+    for dtype in (torch.bfloat16, torch.float16):
+        cast = WEIGHT.to(dtype).float()
+        expected = expected_contents(constant, Parameter(TOWER, "key", (0, 0)), _source(declared=False), cast)
+        assert expected is not None
+        assert torch.equal(expected.values, cast)
+        assert str(dtype).removeprefix("torch.") in expected.what
+    wrong = expected_contents(constant, Parameter(TOWER, "key", (0, 0)), _source(declared=False), WEIGHT + 1)
+    assert wrong is not None
+    assert torch.equal(wrong.values, WEIGHT)

@@ -160,9 +160,11 @@ def _arranged(constant: Constant, weight: Tensor) -> Tensor:
     return weight.T.contiguous() if constant.transposed else weight
 
 
-def _vector(constant: Constant, weight: Tensor, source: Source, stored: Tensor | None) -> Expected:
-    """A bias, a norm's weight, what is added, a table that is not quantized."""
+def _vector(constant: Constant, weight: Tensor, source: Source, stored: Tensor | None) -> Expected | None:
+    """A bias, a norm's weight, what is added, a table that is not quantized. None for a bias whose scales lie elsewhere in the file."""
     quantization = constant.stored_quantization or constant.quantization
+    if isinstance(quantization, PerChannel) and not isinstance(quantization.scales, tuple):
+        return None
     if constant.role == "bias" and isinstance(quantization, PerTensor | PerChannel):
         return Expected(quantized_bias(weight, quantization), "the recipe's int32 integers")
     if isinstance(quantization, PerTensor):

@@ -71,7 +71,8 @@ def quantized_bias(bias: Tensor, given: PerTensor | PerChannel) -> Tensor:
     if isinstance(given, PerTensor):
         return _static(bias.to(torch.float32), given.scale, 0, -(2**31) + 1, 2**31 - 1, torch.int32)
     upstream.QUANTIZE_OPERATORS.resolve()
-    scales = torch.tensor(given.scales) if isinstance(given.scales, tuple) else torch.ones(len(bias))
+    assert isinstance(given.scales, tuple), "scales inside the delegate"
+    scales = torch.tensor(given.scales)
     zeros = torch.zeros(len(bias), dtype=torch.int64)
     quantize = torch.ops.quantized_decomposed.quantize_per_channel
     made: Tensor = quantize(bias.to(torch.float32), scales, zeros, 0, -(2**31) + 1, 2**31 - 1, torch.int32)
