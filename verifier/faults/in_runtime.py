@@ -36,8 +36,7 @@ def _kernels(work: Work, *changes: tuple[str, str]) -> None:
     _BUILDS.mkdir(mode=0o700, exist_ok=True)
     with FileLock(_BUILDS / "lock"):
         source, binary = _BUILDS / "source", work.folder / "native"
-        if not source.exists():
-            shutil.copytree(SOURCE, source, ignore=shutil.ignore_patterns("__pycache__", "*.py"))
+        _refresh(source)
         kernels = source / "src" / "kernels.cpp"
         text = (SOURCE / "src" / "kernels.cpp").read_text()
         for right, wrong in changes:
@@ -53,6 +52,16 @@ def _kernels(work: Work, *changes: tuple[str, str]) -> None:
             shutil.copy(file, binary / file.name, follow_symlinks=False)
     os.environ["LLAVA_MAIN"] = str(binary / "llava_main")
     work.arguments += ["--target", "native"]
+
+
+def _refresh(copy: Path) -> None:
+    """Bring a copy of the sources up to date, file by file: those of an earlier version speak another bundle's language."""
+    for path in SOURCE.rglob("*"):
+        own = copy / path.relative_to(SOURCE)
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            if not own.exists() or own.read_bytes() != path.read_bytes():
+                own.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, own)
 
 
 SEEN = "const int64_t seen = causal ? start + token + 1 : start + tokens;"
