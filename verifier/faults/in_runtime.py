@@ -58,10 +58,11 @@ def _refresh(copy: Path) -> None:
     """Bring a copy of the sources up to date, file by file: those of an earlier version speak another bundle's language."""
     for path in SOURCE.rglob("*"):
         own = copy / path.relative_to(SOURCE)
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            if not own.exists() or own.read_bytes() != path.read_bytes():
-                own.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, own)
+        if not path.is_file() or path.suffix in (".py", ".pyc"):
+            continue
+        if not own.exists() or own.read_bytes() != path.read_bytes():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, own)
 
 
 SEEN = "const int64_t seen = causal ? start + token + 1 : start + tokens;"
