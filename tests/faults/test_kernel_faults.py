@@ -16,7 +16,7 @@ from verifier.artifact.header import read_header
 from verifier.artifact.program import open_artifact, read_program
 from verifier.audit.recipe import quantized_linear
 from verifier.backends.xnnpack.graph import read_graph
-from verifier.core.types import CheckResult
+from verifier.core.types import CheckResult, Recipe
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.interpret.machine import Machine
@@ -237,7 +237,8 @@ def test_values_outside_their_int8_range_are_named(clean_layers: LayerEvidence, 
 
     def judge(layers: LayerEvidence) -> CheckResult:
         subjects = Subjects((), (), open_family(micro).blocks())
-        (result,) = results_of("layers.ranges", SimpleNamespace(layers=layers, subjects=subjects))
+        given = SimpleNamespace(layers=layers, subjects=subjects, recipe=Recipe())
+        (result,) = results_of("layers.ranges", given)
         return result
 
     assert judge(clean_layers).verdict == "pass"

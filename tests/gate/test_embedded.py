@@ -37,7 +37,7 @@ def test_report_has_the_fields_of_its_contract(report_folder: Path) -> None:
     report = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert list(report) == [
         *("schema", "verdict", "reason", "partial", "artifact", "checkpoint", "request"),
-        *("target", "rungs", "checks", "blame", "exceptions", "facts", "figures", "environment", "cost"),
+        *("goldens", "target", "rungs", "checks", "blame", "exceptions", "facts", "figures", "environment", "cost"),
     ]
     assert read_report(report_folder / "report.json") == report
     assert report["schema"] == "verifier.report/1"

@@ -51,6 +51,12 @@ def _looked_up(operator: str, table: Tensor, scales: Tensor, ids: Tensor) -> Ten
     return found
 
 
+def _as_stored(operator: str, table: Tensor, scales: Tensor, ids: Tensor) -> Tensor:
+    """Rows in the dtype of the scales."""
+    rows: Tensor = getattr(torch.ops.quantized_decomposed, operator)(table, scales, None, -128, 127, ids)
+    return rows
+
+
 _X, _IDS = drawn(3, 4, 5), torch.tensor([2, 0, 1])
 _TABLE, _SCALES = torch.arange(-64, 64, dtype=torch.int8).reshape(8, 16), drawn(8, 2).abs()
 MOVING: dict[str, Program] = {
@@ -70,12 +76,20 @@ MOVING: dict[str, Program] = {
     "where": (Function(torch.where), (_X > 0, _X, -_X)),
     "where_number": (Function(lambda mask, x: torch.where(mask, x, 0.1)), (_X > 0, _X)),
     "eq": (Function(lambda x: x == 2), (_IDS,)),
+    **{name: (Function(getattr(torch, name)), (_X, _X.flip(0))) for name in ("le", "lt", "ge", "gt")},
+    "eq_tensor": (Function(torch.eq), (_X, _X.flip(0))),
+    "flip": (Function(lambda x: torch.flip(x, (0, 2))), (_X,)),
     "not": (Function(torch.logical_not), (_X > 0,)),
     "any": (Function(lambda x: torch.any(x, 1)), (_X > 0.5,)),
     "arange": (Function(lambda x: torch.arange(0.5, 4.0, 0.3) * x), (drawn(1),)),
     "embedding": (Function(lambda ids: nn.functional.embedding(ids, _X[0])), (_IDS,)),
     "embedding_byte": (Function(partial(_looked_up, "embedding_byte")), (_TABLE, _SCALES, _IDS)),
     "embedding_4bit": (Function(partial(_looked_up, "embedding_4bit")), (_TABLE.view(torch.uint8), _SCALES, _IDS)),
+    "embedding_byte_as_stored": (Function(partial(_as_stored, "embedding_byte")), (_TABLE, _SCALES, _IDS)),
+    "embedding_4bit_as_stored": (
+        Function(partial(_as_stored, "embedding_4bit")),
+        (_TABLE.view(torch.uint8), _SCALES, _IDS),
+    ),
     "to_integers": (Function(lambda x: x.to(torch.int32)), (_X * 9,)),
     "clone": (Function(lambda x: x.clone()), (_X,)),
     "alias": (Function(torch.ops.aten.alias_copy.default), (_X,)),
@@ -142,6 +156,6 @@ def test_every_record_has_a_program_of_its_own(once: Once, moving: Traced, movin
             for step in plan.instructions:
                 nodes = graph_of(artifact, plan, step).nodes if step.kind == "delegate" else ()
                 met |= {step.name, *(node.kind for node in nodes)}
-    rewritten = {"aten::clone.out", "aten::transpose_copy.int_out", "aten::view_copy.out"}
+    rewritten = {"aten::clone.out", "aten::_to_copy.out", "aten::transpose_copy.int_out", "aten::view_copy.out"}
     assert {record.name for record in OPERATORS if record.computes} - met == rewritten
     assert {record.name for record in NODES} - met == {"XNNConvert"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from verifier.families.registry import open_checkpoint
 from verifier.families.tokens.agreement import open_tokenizer
 from verifier.families.tokens.tokenizer import Tokenizer
 from verifier.measures.prompts import PROMPTS, PromptEvidence, TemplatePrompt, measure_prompts, measure_template
+from verifier.measures.shipped import _bytes_without_text
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts, measure_metadata, measure_tokens
 
 VOCABULARY = 1024
@@ -81,3 +84,20 @@ def test_what_is_measured_can_be_saved(tokenizer: Tokenizer, tmp_path: Path) -> 
     save_archive(measured, tmp_path / "measured", schema="test/1")
     assert load_archive(tmp_path / "measured", Measured, schema="test/1") == measured
     assert measured.prompts.dialogues.keys() == PROMPTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("ids", "run"),
+    [
+        ((5, 6), b""),
+        ((0, 1, 5), b""),
+        ((0, 5, 1), b"\xc3"),
+        ((5, 2, 3), b"\xaf\x4c"),
+        ((5, 99), b""),
+    ],
+)
+def test_bytes_that_are_no_text_are_found_in_an_answer(ids: tuple[int, ...], run: bytes) -> None:
+    """Byte pieces that follow each other must be UTF-8 together."""
+    names = {0: "<0xC3>", 1: "<0xA4>", 2: "<0xAF>", 3: "<0x4C>", 5: "a", 6: "<0x>"}
+    given: Any = SimpleNamespace(asked=SimpleNamespace(pieces=SimpleNamespace(names=names)))
+    assert _bytes_without_text(given, ids) == run
