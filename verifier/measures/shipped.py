@@ -282,7 +282,10 @@ def _prompts(given: _Given, file: Shipped) -> _Tally:
 def _answers_of(given: _Given, file: Shipped) -> _Tally:
     tally = _Tally(noted="answers, printed token by token,")
     for image in given.images:
-        ids = [number for number in image.ids if number != given.tokenizer.eos_id]
+        known = given.asked.pieces.names.keys() | range(
+            len(file.printed)
+        )  # a model may answer with an id that no tokenizer has
+        ids = [number for number in image.ids if number != given.tokenizer.eos_id and number in known]
         lacking = next((number for number in ids if not 0 <= number < len(file.printed)), None)
         printed = "" if lacking is not None else "".join(file.printed[number] for number in ids).strip()
         wanted = given.tokenizer.decode(ids)
