@@ -61,6 +61,17 @@ def test_a_cache_that_is_one_longer_is_said_and_passes(gathered: Evidence) -> No
     assert _judged(gathered, "structure.limits", {}).exception == ""
 
 
+@pytest.mark.parametrize(("held", "verdict"), [(767, "fail"), (768, "pass"), (769, "pass"), (None, "pass")])
+def test_a_promise_of_one_position_more_than_the_cache_fails(
+    gathered: Evidence, held: int | None, verdict: str
+) -> None:
+    """By the caches of the file, whatever the decoder's bound is; caches that nobody can read decide nothing."""
+    program = replace(gathered.program, cache_positions=held)
+    (result,) = results_of("structure.limits", replace(gathered, program=program))
+    assert result.verdict == verdict
+    assert (f"the KV-cache holds {held} positions" in result.message) == (verdict == "fail")
+
+
 @pytest.mark.parametrize("bound", [512, 766, 770])
 def test_another_bound_fails(gathered: Evidence, bound: int) -> None:
     """By more than one."""

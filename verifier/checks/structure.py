@@ -87,6 +87,13 @@ def limits(evidence: Evidence, _case: str) -> Finding:
             f"get_max_seq_len returns {limit}, but text_decoder takes at most {bound} tokens. Export again with one --max-seq-len.",
             fields,
         )
+    cache = evidence.program.cache_positions
+    if cache is not None and limit > cache:
+        return failed(
+            f"get_max_seq_len returns {limit}, but the KV-cache holds {cache} positions: a runner that goes so far gets an error. Export again with one "
+            "--max-seq-len.",
+            fields,
+        )
     if embedded is None or embedded not in range(bound, 1 << 31):
         said = (
             f"token_embedding takes at most {embedded} tokens in one call, text_decoder {bound}: a longer text in one call ends in an error. A runner "

@@ -36,7 +36,8 @@ class ScalarFactor:
 @dataclass(frozen=True)
 class ProgramFacts(Declarations):
     """A program without its instructions. `heavy` are operators that must be delegated, among those that it runs outside of delegates. `census`
-    counts instructions and nodes by method and kind. `memory` is that of the methods that compute. Missing where a delegate is damaged."""
+    counts instructions and nodes by method and kind. `memory` is that of the methods that compute; `cache_positions` what the shortest KV-cache holds, if
+    caches are found. Missing where a delegate is damaged."""
 
     file_bytes: int
     heavy: tuple[str, ...]
@@ -44,6 +45,7 @@ class ProgramFacts(Declarations):
     handovers: Handovers | Missing
     vision_factors: tuple[ScalarFactor, ...]
     memory: dict[str, PlannedMemory]
+    cache_positions: int | None
 
     @property
     def planned_bytes(self) -> int:

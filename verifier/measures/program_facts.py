@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from verifier.artifact.plan import Plan
 from verifier.artifact.program import Artifact
+from verifier.audit.caches import cache_length
 from verifier.audit.handover import handovers
 from verifier.audit.lifetimes import find_overlaps, lifetimes, outside_arena
 from verifier.backends.calls import census_of
@@ -33,6 +34,7 @@ def program_facts(artifact: Artifact) -> ProgramFacts:
         handovers=_readable(handovers, artifact),
         vision_factors=_factors(artifact.plans[ENCODER]),
         memory={method: _planned(artifact.plans[method]) for method in ROLES},
+        cache_positions=cache_length(artifact),
     )
 
 
