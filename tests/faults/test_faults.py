@@ -16,8 +16,8 @@ from tests.faults.judging import results_of
 from tests.support import EMBEDDED_PTE, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.recipe import quantized_embedding
+from verifier.checks.blocks import PROFILE, VISION
 from verifier.checks.check import Check, run_checks
-from verifier.checks.layers import PROFILE, VISION
 from verifier.checks.metadata import FALLBACKS
 from verifier.checks.registry import CHECKS
 from verifier.core.types import EMBEDDING_GROUP, CheckResult, Missing, Recipe

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from verifier.checks.layers import worst_by_block
+from verifier.checks.blocks import worst_by_block
 from verifier.ladder.blocks import added_error
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.evidence import BlockError

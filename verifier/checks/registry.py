@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from verifier.checks import (
+    blocks,
     budget,
     cache_rows,
     device,
@@ -34,6 +35,9 @@ CHECKS: tuple[Check, ...] = (
     *weights.CHECKS,
     device.instructions,  # a machine that computes wrongly explains everything behind it
     *layers.CHECKS,
+    *blocks.CHECKS,
+    layers.ranges,
+    blocks.price,
     *device.CHECKS,
     structure.census,  # behind what can say where the graph is another one
     structure.manifest,  # behind what can say which bytes changed
@@ -42,7 +46,7 @@ CHECKS: tuple[Check, ...] = (
     *threads.CHECKS,
     *embedding.CHECKS,
     *vision.CHECKS,
-    layers.profile,
+    blocks.profile,
     *logits.CHECKS,
     *greedy.CHECKS,
     *budget.CHECKS,  # what is not LLaVA needs no budget

@@ -21,8 +21,8 @@ from scipy import stats
 
 from verifier.audit.run import audit_weights
 from verifier.backends.calls import census_of
+from verifier.checks.blocks import PROFILE, VISION, worst_by_block
 from verifier.checks.greedy import NOISE, margin_noise
-from verifier.checks.layers import PROFILE, VISION, worst_by_block
 from verifier.checks.logits import all_logits, case_measures, distribution_measures
 from verifier.checks.vision import channel_center, compare_about, vision_measures
 from verifier.commands.variants import CLEAN, EXPORT_AGAIN, require_clean, require_variants

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from verifier.checks.layers import worst_by_block
+from verifier.checks.blocks import worst_by_block
 from verifier.core.records import JsonObject
 from verifier.core.types import Missing
 from verifier.measures.evidence import Evidence
