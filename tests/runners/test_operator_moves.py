@@ -78,6 +78,7 @@ MOVING: dict[str, Program] = {
     "eq": (Function(lambda x: x == 2), (_IDS,)),
     **{name: (Function(getattr(torch, name)), (_X, _X.flip(0))) for name in ("le", "lt", "ge", "gt")},
     "eq_tensor": (Function(torch.eq), (_X, _X.flip(0))),
+    "negated": (Function(torch.neg), (_X,)),
     "flip": (Function(lambda x: torch.flip(x, (0, 2))), (_X,)),
     "not": (Function(torch.logical_not), (_X > 0,)),
     "any": (Function(lambda x: torch.any(x, 1)), (_X > 0.5,)),

@@ -339,7 +339,7 @@ def one_linear_not_quantized(work: Work) -> None:
     place="text_decoder",
 )
 def delegation_lost(work: Work) -> None:
-    """The second partitioner takes nothing: the numbers are right, the speed is gone."""
+    """The second partitioner takes nothing: the speed is gone, and the linears keep their integers without the scales, 28 dB below the noise."""
 
     def changed() -> None:
         elu = upstream.XNNPACK_ELU.resolve()

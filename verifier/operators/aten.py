@@ -136,6 +136,7 @@ OPERATORS = (
         bounds.put,
         rows=RowWrite(cache=0, rows=2, axis=2),
     ),
+    _aten("aten::neg.out", "-a", exact),
     *(
         _aten(f"aten::{name}.Tensor_out", f"a {symbol} b", exact, roles=("positions",))
         for name, symbol in (("le", "<="), ("lt", "<"), ("ge", ">="), ("gt", ">"), ("eq", "=="))
