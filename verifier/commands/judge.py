@@ -10,7 +10,7 @@ from verifier.core.command import command, split_globs
 
 
 def _parser() -> argparse.ArgumentParser:
-    from verifier.core.prices import PRICES
+    from verifier.core.prices import add_budget_option
     from verifier.report.output import add_output_options
 
     parser = argparse.ArgumentParser(
@@ -24,13 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="only these checks: comma-separated globs such as 'logits.*,kvcache.*' (default: those of the run)",
     )
-    parser.add_argument(
-        "--budget",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE,...",
-        help=f"what quantization may cost, in place of that of the run: {', '.join(PRICES)}",
-    )
+    add_budget_option(parser, in_place_of="that of the run")
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )

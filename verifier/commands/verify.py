@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from verifier.core.prices import PRICES
+    from verifier.core.prices import add_budget_option
     from verifier.report.output import add_output_options
     from verifier.runner.targets import TARGETS
 
@@ -61,13 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="for a checkpoint without golden.json: compute the answers that are kept in the cache anew",
     )
-    parser.add_argument(
-        "--budget",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE,...",
-        help=f"what quantization may cost, in place of the default: {', '.join(PRICES)} (docs/tolerances.md)",
-    )
+    add_budget_option(parser, in_place_of="the default")
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
     )

@@ -7,6 +7,7 @@ table of limits.
 from __future__ import annotations
 
 import math
+from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 
 from verifier.core.errors import UsageError
@@ -35,6 +36,17 @@ BITS_DB = 20 * math.log10(2)
 """What one bit of a weight is worth."""
 WIDEST_ROW = 4096
 """Columns of a table whose rows have one scale each: those of a 7B model, as the noise grows with the logarithm alone."""
+
+
+def add_budget_option(parser: ArgumentParser, *, in_place_of: str) -> None:
+    """`--budget`, which `parse_prices` reads."""
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help=f"what quantization may cost, in place of {in_place_of}: {', '.join(PRICES)} (docs/tolerances.md)",
+    )
 
 
 def parse_prices(words: Iterable[str]) -> dict[str, float]:
