@@ -12,7 +12,7 @@ import torch
 
 from verifier.artifact.storage import Span, Storage
 from verifier.audit import compare
-from verifier.audit.expected import Source, expected_contents
+from verifier.audit.expected import Source, expected_contents, stated_scheme
 from verifier.audit.fidelity import measure
 from verifier.audit.inventory import Constant
 from verifier.audit.own_scales import judge_by_own_scales
@@ -73,8 +73,8 @@ def test_manifest_leaves_no_choice() -> None:
 def test_head_has_groups_of_its_own() -> None:
     """By the recipe."""
     recipe = Recipe(group_size=128, head_group_size=32)
-    assert _source(declared=True, recipe=recipe).stated("text_decoder.output.weight") == Scheme(32)
-    assert _source(declared=True, recipe=recipe).stated(NAME) == Scheme(128)
+    assert stated_scheme(recipe, "text_decoder.output.weight") == Scheme(32)
+    assert stated_scheme(recipe, NAME) == Scheme(128)
 
 
 def _own_scales(factor: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from verifier.artifact.nibbles import unpack_nibbles
 from verifier.artifact.storage import Span, Storage
 from verifier.audit.inventory import Constant
+from verifier.backends.backend import GraphValue
 from verifier.core.limits import limit
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.family import Family, Parameter
@@ -138,7 +139,7 @@ def _sample(constant: Constant, storage: Storage, bits: int) -> NDArray[np.float
     dtype = value.dtype
     item_bits = (
         4
-        if dtype in ("qbint4", "qcint4") or (constant.role == "embedding" and bits == 4)
+        if (isinstance(value, GraphValue) and value.is_packed) or (constant.role == "embedding" and bits == 4)
         else {"FLOAT": 32, "fp32": 32}.get(dtype, 8)
     )
     row_bytes = width * item_bits // 8

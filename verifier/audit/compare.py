@@ -14,7 +14,7 @@ from verifier.artifact.storage import Storage
 from verifier.audit.expected import Expected, Source, expected_contents
 from verifier.audit.fidelity import measure, measure_fidelity
 from verifier.audit.inventory import Constant
-from verifier.audit.records import Audited
+from verifier.audit.records import INTEGERS, Audited
 from verifier.backends.backend import GraphValue
 from verifier.backends.quantization import PerChannel, PerGroup, PerTensor
 from verifier.backends.xnnpack.context import channel_scales, constant_weights
@@ -24,8 +24,6 @@ from verifier.interpret.machine import constant_tensor
 
 FACTOR, SCALE = limit("weights.derived.factor"), limit("weights.tensors.scale")
 BIAS = limit("weights.tensors.bias")
-INTEGERS = ("linear", "convolution", "embedding")
-"""Roles of weights that become integers by a scheme."""
 
 
 def compare_constant(

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from verifier.artifact.dtypes import XNNPACK
 from verifier.artifact.nibbles import pack_nibbles
 from verifier.artifact.storage import Bytes, Span
 from verifier.audit.inventory import Constant
@@ -31,7 +32,11 @@ HEAD, TABLE = f"{DECODER}.output.weight", f"{EMBEDDING}.weight"
 QUANTIZERS: tuple[Quantizer, ...] = get_args(Quantizer)
 CASTS = (torch.bfloat16, torch.float16)
 """What a checkpoint may have been cast to before it was exported."""
-_BITS = {"qbint4": 4, "qcint4": 4, "qcint8": 8}
+
+
+def stated_scheme(recipe: Recipe, name: str) -> Scheme:
+    """The scheme of a weight by the recipe."""
+    return recipe.embedding if name == TABLE else recipe.head if name == HEAD else recipe.linears
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,9 @@ class Source:
         """One tensor of the checkpoint."""
         return self.family.checkpoint.tensor(key)
 
-    def stated(self, name: str) -> Scheme:
-        """The scheme of a weight by the recipe."""
-        return self.recipe.embedding if name == TABLE else self.recipe.head if name == HEAD else self.recipe.linears
-
     def scheme(self, name: str) -> Scheme:
         """The scheme of a weight as far as it is known."""
-        return self.schemes.get(name) or self.stated(name)
+        return self.schemes.get(name) or stated_scheme(self.recipe, name)
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ def expected_contents(
 def stored_form(constant: Constant) -> tuple[int, int] | None:
     """Bits and group size of a weight that meets dynamically quantized rows, 0 for whole rows; None for a form that is not known."""
     value, quantization = constant.value, constant.stored_quantization
-    bits = _BITS.get(value.dtype)
-    if bits is None or not isinstance(quantization, PerGroup | PerChannel) or quantization.axis != 0:
+    if not isinstance(value, GraphValue) or not isinstance(quantization, PerGroup | PerChannel) or quantization.axis:
         return None
-    return bits, quantization.group_size if isinstance(quantization, PerGroup) else 0
+    bits = XNNPACK[value.dtype].item_bits
+    group = quantization.group_size if isinstance(quantization, PerGroup) else 0
+    return (bits, group) if bits in (4, 8) else None
 
 
 def _schemes_of(constant: Constant, parameter: Parameter, source: Source) -> Iterator[Scheme]:
@@ -216,7 +218,7 @@ def stored_bytes(constant: Constant, expected: Expected, recipe: Recipe) -> dict
     """An expectation packed as the file packs it, by the span that it belongs to."""
     value, values = constant.value, expected.values
     assert value.constant is not None
-    delegated = isinstance(value, GraphValue) and value.dtype in ("qbint4", "qcint4")
+    delegated = isinstance(value, GraphValue) and value.is_packed
     if delegated or (constant.role == "embedding" and recipe.embedding_bits == 4):
         made = {value.constant: pack_nibbles(values.to(torch.int8).numpy(), low_first=delegated).reshape(-1)}
     else:

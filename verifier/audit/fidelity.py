@@ -68,7 +68,7 @@ def measure(constant: Constant, stored: Tensor, scales: Tensor, weight: Tensor, 
 def _is_nibble(constant: Constant, stored: Tensor) -> bool:
     """Whether a weight is of 4-bit integers, which are unpacked: by its dtype, or in a table by its shape."""
     if isinstance(constant.value, GraphValue):
-        return constant.value.dtype in ("qbint4", "qcint4")
+        return constant.value.is_packed
     return constant.role == "embedding" and stored.numel() > int(np.prod(constant.shape))
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import get_args
 
 from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import Artifact, TensorFacts
 from verifier.audit.assign import assign_constants
 from verifier.audit.caches import cache_length
-from verifier.audit.expected import HEAD, stored_form
+from verifier.audit.expected import HEAD, QUANTIZERS, stored_form
 from verifier.audit.inventory import Constant, take_inventory
 from verifier.audit.recipe import quantized_linear
 from verifier.backends.backend import GraphValue
@@ -26,7 +25,6 @@ from verifier.families.family import Family, Parameter
 from verifier.operators.operator import UnknownOperationError
 from verifier.operators.registry import OPERATORS
 
-QUANTIZERS: tuple[Quantizer, ...] = get_args(Quantizer)
 Held = list[tuple[Constant, Parameter]]
 
 

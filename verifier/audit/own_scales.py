@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from verifier.audit.records import Audited
+from verifier.audit.records import INTEGERS, Audited
 from verifier.core.limits import limit
 from verifier.families.conventions import ENCODER
 
@@ -23,12 +23,23 @@ def judge_by_own_scales(constants: Sequence[Audited]) -> list[Audited]:
         if record.not_nearest is not None and (kind := _kind(record)):
             kinds.setdefault(kind, []).append(record)
     unlike = {kind for kind, records in kinds.items() if 2 * sum(bool(r.reason) for r in records) > len(records)}
-    return [_judged(record) if _kind(record) in unlike and record.scheme else record for record in constants]
+    judged = [_judged(record) if _kind(record) in unlike and record.scheme else record for record in constants]
+    tables = [new for old, new in zip(constants, judged, strict=True) if new.role == "embedding" and new != old]
+    return [_as_its_table(one, tables[0]) if tables and one.role == "embedding scales" else one for one in judged]
+
+
+def _as_its_table(scales: Audited, table: Audited) -> Audited:
+    """Scales at which a table was judged: nothing is known of them but what the table says, which is wrong itself where some integers are."""
+    if not table.explained:
+        return replace(scales, reason=table.reason, explained=False)
+    return replace(
+        scales, reason="", wrong=0, noted=table.noted or "the integers of the table are judged at these scales"
+    )
 
 
 def _kind(record: Audited) -> str:
     """Tensors that are quantized alike: linears of the decoder, weights of the tower, the table."""
-    if record.role not in ("linear", "convolution", "embedding") or record.name == record.method:
+    if record.role not in INTEGERS:
         return ""
     return f"{record.method} {'weights' if record.method == ENCODER else record.role}"
 

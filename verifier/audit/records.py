@@ -7,6 +7,9 @@ from typing import Literal
 
 from verifier.backends.quantization import PerTensor
 
+INTEGERS = ("linear", "convolution", "embedding")
+"""Roles of weights that become integers by a scheme."""
+
 
 @dataclass(frozen=True)
 class Audited:

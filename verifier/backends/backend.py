@@ -35,6 +35,11 @@ class GraphValue:
         return math.ceil(math.prod(self.dims) * XNNPACK[self.dtype].item_bits / 8)
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its items are 4-bit integers, two a byte."""
+        return XNNPACK[self.dtype].item_bits == 4
+
+    @property
     def has_groups(self) -> bool:
         """Whether it is a weight of 4-bit groups along its input channels."""
         return self.dtype == "qbint4" and isinstance(self.quantization, PerGroup) and self.quantization.axis == 0

@@ -66,7 +66,7 @@ from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
-from verifier.measures.vocabulary import measure_vocabulary
+from verifier.measures.vocabulary import measure_vocabulary, own_table
 from verifier.runner.protocol import Result
 
 P = ParamSpec("P")
@@ -289,8 +289,10 @@ def _evidence(  # noqa: PLR0917
     vocabulary: VocabularyError | Missing = unasked("the embedding of every token")
     if Part.VOCABULARY in parts:
         table, audit = vocabulary_of(made, result), compared.audit
-        scheme = audit.source.scheme(TABLE) if isinstance(audit, Audit) else opened.recipe.embedding
-        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), scheme, runtime.message)
+        scheme, own = opened.recipe.embedding, None
+        if isinstance(audit, Audit):
+            scheme, own = audit.source.scheme(TABLE), own_table(opened.artifact, audit)
+        vocabulary = measure_vocabulary(table, definition.embedding.numpy(), scheme, runtime.message, own)
     channels: ChannelError | Missing = unasked("the channels of the final hidden state")
     if Part.CHANNELS in parts:
         head = definition.head.numpy()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from verifier.artifact.program import Artifact
-from verifier.audit.expected import HEAD
+from verifier.audit.expected import stated_scheme
 from verifier.audit.recipe import Quantized, quantized_linear
 from verifier.audit.run import Audit, exact_linears
 from verifier.backends.backend import GraphValue
@@ -84,7 +84,7 @@ class Form:
         """Groups, quantizer and bits of a weight."""
         if self.audit is not None:
             return self.audit.source.scheme(name)
-        return self.recipe.head if name == HEAD else self.recipe.linears
+        return stated_scheme(self.recipe, name)
 
     def plain(self, name: str) -> bool:
         """Whether a file without manifest holds a weight in fp32."""

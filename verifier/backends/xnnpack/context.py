@@ -82,7 +82,7 @@ def constant_weights(value: GraphValue, storage: Storage) -> Tensor:
     """A constant as stored: fp32, int8, int32, or 4-bit weights unpacked to int8 in [-8, 7]."""
     assert value.constant is not None
     raw = storage.read(value.constant)[: value.size_bytes]
-    if value.dtype in ("qbint4", "qcint4"):
+    if value.is_packed:
         return torch.from_numpy(
             unpack_nibbles(raw, low_first=True).reshape(-1)[: math.prod(value.dims)].reshape(value.dims)
         )
