@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 
 from tests.support import OPTIMUM_PTE, UPSTREAM_PTE
 from verifier.artifact.nibbles import pack_nibbles
+from verifier.artifact.plan import TensorValue
 from verifier.artifact.program import open_artifact
 from verifier.artifact.storage import Span
+from verifier.audit.expected import expected_contents
 from verifier.audit.infer import infer_recipe
 from verifier.audit.run import Audit, audit_weights
 from verifier.backends.backend import GraphValue
@@ -50,6 +53,16 @@ def test_sound_file_is_explained_whole(audit: Audit) -> None:
     held = {parameter.name for parameter in audit.parameters if parameter is not None}
     assert held == {parameter.name for parameter in audit.source.family.parameters()}
     assert audit.misplaced == ()
+
+
+def test_scales_of_another_vocabulary_have_another_shape(audit: Audit) -> None:
+    """They are expected as they are, and the comparison says so."""
+    scales = next(c for c in audit.inventory if c.role == "embedding scales")
+    assert isinstance(scales.value, TensorValue)
+    other = replace(scales, value=replace(scales.value, sizes=(320, 1)))
+    expected = expected_contents(other, None, audit.source)
+    assert expected is not None
+    assert expected.values.shape == (1088, 8)
 
 
 def test_recipe_is_that_of_the_export() -> None:

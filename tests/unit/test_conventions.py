@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from tests.support import CALLER, EMBEDDED_PTE, OPTIMUM_CALLER, OPTIMUM_PTE, UPSTREAM_PTE
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
-from verifier.core.errors import ArtifactError
+from verifier.core.errors import ArtifactError, CheckpointError
 from verifier.families.conventions import (
     CONVENTIONS,
     DECODER,
@@ -25,6 +28,7 @@ from verifier.families.conventions import (
 )
 from verifier.families.driver import Caller, Script, caller_of, chunk_sizes, normalized, splice
 from verifier.families.registry import open_checkpoint, open_family
+from verifier.gather.opening import _require_same_model
 from verifier.measures.paired_calls import PairedCalls
 from verifier.measures.program_facts import expected_signatures
 from verifier.measures.prompts import chunks_of
@@ -175,3 +179,22 @@ def test_a_third_convention_is_its_fields() -> None:
     assert caller.image(np.zeros((3, 20, 30), np.uint8)).shape == (1, 3, 336, 336)
     assert (caller.positions(7, 5).tolist(), caller.rows) == ([7], "last")
     assert "FLOAT[1, 3, H, H]" in third.shown
+
+
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [
+        ({"patches": 4, "width": 128, "vocabulary": 320}, True),
+        ({"patches": 4, "width": 128}, False),
+        ({"vocabulary": 320}, False),
+        ({}, False),
+    ],
+)
+@pytest.mark.parametrize("pte", [OPTIMUM_PTE, UPSTREAM_PTE], ids=["optimum", "upstream"])
+def test_a_program_of_another_model_is_refused(pte: Path, other: dict[str, int], refused: bool) -> None:
+    """If nothing of its sizes is the checkpoint's; a size that is wrong by itself is left to structure.signatures."""
+    artifact = open_artifact(pte)
+    sizes = replace(open_family(open_checkpoint()).sizes(768), **other)
+    family: Any = SimpleNamespace(sizes=lambda _longest: sizes)
+    with pytest.raises(CheckpointError, match="of another model") if refused else nullcontext():
+        _require_same_model(artifact, family)

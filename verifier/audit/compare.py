@@ -39,7 +39,7 @@ def compare_constant(
         method=constant.method,
         instruction=constant.instruction,
         role=constant.role,
-        elements=int(np.prod(constant.shape)),
+        elements=constant.elements,
     )
     stored = stored_contents(constant, storage, source)
     expected = expected_contents(constant, parameter, source, stored)

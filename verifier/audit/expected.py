@@ -191,7 +191,8 @@ def _derived(constant: Constant, source: Source, stored: Tensor | None) -> Expec
     """Constants that no tensor of the checkpoint holds: they follow from its configuration, or from the recipe."""
     if constant.role == "embedding scales":
         scales = quantized_embedding(source.family.embedding_table(), source.scheme(TABLE)).scales
-        return Expected(scales.reshape(constant.shape), "the recipe's scales")
+        same_count = scales.numel() == constant.elements
+        return Expected(scales.reshape(constant.shape) if same_count else scales, "the recipe's scales")
     given = constant.quantization if isinstance(constant.quantization, PerTensor) else None
     candidates = source.family.derived(constant.role, constant.method, constant.shape, order=constant.order)
     made = [_as_stored(value, what, constant, given) for value, what in candidates]

@@ -51,6 +51,11 @@ class Constant:
         return self.stored_quantization is not None
 
     @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Its sizes."""
         return self.value.sizes if isinstance(self.value, TensorValue) else self.value.dims

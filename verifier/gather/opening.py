@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from verifier.artifact.program import Artifact, open_artifact
+from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.infer import infer_recipe
 from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
@@ -16,7 +16,7 @@ from verifier.core.prices import checked_prices
 from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
-from verifier.families.conventions import recognize
+from verifier.families.conventions import DECODER, ENCODER, recognize
 from verifier.families.driver import Caller, caller_of
 from verifier.families.family import Family
 from verifier.families.pixels.image_file import read_image
@@ -110,6 +110,25 @@ def _check_belonging(artifact: Artifact, manifest: Manifest | None, checkpoint: 
         )
 
 
+def _require_same_model(artifact: Artifact, family: Family) -> None:
+    """Raise `CheckpointError` for a program of another model: neither the image tokens nor the width nor the vocabulary are the checkpoint's. One that is
+    wrong is a fault of a signature."""
+    sizes, methods = family.sizes(artifact.max_seq_len), artifact.methods
+    wanted = (sizes.patches, sizes.width, sizes.vocabulary)
+    last = [(methods[ENCODER].outputs[0], -2), (methods[DECODER].inputs[0], -1), (methods[DECODER].outputs[0], -1)]
+    found = tuple(value.sizes[at] if isinstance(value, TensorFacts) else 0 for value, at in last)
+    if any(one == other for one, other in zip(found, wanted, strict=True)):
+        return
+    says = "{} image tokens, width {}, vocabulary {}"
+    raise CheckpointError(
+        "the program is of another model than the checkpoint",
+        got=says.format(*found),
+        expected=says.format(*wanted),
+        where=artifact.path,
+        fix="give --model the checkpoint that the program was exported from",
+    )
+
+
 def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Opened:
     """Read everything that a verification needs, and connect to the target; `on_transfer` is called while files are sent there.
 
@@ -129,6 +148,7 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     checkpoint.require_usable()
     family = open_family(checkpoint, convention)
     _check_belonging(artifact, manifest, checkpoint)
+    _require_same_model(artifact, family)
     tokenizer = open_tokenizer(checkpoint)
     recipe = manifest.recipe if manifest else infer_recipe(artifact, family)
     golden = _chosen(_golden_of(checkpoint, family, tokenizer), request.images)
