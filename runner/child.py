@@ -202,10 +202,22 @@ def _plain(output: Any) -> Array:
     return array
 
 
-if __name__ == "__main__":
+def preload() -> None:
+    """Import what carrying out a bundle needs, and load no program."""
+    _runtime()
+
+
+def main(sent: str, back: str) -> int:
+    """Carry out the bundle of one folder into another; the exit status."""
     die_with_parent()
     try:
-        asked = load_bundle(Path(sys.argv[1]))
+        asked = load_bundle(Path(sent))
     except RunnerError as error:
-        sys.exit(print(error, file=sys.stderr) or 2)
-    carry_out(asked, Path(sys.argv[2]))
+        print(error, file=sys.stderr)
+        return 2
+    carry_out(asked, Path(back))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -6,8 +6,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.core.python import child_command, child_environment
-from verifier.runner.process import run_child
+from verifier.runner.exchange import Ending, exchange
+from verifier.runner.fork_server import run_forked
 from verifier.runner.protocol import Bundle, Result
 
 
@@ -31,12 +31,12 @@ class LocalRunner:
         return 1
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
-        """Carry out a bundle; see `run_child` for what is an outcome and what an error."""
+        """Carry out a bundle; see `exchange` for what is an outcome and what an error."""
 
-        def command(sent: Path, back: Path) -> list[str]:
-            return [*child_command("verifier.runner.child"), str(sent), str(back)]
+        def carry(sent: Path, back: Path) -> Ending:
+            return run_forked(sent, back, timeout_s=timeout_s, memory_bytes=bundle.memory_bytes)
 
-        return run_child(command, bundle, timeout_s=timeout_s, env=child_environment())
+        return exchange(bundle, carry, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Nothing is left behind."""

@@ -21,6 +21,7 @@ from verifier.runner.bundle import save_bundle
 from verifier.runner.constants import LOOP
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
+from verifier.runner.process import run_child
 from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
 from verifier.runner.remote import RemoteRunner
 from verifier.runner.result import expected_path, load_result, save_array
@@ -255,15 +256,13 @@ def test_saved_bundle_is_carried_out_and_judged(tmp_path: Path, capsys: pytest.C
         ("raise SystemExit(3)", "crashed", "exit status 3"),
     ],
 )
-def test_endings_of_a_child_have_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, outcome: str, said: str
-) -> None:
-    """A stand-in interpreter that aborts, hangs, or leaves."""
-    script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\n{body}\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    result = LocalRunner().run(Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
+def test_endings_of_a_child_have_names(body: str, outcome: str, said: str) -> None:
+    """A runner's process that aborts, hangs, or leaves."""
+
+    def command(sent: Path, back: Path) -> list[str]:
+        return [sys.executable, "-c", body]
+
+    result = run_child(command, Bundle(EMBEDDED_PTE, (Call("vision_encoder", ()),)), timeout_s=2)
     assert result.outcome == outcome
     assert said in result.message
 

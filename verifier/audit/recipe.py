@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from verifier.audit.hqq import hqq_scale_only
 from verifier.backends.quantization import PerChannel, PerTensor
 from verifier.core import upstream
 from verifier.core.types import Scheme
@@ -28,11 +29,17 @@ class Quantized:
 def quantized_linear(weight: Tensor, scheme: Scheme) -> Quantized:
     """Integers of a decoder linear [N, K] as int8, and scales [N, G]: those of groups rounded to bf16, as XNNPACK holds them.
 
-    All quantizers but HQQ look at one group at a time, so they are given some rows at a time; HQQ stops when no scale of all rows changes any more.
+    All quantizers but HQQ look at one group at a time, so they are given some rows at a time; HQQ has a function of its own.
     """
-    rows = len(weight) if scheme.quantizer == "hqq" else ROWS_AT_ONCE
-    parts = [_quantized_rows(part, scheme) for part in torch.split(weight, rows)]
+    if scheme.quantizer == "hqq":
+        return _by_hqq(weight, scheme)
+    parts = [_quantized_rows(part, scheme) for part in torch.split(weight, ROWS_AT_ONCE)]
     return Quantized(torch.cat([part.integers for part in parts]), torch.cat([part.scales for part in parts]))
+
+
+def _by_hqq(weight: Tensor, scheme: Scheme, *, rounded: bool = True) -> Quantized:
+    integers, scales = hqq_scale_only(weight, bits=scheme.bits, group_size=scheme.group_size or weight.shape[1])
+    return Quantized(integers, scales.to(torch.bfloat16).to(torch.float32) if scheme.group_size and rounded else scales)
 
 
 def _quantized_rows(weight: Tensor, scheme: Scheme) -> Quantized:
@@ -87,5 +94,7 @@ def _static(x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype
 
 def quantized_embedding(table: Tensor, scheme: Scheme) -> Quantized:
     """Integers [V, D] and scales [V, G] of the embedding; 4-bit ones not yet packed."""
+    if scheme.quantizer == "hqq":
+        return _by_hqq(table, scheme, rounded=False)
     integers, scales = quantize_rows(table.to(torch.float32), scheme=scheme)
     return Quantized(integers, scales)

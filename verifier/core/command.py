@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import BinaryIO, TextIO
 
 from verifier.core.errors import VerifierError
-from verifier.core.python import INTERRUPTED, NOT_VERIFIED
+from verifier.core.python import INTERRUPTED, NOT_VERIFIED, with_room
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -30,7 +30,7 @@ def command(refused: str = "") -> Callable[[Main], Callable[..., int]]:
             if arguments is None:
                 _prepare_console()
             try:
-                return main(arguments)
+                return with_room(main, arguments)
             except VerifierError as error:
                 print(f"{refused}: {error}" if refused else error, file=sys.stderr)
             except KeyboardInterrupt:

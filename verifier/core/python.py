@@ -10,8 +10,13 @@ import sys
 
 TYPE_CHECKING = False  # of `typing`, which is not imported either
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 NOT_VERIFIED, INTERRUPTED = 2, 130
 """Exit statuses of every command, besides 0 and 1 for verdicts."""
@@ -87,6 +92,23 @@ def cache_folder() -> Path:
     from pathlib import Path
 
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "llava-verifier"  # noqa: PTH111
+
+
+def with_room(function: Callable[P, R], *given: P.args, **named: P.kwargs) -> R:
+    """Call a function with a megabyte of Python's stack ahead of it.
+
+    CPython maps its stack in pieces of 16 kB, and unmaps a piece when a call returns from it. A loop whose calls cross from one piece to the next maps
+    and unmaps one at each of them: reading a file of ExecuTorch's in YAML did so 700,000 times, 7 seconds of system time of a gate's 43. A frame that
+    asks for so much comes with a piece that holds it and as much again.
+    """
+    return _call(function, given, named)
+
+
+def _call(function: Callable[..., R], given: tuple[object, ...], named: dict[str, object]) -> R:
+    return function(*given, **named)
+
+
+_call.__code__ = _call.__code__.replace(co_stacksize=(1 << 17) + 1)
 
 
 def die_with_parent() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from verifier.core.command import split_globs
 from verifier.core.errors import VerifierError
 from verifier.core.prices import parse_prices
-from verifier.core.python import die_with_parent
+from verifier.core.python import die_with_parent, with_room
 from verifier.core.records import JsonObject
 from verifier.gather.opening import Request, open_request, planned_cases
 from verifier.pipeline import verify
@@ -77,7 +77,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         for line in iter(sys.stdin.readline, ""):
-            answers.write(json.dumps(answer(json.loads(line))) + "\n")
+            answers.write(json.dumps(with_room(answer, json.loads(line))) + "\n")
             answers.flush()
 
 
