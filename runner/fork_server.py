@@ -2,7 +2,7 @@
 
 Importing torch and the kernels takes 1.7 seconds of a core, more than most bundles take; a gate starts dozens. The server has one thread and has loaded
 no program, so a fork is as a new process is. An abort ends the fork alone. `python -m verifier.runner.fork_server` reads a request, a JSON object,
-from each line of stdin; it answers with the fork's process id and, at the fork's end, with its exit status (negative for a signal), each on a line.
+from each line of stdin; it answers with the fork's process id and, at the fork's end, with its exit status (negative for a signal) and peak memory in bytes, each on a line.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class Request:
 
 
 class ForkServer:
-    """The other end: a server that carries out one bundle at a time."""
+    """The other end: a server that carries out one bundle at a time. `peak_rss_bytes` is that of its largest fork so far."""
 
     def __init__(self) -> None:
         command = child_command("verifier.runner.fork_server")
         environment = os.environ | child_environment()
         pipe = subprocess.PIPE
+        self.peak_rss_bytes = 0
         self._server = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
 
     @property
@@ -69,10 +70,10 @@ class ForkServer:
             said = f"/proc/{os.getpid()}/fd/{errors.fileno()}"
             try:
                 self._send(Request(str(sent), str(back), said, memory))
-                fork = self._number(START_S)
+                fork = self._numbers(START_S)
                 if fork is None:
                     raise self._failure()
-                status = self._status(fork, min(timeout_s, LONGEST_S))
+                status = self._status(fork[0], min(timeout_s, LONGEST_S))
             except BaseException:
                 self.close()  # the answer of this request must not be read as that of the next
                 raise
@@ -92,14 +93,17 @@ class ForkServer:
             raise self._failure() from error
 
     def _status(self, fork: int, timeout_s: float) -> int | None:
-        status = self._number(timeout_s)
-        if status is None:
+        ended = self._numbers(timeout_s)
+        if ended is None:
             with suppress(ProcessLookupError):
                 os.kill(fork, signal.SIGKILL)
-            self._number(START_S)
+            self._numbers(START_S)
+            return None
+        status, peak = ended
+        self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
         return status
 
-    def _number(self, timeout_s: float) -> int | None:
+    def _numbers(self, timeout_s: float) -> list[int] | None:
         """The next answer; None if it does not come in time."""
         assert self._server.stdout is not None
         if not select.select([self._server.stdout], [], [], timeout_s)[0]:
@@ -107,7 +111,7 @@ class ForkServer:
         line = self._server.stdout.readline()
         if not line.endswith(b"\n"):
             raise self._failure()
-        return int(line)
+        return [int(word) for word in line.split()]
 
     def _failure(self) -> RunnerError:
         self._server.kill()
@@ -149,11 +153,12 @@ def _serve_one(request: Request, starter: int) -> None:
         if os.getppid() != starter:
             os.kill(fork, signal.SIGKILL)
     os.close(handle)
-    _answer(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
+    _, status, usage = os.wait4(fork, 0)
+    _answer(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 
 
-def _answer(number: int) -> None:
-    os.write(1, f"{number}\n".encode())
+def _answer(*numbers: int) -> None:
+    os.write(1, " ".join(map(str, numbers)).encode() + b"\n")
 
 
 def _carry_out(request: Request) -> NoReturn:
@@ -179,6 +184,13 @@ def _carry_out(request: Request) -> NoReturn:
 _Owner = tuple[int, dict[str, str]]
 _idle: list[tuple[_Owner, ForkServer]] = []
 _lock = threading.Lock()
+_peaks: dict[int, int] = {}
+"""By process, the peak memory of its largest fork: the system counts a process's children, not their forks."""
+
+
+def peak_rss_bytes() -> int:
+    """Peak memory of the largest fork that this process asked for, in bytes."""
+    return _peaks.get(os.getpid(), 0)
 
 
 def run_forked(sent: Path, back: Path, *, timeout_s: float, memory_bytes: int | None) -> Ending:
@@ -191,6 +203,7 @@ def run_forked(sent: Path, back: Path, *, timeout_s: float, memory_bytes: int | 
     ending = server.run(sent, back, timeout_s=timeout_s, memory_bytes=memory_bytes)
     with _lock:
         _idle.append((mine, server))
+        _peaks[mine[0]] = max(peak_rss_bytes(), server.peak_rss_bytes)
     return ending
 
 

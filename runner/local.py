@@ -39,4 +39,4 @@ class LocalRunner:
         return exchange(bundle, carry, timeout_s=timeout_s)
 
     def close(self) -> None:
-        """Nothing is left behind."""
+        """The server of its forks ends with this process."""

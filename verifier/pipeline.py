@@ -20,6 +20,7 @@ from verifier.gather.schedule import gather, parts_needed
 from verifier.gather.second_look import QuantizedRung
 from verifier.measures.evidence import Case, Evidence, Part
 from verifier.record.judging import Asked, Cost, Gathered, Machines, Run, judge, keep
+from verifier.runner.fork_server import peak_rss_bytes
 
 
 def verify(request: Request, progress: Progress | None = None) -> Run:
@@ -61,7 +62,8 @@ def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) ->
 
 
 def _cost(progress: Progress, begun: float) -> Cost:
-    usage = max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    usage = max(*own, peak_rss_bytes())
     stage_s = {name: round(seconds, 1) for name, seconds in progress.stage_s.items()}
     return Cost(time.perf_counter() - begun, stage_s, usage)
 

@@ -53,6 +53,7 @@ def test_an_abort_ends_the_fork_alone(server: ForkServer, tmp_path: Path) -> Non
     assert (crashed.outcome, "SIGABRT" in crashed.message) == ("crashed", True), crashed.message
     sound = _run(server, SOUND)
     assert (sound.outcome, sound.outputs[0].shape) == ("ok", (1, 2, 256))
+    assert server.peak_rss_bytes >= sound.peak_rss_bytes > 50e6
 
 
 def test_a_late_fork_is_stopped(server: ForkServer) -> None:
