@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.checks.reference import reference
 from verifier.core import python
+from verifier.core.python import with_room
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle
 
@@ -100,3 +102,39 @@ def test_environment_of_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(python.ROOT)  # in a clone the working folder is where `verifier` comes from
     monkeypatch.setenv("PYTHONPATH", ".")
     assert python.child_environment()["PYTHONPATH"] == "."
+
+
+CALLS, DEEPEST = 3000, 120
+
+
+def _faults_at(depth: int) -> int:
+    """Pages that the system maps while a function is called many times, so deep in Python's stack."""
+    if depth:
+        return _faults_at(depth - 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(CALLS):
+        _nothing()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def _nothing() -> None:
+    return None
+
+
+def _worst() -> int:
+    return max(map(_faults_at, range(DEEPEST)))
+
+
+def test_calls_cross_no_edge_of_the_stack() -> None:
+    """Somewhere within 120 calls a plain loop meets the edge of a piece (CPython 3.11); with room ahead, none does."""
+    assert with_room(_worst) < CALLS / 10
+    if sys.version_info < (3, 12):
+        assert _worst() >= CALLS
+
+
+def test_room_changes_nothing_else() -> None:
+    """Arguments, the result and an exception come through."""
+    assert with_room(divmod, 7, 4) == (1, 3)
+    assert with_room(sorted, [1, 2], reverse=True) == [2, 1]
+    with pytest.raises(ZeroDivisionError):
+        with_room(divmod, 1, 0)
