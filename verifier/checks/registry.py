@@ -20,6 +20,7 @@ from verifier.checks import (
     structure,
     threads,
     tokenizer,
+    use,
     vision,
     weights,
 )
@@ -49,6 +50,7 @@ CHECKS: tuple[Check, ...] = (
     blocks.profile,
     *logits.CHECKS,
     *greedy.CHECKS,
+    *use.CHECKS,  # an app asks a program that computes rightly
     *budget.CHECKS,  # what is not LLaVA needs no budget
 )
 

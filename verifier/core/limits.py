@@ -540,6 +540,16 @@ _ROWS: tuple[Limit, ...] = (
         "45.0 dB for llava_tiny; 33.2 dB for a random table with outliers whose rows have one scale each, where 29.6 dB are allowed",
     ),
     Limit(
+        "price.use.text_kept",
+        0.0,
+        "share",
+        "least",
+        "policy",
+        "no default budget: ExecuTorch's runner encodes the text behind an image as a text of its own, whatever the file. Who ships an app that feeds text "
+        "states how many answers have to stay",
+        "0.93 for llava_tiny, whose tokenizer puts no blank behind the image",
+    ),
+    Limit(
         "price.groups",
         128,
         "count",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.infer import infer_recipe
-from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
+from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, OFFICIAL, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
 from verifier.core.errors import CheckpointError, ManifestError, UsageError
 from verifier.core.prices import checked_prices
@@ -153,13 +153,15 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     recipe = manifest.recipe if manifest else infer_recipe(artifact, family)
     golden = _chosen(_golden_of(checkpoint, family, tokenizer), request.images)
     kind = request.target.partition(":")[0]
-    budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
+    own = kind in ("local", "official")  # both call the methods by the local runtime
+    budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, "local" if own else kind)
     runner = make_runner(request.target, on_transfer)
     possible = {
         IMAGE: request.image is not None,
         PUBLISHED_ANSWER: request.image is not None and expectation is not None,
         DEVICE: runner.isa != platform.machine(),
         ALL_IMAGES: not request.images,
+        OFFICIAL: own,
     } | dict.fromkeys(budget or (), True)
     having = frozenset(name for name, has in possible.items() if has)
     checks = select(request.checks, having)

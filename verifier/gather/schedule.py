@@ -42,6 +42,7 @@ from verifier.gather.conversations import (
     vocabulary_of,
 )
 from verifier.gather.goldens import AnsweredGoldens, held_against_reference, with_answers
+from verifier.gather.official import ask_official
 from verifier.gather.opening import Opened, subjects_of
 from verifier.gather.samples import (
     golden_by_its_processor,
@@ -66,6 +67,7 @@ from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
+from verifier.measures.use import UseEvidence
 from verifier.measures.vocabulary import measure_vocabulary, own_table
 from verifier.runner.protocol import Result
 
@@ -154,11 +156,16 @@ def gather(
             made = _conversations(opened, samples)
             conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
             repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
+            used = children.submit(
+                Part.USE, "ExecuTorch's own runner", ask_official, opened, list(samples), made, conversed
+            )
             reference = _answers(golden, parts, definition, samples, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = conversed.result()
+        with progress.stage("ExecuTorch's own runner"):
+            used.result()
         speed: Speed | Missing = unasked("time and memory")
         if Part.SPEED in parts:
             with progress.stage("time and memory"):
@@ -167,7 +174,14 @@ def gather(
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
     with progress.stage("answers against fp32"):
         evidence = _evidence(
-            golden, definition, reference, compared, runtime, shipped.result(), made=made, result=result
+            golden,
+            definition,
+            reference,
+            compared,
+            runtime,
+            (shipped.result(), used.result()),
+            made=made,
+            result=result,
         )
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
@@ -275,7 +289,7 @@ def _evidence(  # noqa: PLR0917
     reference: _Reference,
     compared: _Compared,
     runtime: RuntimeEvidence,
-    shipped: ShippedTokenizers | Missing,
+    apart: tuple[ShippedTokenizers | Missing, UseEvidence | Missing],
     *,
     made: ConversationBundle,
     result: Result | Missing,
@@ -327,7 +341,8 @@ def _evidence(  # noqa: PLR0917
         channels=channels,
         runtime=runtime,
         rounding_db=unasked("what rounding costs"),
-        shipped=shipped,
+        shipped=apart[0],
+        use=apart[1],
         published=compare_published(samples, reference.published, answers) if answers else (),
         goldens=golden.origin,
         prices=opened.request.prices,

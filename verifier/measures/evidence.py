@@ -25,6 +25,7 @@ from verifier.measures.program import ProgramFacts
 from verifier.measures.prompts import PromptEvidence, TemplatePrompt
 from verifier.measures.shipped import ShippedTokenizers
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts
+from verifier.measures.use import UseEvidence
 from verifier.runner.protocol import Array, Call, Result
 
 USER = "user"
@@ -74,6 +75,8 @@ class Part(Enum):
     """The same calls repeated, with several thread counts."""
     TOKENIZERS = auto()
     """The tokenizer files that ship, read by ExecuTorch's tokenizers."""
+    USE = auto()
+    """The golden conversations and others with ExecuTorch's own runner."""
     SPEED = auto()
     """Time and memory of a conversation, alone on the machine."""
 
@@ -90,6 +93,7 @@ RESTS_ON: dict[Part, tuple[Part, ...]] = {
     Part.CACHE: (Part.RUNTIME,),
     Part.CHUNKS: (Part.CACHE,),
     Part.THREADS: (Part.RUNTIME,),
+    Part.USE: (Part.CONVERSATIONS,),
 }
 """Parts that a part cannot be gathered without."""
 
@@ -203,6 +207,7 @@ class Evidence:
     """What rounding activations to int8 costs this checkpoint's decoder (SQNR, dB); measured only where a count of ties leaves a difference
     unexplained."""
     shipped: ShippedTokenizers | Missing
+    use: UseEvidence | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
     goldens: GoldenOrigin = field(default_factory=GoldenOrigin)

@@ -71,6 +71,7 @@ ACCUSED: tuple[tuple[str, Accused], ...] = (
     ("greedy.*", "answers"),
     ("runner.*", "runner"),
     ("app.*", "runner"),
+    ("use.*", "runner"),
     ("budget.*", "budget"),
 )
 """Globs of check ids; the first that matches says whom a failure accuses."""
