@@ -30,8 +30,11 @@ from verifier.measures.pictures import DifferingPixels, FramedPixels
 from verifier.measures.probes import Asked, Speed
 from verifier.measures.program_facts import program_facts
 from verifier.measures.prompts import TemplatePrompt
+from verifier.measures.use import UseEvidence
+from verifier.runner.official import Told
 from verifier.runner.protocol import Result
 
+ANSWERED = ("second turn", "reset", "A, B, A", "text only", "stopped", "to the end of the cache", "max_new_tokens 1")
 Array = Any
 Poison = Callable[[Evidence], Evidence] | str
 """What breaks the evidence, or why it cannot be broken so."""
@@ -116,6 +119,31 @@ def _measured(name: str, **fields: Any) -> Callable[[Evidence], Evidence]:
 
 def _unmeasured(name: str) -> Callable[[Evidence], Evidence]:
     return lambda e: replace(e, **{name: NOTHING})  # type: ignore[arg-type]
+
+
+def _use(**fields: Any) -> Callable[[Evidence], Evidence]:
+    return _measured("use", **fields)
+
+
+def _cut(told: Told, pieces: int | None) -> Told:
+    return replace(told, said=tuple(replace(said, pieces=said.pieces[:pieces]) for said in told.said))
+
+
+def _fed(*, pieces: int) -> Callable[[Evidence], Evidence]:
+    """Answers without their end, or without any piece."""
+
+    def made(e: Evidence) -> Evidence:
+        assert isinstance(e.use, UseEvidence)
+        fed = {name: replace(o, ids=_cut(o.ids, pieces), text=_cut(o.text, pieces)) for name, o in e.use.fed.items()}
+        return replace(e, use=replace(e.use, fed=fed))
+
+    return made
+
+
+def _situated(e: Evidence) -> Evidence:
+    assert isinstance(e.use, UseEvidence)
+    made = {name: replace(one, told=_cut(one.told, -1)) for name, one in e.use.situations.items()}
+    return replace(e, use=replace(e.use, situations=made))
 
 
 def _mapping(**fields: Any) -> Callable[[Evidence], Evidence]:
@@ -681,6 +709,10 @@ POISONS: dict[str, Poisons] = {
     "greedy.history": arrays(lambda e, f: _runtime(e, again=f(e.runtime.again))),
     "greedy.image": arrays(_user),
     "greedy.expected": arrays(_user),
+    "use.answers": Poisons(IDS, IDS, _fed(pieces=-1), _use(fed={}, prompts=())),
+    "use.tokens": Poisons(IDS, IDS, _fed(pieces=-1), _use(prompts=())),
+    "use.text": Poisons(IDS, IDS, _fed(pieces=0), _use(fed={}, prompts=())),
+    "use.turns": Poisons(IDS, IDS, _situated, _use(situations={}), only=lambda case: case in ANSWERED),
     "budget.file": _bytes(_header, "file_bytes"),
     "budget.memory": _bytes(lambda e, value: _plans(e, arenas_bytes=(0, value)), "planned_bytes"),
     "budget.peak": _spent("peak_rss_bytes"),

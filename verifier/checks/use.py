@@ -34,6 +34,7 @@ TEXT_KEPT = "use.text_kept"
 _RUNNER = "ExecuTorch's MultimodalRunner"
 _WHERE = Where(method=DECODER)
 _SHOWN = 80
+_NO_TEXT = "the answer has a byte that is no text, which the Python face of ExecuTorch's runner cannot hand over"
 _FEED_IDS = "Feed token ids (make_token_input) in place of text, or accept the answers that are lost"
 _LOOK = "Compare metadata (structure.metadata), tokenizer file (tokenizer.*) and the versions of runner and exporter"
 
@@ -44,6 +45,15 @@ class Used:
 
     use: UseEvidence
     prices: dict[str, float]
+
+    @property
+    def fed(self) -> dict[str, Fed]:
+        """The golden conversations whose answers are text."""
+        return {
+            name: one
+            for name, one in self.use.fed.items()
+            if not (_no_text(_asked(one.ids)) or _no_text(_asked(one.text)))
+        }
 
     def printed(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         """What the runner prints for tokens, piece by piece."""
@@ -78,6 +88,10 @@ def _died(told: Told) -> str:
     """What became of a talk that ended the process; nothing for one that did not."""
     what = {"aborted": "ends the process", "timeout": "does not return", "unheld": "was not asked"}.get(told.outcome)
     return f"{_RUNNER} {what}: {told.message}" if what else ""
+
+
+def _no_text(said: Said | None) -> bool:
+    return said is not None and "codec can't decode" in said.error
 
 
 def _asked(told: Told) -> Said | None:
@@ -120,6 +134,8 @@ def answers(given: Used, name: str) -> Finding:
     said = _asked(fed.ids)
     if said is None:
         return unverified("the runner was not asked")
+    if _no_text(said):
+        return skipped(_NO_TEXT)
     if said.error:
         return failed(f"{_RUNNER} answers with an error: {said.error}. {_LOOK}.", where=_WHERE)
     if not fed.own:
@@ -155,15 +171,17 @@ def answers(given: Used, name: str) -> Finding:
 def tokens(given: Used, _case: str) -> Finding:
     """The ids that ExecuTorch's runner makes of the golden prompts' text are the checkpoint's, or what that runner does to every file explains both their
     number and the answer: our driver, given these ids, answers the same."""
-    same, explained = 0, list[tuple[FedPrompt, Candidate]]()
-    for prompt in given.use.prompts:
-        unheard = next((name for name in prompt.images if _count(given.use.fed[name].text) < 0), None)
+    same, explained, fed = 0, list[tuple[FedPrompt, Candidate]](), given.fed
+    if given.use.fed and not fed:
+        return skipped(_NO_TEXT)
+    for prompt in (one.among(fed) for one in given.use.prompts):
+        unheard = next((name for name in prompt.images if _count(fed[name].text) < 0), None)
         if unheard is not None:
-            told = given.use.fed[unheard].text
+            told = fed[unheard].text
             return failed(
                 f"the prompt of {unheard}, fed as text, gets no answer: {told.message}. {_LOOK}.", where=_WHERE
             )
-        if all(_same_text(given, given.use.fed[name]) for name in prompt.images):
+        if all(_same_text(fed[name]) for name in prompt.images):
             same += len(prompt.images)
             continue
         finding = _reading_of(given, prompt)
@@ -190,7 +208,7 @@ def _count(told: Told) -> int:
     return -1 if said is None or said.error else said.prompt_tokens
 
 
-def _same_text(given: Used, fed: Fed) -> bool:
+def _same_text(fed: Fed) -> bool:
     """Whether number of tokens and answer are those of the reference's ids."""
     by_text, by_ids = _asked(fed.text), _asked(fed.ids)
     if by_text is None or by_ids is None:
@@ -249,7 +267,9 @@ def _reading_of(given: Used, prompt: FedPrompt) -> Candidate | Finding:
 def text(given: Used, _case: str) -> Finding:
     """An app that feeds text gets the answers that the reference's ids give. Which ones it loses is a price of that way to ask, with a budget
     (`--budget text=1` where none may be lost)."""
-    fed = given.use.fed
+    fed = given.fed
+    if given.use.fed and not fed:
+        return skipped(_NO_TEXT)
     broken = next((name for name, one in fed.items() if _count(one.text) < 0 <= _count(one.ids)), None)
     if broken is not None:
         said = _died(fed[broken].text) or f"an error: {fed[broken].text.message}"
@@ -266,10 +286,10 @@ def text(given: Used, _case: str) -> Finding:
     fields: Fields = {"measured": {"text_kept": share}, "allowed": {"text_kept": bound.value}, "where": _WHERE}
     if not lost:
         return passed(f"{len(pairs)} answers to text equal those to the reference's ids", fields)
-    by_ids, by_text = pairs[lost[0]]
+    whole, other = pairs[lost[0]]
     what = (
         f"an app that feeds {_RUNNER} text gets {len(lost)} of {len(pairs)} answers otherwise than by the reference's ids: {', '.join(lost)}; for "
-        f"{lost[0]} {_shown(by_text)} in place of {_shown(by_ids)}"
+        f"{lost[0]} {_shown(other)} in place of {_shown(whole)}"
     )
     if not bound.admits(share):
         return failed(
@@ -335,6 +355,8 @@ def _of_call(given: Used, said: Said, expected: Expected) -> Finding:
             return failed(f"before its error the call gives {_shown(said.pieces)}, our driver {_shown(wanted)}")
         before = f" after it gave {len(said.pieces)} token" if said.pieces else ""
         return passed(f"the call ends in an error{before}: {said.error}")
+    if _no_text(said):
+        return skipped(_NO_TEXT)
     if said.error:
         return failed(f"the call ends in an error: {said.error}; our driver answers {_shown(wanted)}")
     if not wanted:

@@ -19,7 +19,7 @@ from verifier.gather.conversations import (
     run_bundle,
 )
 from verifier.gather.opening import Opened
-from verifier.gather.situations import Asker, ids_in_pieces, situations
+from verifier.gather.situations import Asker, Situated, ids_in_pieces, situations
 from verifier.measures.evidence import USER, answered_freely
 from verifier.measures.own_answers import OwnAnswers, favoured_ids
 from verifier.measures.use import Candidate, Fed, FedPrompt, UseEvidence
@@ -30,7 +30,7 @@ from verifier.runner.protocol import Array, Bundle, Result
 OFFICIAL = "official"
 FURTHER = 4
 """Tokens that an answer may go on behind the golden one's last."""
-LOOKED_AT, MOST_CANDIDATES = 2, 12
+LOOKED_AT, MOST_CANDIDATES = 2, 8
 """Of each prompt: images whose answers tell hypotheses apart, and hypotheses."""
 TALK_S, TALK_OF_LARGE_S = 30.0, 900.0
 _SUFFIXES = (".bin", ".model", ".json")
@@ -164,7 +164,7 @@ class _Asking:
     def _ids(self, ids: Sequence[int]) -> tuple[Input, ...]:
         return ids_in_pieces(ids, self.opened.caller.text)
 
-    def _situations(self, forced: Mapping[str, _Known]) -> tuple[Asker, dict[str, tuple[Talk, object]]]:
+    def _situations(self, forced: Mapping[str, _Known]) -> tuple[Asker, dict[str, Situated]]:
         """The situations, with the golden conversation whose answer is known furthest, and another one."""
         order = sorted(range(len(self.samples)), key=lambda n: -self._known_length(n, forced))
         first, other = order[0], order[min(1, len(order) - 1)]

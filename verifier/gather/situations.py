@@ -71,9 +71,8 @@ class Asker:
         """Text without a picture, without BOS."""
         return tuple(self.tokenizer.encode(f"{self.form.default_question} {self.form.cue}"))
 
-    def resolved(self, told: Told, wanted: object, answers: Sequence[tuple[int, ...]]) -> Situation:
+    def resolved(self, told: Told, wanted: Sequence[Wanted], answers: Sequence[tuple[int, ...]]) -> Situation:
         """A situation with our driver's answers in place of their numbers."""
-        assert isinstance(wanted, tuple)
         expected = tuple(
             Expected(answers[one.own] if isinstance(one.own, int) else one.own, one.ends, one.whole, one.least)
             for one in wanted
@@ -81,6 +80,8 @@ class Asker:
         return Situation(told, expected)
 
 
+Situated = tuple[Talk, tuple[Wanted, ...]]
+"""A talk, and what has to come of each of its calls of `generate`."""
 RESET = Step("reset")
 _ERROR = Wanted((), "error")
 
@@ -94,7 +95,7 @@ def ids_in_pieces(ids: Sequence[int], most: int) -> tuple[Input, ...]:
     return tuple(made)
 
 
-def situations(asker: Asker) -> dict[str, tuple[Talk, object]]:
+def situations(asker: Asker) -> dict[str, Situated]:
     """The talk of each situation, and what has to come of its calls."""
     made = _conversations(asker) | _limits(asker) | _edges(asker)
     assert made.keys() == set(SITUATIONS)
@@ -160,14 +161,14 @@ def _edges(asker: Asker) -> Made:
     one = Wanted(known[:1])
     cut = Wanted(known[:1], "error", whole=False)
 
-    def limited(**named: int) -> tuple[Step, ...]:
-        return (Step("generate", inputs, Settings(**named)),)
+    def limited(settings: Settings) -> tuple[Step, ...]:
+        return (Step("generate", inputs, settings),)
 
     return {
         "an empty prompt": ((Step("generate", ()),), (_ERROR,)),
         "an empty text": ((Step("generate", (Input(text=""),)),), (_ERROR,)),
-        "max_new_tokens 1": (limited(max_new_tokens=1), (one,)),
-        "max_new_tokens 0": (limited(max_new_tokens=0), (cut,)),
-        "seq_len behind the prompt": (limited(seq_len=length + 1), (one,)),
-        "seq_len of the prompt": (limited(seq_len=length), (cut,)),
+        "max_new_tokens 1": (limited(Settings(max_new_tokens=1)), (one,)),
+        "max_new_tokens 0": (limited(Settings(max_new_tokens=0)), (cut,)),
+        "seq_len behind the prompt": (limited(Settings(seq_len=length + 1)), (one,)),
+        "seq_len of the prompt": (limited(Settings(seq_len=length)), (cut,)),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from verifier.runner.official import Said, Told
@@ -49,6 +50,12 @@ class FedPrompt:
     images: tuple[str, ...]
     looked_at: tuple[str, ...]
     candidates: tuple[Candidate, ...]
+
+    def among(self, names: Container[str]) -> FedPrompt:
+        """The same of some images."""
+        chosen = ([name for name in each if name in names] for each in (self.images, self.looked_at))
+        images, looked_at = map(tuple, chosen)
+        return replace(self, images=images, looked_at=looked_at)
 
 
 @dataclass(frozen=True)
