@@ -33,7 +33,7 @@ FURTHER = 4
 LOOKED_AT, MOST_CANDIDATES = 2, 8
 """Of each prompt: images whose answers tell hypotheses apart, and hypotheses."""
 TALK_S, TALK_OF_LARGE_S = 30.0, 900.0
-_SUFFIXES = (".bin", ".model", ".json")
+_SUFFIXES = (".model", ".bin", ".json")
 """Of tokenizer files, in the order in which ExecuTorch's runner does best with them."""
 
 
