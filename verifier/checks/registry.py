@@ -10,6 +10,7 @@ from verifier.checks import (
     cache_rows,
     device,
     embedding,
+    eyes,
     greedy,
     kvcache,
     layers,
@@ -49,6 +50,7 @@ CHECKS: tuple[Check, ...] = (
     blocks.profile,
     *logits.CHECKS,
     *greedy.CHECKS,
+    *eyes.CHECKS,  # the bytes are right by now: is the app?
     *budget.CHECKS,  # what is not LLaVA needs no budget
 )
 

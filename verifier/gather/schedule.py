@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -41,6 +41,7 @@ from verifier.gather.conversations import (
     conversation_bundle,
     vocabulary_of,
 )
+from verifier.gather.eyes import choose, look, try_sizes
 from verifier.gather.goldens import AnsweredGoldens, held_against_reference, with_answers
 from verifier.gather.opening import Opened, subjects_of
 from verifier.gather.samples import (
@@ -58,6 +59,7 @@ from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.audit import audit_records
 from verifier.measures.channels import ChannelError, measure_channels
 from verifier.measures.evidence import Case, Evidence, Part, RuntimeEvidence, golden_folder, unasked, with_foundations
+from verifier.measures.eyes import EyesEvidence
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
@@ -153,8 +155,11 @@ def gather(
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
             conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
+            tried = children.submit(Part.EYES, "the sizes that apps feed", try_sizes, opened, choose(opened, samples))
             repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
             reference = _answers(golden, parts, definition, samples, answer or answer_samples)
+        with progress.stage("the apps' pictures"):
+            eyes = _eyes(opened, parts, definition, reference, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
@@ -165,9 +170,11 @@ def gather(
                 children.pool.shutdown()
                 speed = measure_speed(opened, definition.embedding, image)
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
+    if not isinstance(eyes, Missing):
+        eyes = replace(eyes, tried=tried.result())
     with progress.stage("answers against fp32"):
         evidence = _evidence(
-            golden, definition, reference, compared, runtime, shipped.result(), made=made, result=result
+            golden, definition, reference, compared, runtime, shipped.result(), eyes, made=made, result=result
         )
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
@@ -219,6 +226,16 @@ def _answers(
         pairs = zip(samples, answers[: len(samples)], strict=True)
         samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
     return _Reference(samples, published, answers)
+
+
+def _eyes(
+    opened: Opened, parts: frozenset[Part], definition: Definition, reference: _Reference, answer: AnswerSamples
+) -> EyesEvidence | Missing:
+    """What the apps' paths make of some pictures, and what the definition says to it."""
+    if Part.EYES not in parts:
+        return unasked("the apps' pictures")
+    known = tuple(zip(reference.samples, reference.answers, strict=False))
+    return look(opened, choose(opened, reference.samples), definition, known, answer)
 
 
 def _compare(  # noqa: PLR0917
@@ -276,6 +293,7 @@ def _evidence(  # noqa: PLR0917
     compared: _Compared,
     runtime: RuntimeEvidence,
     shipped: ShippedTokenizers | Missing,
+    eyes: EyesEvidence | Missing,
     *,
     made: ConversationBundle,
     result: Result | Missing,
@@ -330,6 +348,7 @@ def _evidence(  # noqa: PLR0917
         shipped=shipped,
         published=compare_published(samples, reference.published, answers) if answers else (),
         goldens=golden.origin,
+        eyes=eyes,
         prices=opened.request.prices,
     )
 
