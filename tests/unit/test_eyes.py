@@ -17,6 +17,8 @@ from verifier.families.pixels.apps.registry import APPS
 from verifier.gather.eyes import Chosen, prepared_sizes, try_sizes
 from verifier.measures.evidence import Subjects
 from verifier.measures.eyes import AppEyes, EyesEvidence, Seen, SizeTried
+from verifier.record.figures import figures
+from verifier.report.words import eyes_rows, next_command
 from verifier.runner.protocol import Bundle, Result
 
 SQUARE, ODD = (336, 336), (336, 189)
@@ -137,3 +139,40 @@ def test_a_slow_encoder_is_asked_for_few_sizes() -> None:
     try_sizes(_opened(run), NOBODY)
     assert asked == sorted(set(asked))
     assert asked[0] == 3 == len(prepared_sizes(_opened(run, isa="elsewhere")))
+
+
+def _report(eyes: EyesEvidence) -> dict[str, Any]:
+    figure = figures(
+        SimpleNamespace(cases=(), user_case=None, layers=UNASKED, eyes=eyes, runtime=SimpleNamespace(cache=UNASKED))
+    )  # type: ignore[arg-type]
+    return {"figures": figure}
+
+
+UNASKED = Missing("nobody asked", "unasked")
+
+
+def test_the_table_of_the_report_says_what_is_lost_and_which_sizes() -> None:
+    """A row for each app: answers, their interval, image tokens, sizes."""
+    (row,) = eyes_rows(_report(_eyes(LOST, KEPT, Seen(ODD, tokens_db=9.0, same=True))))
+    assert row[:2] == ("C++ example (cpp)", "2 of 3, 1 not fed")
+    assert row[3:] == ("9", "1 of 2: 336 x 189")
+
+
+def test_the_table_does_not_speak_of_what_nobody_looked_at() -> None:
+    """No picture, no size."""
+    (row,) = eyes_rows(_report(_eyes(tried=())))
+    assert row[1:] == ("not looked at: name it with --app", "", "", "")
+    assert eyes_rows({"figures": {}}) == []
+
+
+def test_the_same_pixels_have_no_decibels() -> None:
+    """An app that does as the gate does."""
+    (row,) = eyes_rows(_report(_eyes(Seen(SQUARE, identical=True, same=True))))
+    assert row[3] == "the same pixels"
+
+
+def test_an_app_goes_into_the_command_to_run_next() -> None:
+    """Without it the failure would not come back."""
+    blame = {"check": "pixels.sizes"}
+    data = {"blame": blame, "artifact": {"path": "x.pte"}, "request": {"apps": ["cpp", "ios"]}}
+    assert "--app cpp,ios" in next_command(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from verifier.checks.check import Fields, Finding, check, failed, need, passed, unverified
 from verifier.core.limits import Limit, limit
 from verifier.core.prices import default_price, option, stated_price
@@ -51,8 +53,8 @@ def sizes(eyes: EyesEvidence, case: str) -> Finding:
     elif case in eyes.apps:
         fed, who = eyes.apps[case].sizes, f"{eyes.apps[case].title} (--app {case})"
         advice = (
-            "An app that ships this program has to feed even sides, or a square: python -m verifier.image_util does; docs/app-pixels.md says what an "
-            "export that takes every size needs."
+            "An app that ships this program has to feed even sides, or a square, as verifier.image_util does; docs/app-pixels.md says "
+            "what an export that takes every size needs."
         )
     else:
         return unverified(f"nobody looked through the eyes of {case}")
@@ -109,7 +111,7 @@ def kept(given: tuple[EyesEvidence, Limit], case: str) -> Finding:
     if not budget.admits(share):
         names = ", ".join(lost[:SHOWN]) + (" …" if len(lost) > SHOWN else "")
         return failed(
-            f"{said}: {names}. At most {1 - budget.value:.0%} may be. Prepare pictures in the app as the checkpoint is asked (docs/app-pixels.md), or accept it: {option(KEPT, share)}",
+            f"{said}: {names}. At most {1 - budget.value:.0%} may be. Prepare pictures in the app as the checkpoint is asked (docs/app-pixels.md), or accept it: {option(KEPT, math.floor(share * 100) / 100)}",
             fields,
             where=Where(method=ENCODER),
         )

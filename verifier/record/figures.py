@@ -120,7 +120,7 @@ def _eyes(eyes: EyesEvidence) -> JsonObject:
                 "title": app.title,
                 "asked": score.asked,
                 "lost": score.lost,
-                "interval": [round(end, 4) for end in score.interval],
+                "interval": [round(end, 6) for end in score.interval],
                 "aborts": score.aborts,
                 "identical": score.identical,
                 "median_db": None if score.median_db is None else round(score.median_db, 1),
