@@ -156,3 +156,10 @@ def test_image_util_writes_what_an_app_feeds(
     assert "as Android LlamaDemo feeds it" in capsys.readouterr().out
     assert image_util.main([str(source), "--as", "palm"]) == 2
     assert image_util.main([]) == 2
+
+
+def test_a_picture_of_which_nothing_is_left_is_refused() -> None:
+    """In a small frame the shorter side is cut to nothing."""
+    with pytest.raises(ImageError, match="nothing is left"):
+        APPS["cpp"].picture(np.zeros((1, 160, 3), np.uint8), Frame(28))
+    assert all(min(size) for size in APPS["cpp"].usual(28))

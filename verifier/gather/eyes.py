@@ -55,7 +55,10 @@ def choose(opened: Opened, samples: Sequence[Sample]) -> Chosen:
     else:
         chosen = {name: given if name in named else some for name in APPS}
     said = f"{len(some)} pictures that are not square"
-    return Chosen(chosen, said + (f"; all {len(given)} for {', '.join(named)}" if named and not large else ""))
+    said += f"; all {len(given)} for {', '.join(named)}" if named and not large else ""
+    if opened.caller.convention.pixels == "normalized":
+        said += "; the program takes normalized pixels, which these apps do not make: sizes are those of the picture before that"
+    return Chosen(chosen, said)
 
 
 def _stored_size(path: Path) -> Size:

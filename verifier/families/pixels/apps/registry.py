@@ -68,13 +68,17 @@ def _cpp_size(width: int, height: int, side_px: int) -> Size:
 
 def _cpp_usual(side_px: int) -> tuple[Size, ...]:
     both = (shape for wide in SHAPES for shape in (wide, wide[::-1]))
-    return tuple(dict.fromkeys(_cpp_size(width, height, side_px) for width, height in both))
+    sizes = (_cpp_size(width, height, side_px) for width, height in both)
+    return tuple(dict.fromkeys(size for size in sizes if min(size)))
 
 
 def _cpp(pixels: Pixels, frame: Frame) -> Pixels:
     if pixels.shape[2] != 3:
         raise ImageError("the program takes three channels", got=pixels.shape[2], where="cpp")
-    return resize_as_stb(pixels, *_cpp_size(pixels.shape[1], pixels.shape[0], frame.side_px))
+    size = _cpp_size(pixels.shape[1], pixels.shape[0], frame.side_px)
+    if not min(size):
+        raise ImageError("nothing is left of the shorter side", got=size, where="cpp", fix="crop the picture")
+    return resize_as_stb(pixels, *size)
 
 
 def _square_size(_width: int, _height: int, side_px: int) -> Size:
