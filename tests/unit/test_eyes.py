@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from platform import machine
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.bench import eyes as bench
 from verifier.checks.registry import CHECKS
 from verifier.core.types import CheckResult, Missing, Recipe
 from verifier.families.pixels.apps.registry import APPS
@@ -176,3 +178,10 @@ def test_an_app_goes_into_the_command_to_run_next() -> None:
     blame = {"check": "pixels.sizes"}
     data = {"blame": blame, "artifact": {"path": "x.pte"}, "request": {"apps": ["cpp", "ios"]}}
     assert "--app cpp,ios" in next_command(data)
+
+
+def test_the_page_of_the_scenes_is_that_of_its_data() -> None:
+    """docs/app-pixels.json, written by tests.bench.eyes."""
+    data = json.loads((bench.DOCS / "app-pixels.json").read_text())
+    assert bench.table(data) in (bench.DOCS / "app-pixels.md").read_text()
+    assert all(figures["asked"] > 200 for figures in data["sets"].values())
