@@ -29,8 +29,9 @@ from verifier.runner.protocol import Array, Bundle
 
 OF_SLOW = 3
 """Sizes of the gate's own preparation that an emulated or large encoder is asked for."""
-LOOKED_AT, OF_LARGE = 6, 1
-"""Pictures that are not square, of which every app's path is measured where no app is named. Each is one more fp32 answer: 0.13 s of llava_tiny."""
+LOOKED_AT, OF_LARGE = 5, 1
+"""Pictures that are not square, of which every app's path is measured where no app is named. Each is up to four more fp32 answers,
+0.2 s each for llava_tiny beside its children: 4 s of the gate."""
 AnswerSamples = Callable[[Definition, Sequence[Sample]], list[Answered]]
 _EVEN = (2, 168, 252, 334)
 
