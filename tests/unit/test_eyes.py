@@ -15,6 +15,7 @@ import pytest
 from tests.bench import eyes as bench
 from verifier.checks.registry import CHECKS
 from verifier.core.types import CheckResult, Missing, Recipe
+from verifier.families.conventions import EXECUTORCH_LLAVA, OPTIMUM, Convention
 from verifier.families.pixels.apps.registry import APPS
 from verifier.gather.eyes import Chosen, prepared_sizes, try_sizes
 from verifier.measures.evidence import Subjects
@@ -28,9 +29,11 @@ REFUSED = SizeTried(ODD, "error: 0x12")
 TAKEN = SizeTried(SQUARE, "")
 
 
-def _results(check: str, eyes: EyesEvidence | Missing, *apps: str, **prices: float) -> list[CheckResult]:
+def _results(
+    check: str, eyes: EyesEvidence | Missing, *apps: str, convention: Convention = EXECUTORCH_LLAVA, **prices: float
+) -> list[CheckResult]:
     evidence: Any = SimpleNamespace(
-        eyes=eyes, subjects=Subjects((), (), (), (), apps), prices=prices, recipe=Recipe(), geometry=None
+        eyes=eyes, subjects=Subjects((), (), (), (), apps), prices=prices, recipe=Recipe(), convention=convention
     )
     return next(c for c in CHECKS if c.id == check).results(evidence)
 
@@ -55,6 +58,12 @@ def test_sizes_of_a_named_app_that_the_program_refuses_are_named() -> None:
     assert (result.verdict, result.step) == ("fail", "use")
     assert "1 of 2 sizes" in result.message
     assert "336 x 189" in result.message
+
+
+def test_bytes_do_not_fit_a_program_that_takes_normalized_pixels() -> None:
+    """The gate's own preparation normalizes them; what an app does is not known."""
+    prepared, app = _results("pixels.sizes", _eyes(KEPT, tried=(TAKEN, SizeTried(ODD, ""))), "cpp", convention=OPTIMUM)
+    assert (prepared.verdict, app.verdict) == ("pass", "error")
 
 
 def test_a_prepared_size_that_is_refused_fails_without_an_app() -> None:

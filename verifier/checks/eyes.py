@@ -28,9 +28,11 @@ def _sizes_of(subjects: Subjects) -> tuple[str, ...]:
 
 
 @need(Part.EYES, computed=True)
-def tried(evidence: Evidence) -> EyesEvidence | Missing:
-    """The sizes that the program was asked with."""
-    return evidence.eyes
+def tried(evidence: Evidence) -> tuple[EyesEvidence, bool] | Missing:
+    """The sizes that the program was asked with, and whether it takes bytes."""
+    if isinstance(evidence.eyes, Missing):
+        return evidence.eyes
+    return evidence.eyes, evidence.convention.pixels == "bytes"
 
 
 @check(
@@ -40,16 +42,21 @@ def tried(evidence: Evidence) -> EyesEvidence | Missing:
     cases=_sizes_of,
     overlap="the bench injects no fault into sizes; the program that is shipped refuses those of an app already",
 )
-def sizes(eyes: EyesEvidence, case: str) -> Finding:
+def sizes(given: tuple[EyesEvidence, bool], case: str) -> Finding:
     """`vision_encoder` takes every size of picture that is fed to it: those of the gate's own preparation, and, of an app that is named with `--app`, those that
     the app feeds for usual shapes of pictures and for the golden ones. What apps that are not named would feed and the program refuses is in
     the table, and fails nothing."""
+    eyes, takes_bytes = given
     if isinstance(eyes.tried, Missing):
         return unverified(eyes.tried.reason)
     if case == PREPARED:
         fed = eyes.prepared
         who = "the gate's own preparation (python -m verifier.image_util)"
         advice = "Is the shape of the picture dynamic in the export?"
+    elif not takes_bytes:
+        return unverified(
+            "the program takes normalized pixels, and this app feeds bytes: what an app makes of them in between is not known here"
+        )
     elif case in eyes.apps:
         fed, who = eyes.apps[case].sizes, f"{eyes.apps[case].title} (--app {case})"
         advice = (
