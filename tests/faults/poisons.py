@@ -113,6 +113,15 @@ def _user(e: Evidence, f: Any) -> Evidence:
     return replace(e, expectation=wanted, user_case=replace(case, logits=f(case.logits)))
 
 
+def _eyes(e: Evidence, *, prices: dict[str, float] | None = None, **fields: Any) -> Evidence:
+    """Android's are named."""
+    eyes: Any = e.eyes
+    if "pictures" in fields:
+        fields = {"apps": {name: replace(app, **fields) for name, app in eyes.apps.items()}}
+    subjects = replace(e.subjects, apps=("android",))
+    return replace(e, eyes=replace(eyes, **fields), subjects=subjects, prices=prices or {})
+
+
 def _measured(name: str, **fields: Any) -> Callable[[Evidence], Evidence]:
     return lambda e: replace(e, **{name: replace(getattr(e, name), **fields)})
 
@@ -713,6 +722,18 @@ POISONS: dict[str, Poisons] = {
     "use.tokens": Poisons(IDS, IDS, _fed(pieces=-1), _use(prompts=())),
     "use.text": Poisons(IDS, IDS, _fed(pieces=0), _use(fed={}, prompts=())),
     "use.turns": Poisons(IDS, IDS, _situated, _use(situations={}), only=lambda case: case in ANSWERED),
+    "pixels.sizes": Poisons(
+        "an output that is not finite becomes an error where the size is tried (verifier/gather/eyes.py)",
+        "an output that is not finite becomes an error where the size is tried (verifier/gather/eyes.py)",
+        lambda e: _eyes(e, tried=e.eyes.tried[1:]),  # type: ignore[union-attr,index]
+        lambda e: replace(e, eyes=NOTHING),
+    ),
+    "pixels.kept": Poisons(
+        lambda e: _eyes(e, prices={"pixels.kept": math.nan}),
+        lambda e: _eyes(e, prices={"pixels.kept": math.inf}),
+        lambda e: _eyes(e, apps={}),
+        lambda e: _eyes(e, pictures={}),
+    ),
     "budget.file": _bytes(_header, "file_bytes"),
     "budget.memory": _bytes(lambda e, value: _plans(e, arenas_bytes=(0, value)), "planned_bytes"),
     "budget.peak": _spent("peak_rss_bytes"),

@@ -10,6 +10,7 @@ from verifier.checks import (
     cache_rows,
     device,
     embedding,
+    eyes,
     greedy,
     kvcache,
     layers,
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     *logits.CHECKS,
     *greedy.CHECKS,
     *use.CHECKS,  # an app asks a program that computes rightly
+    *eyes.CHECKS,  # the bytes are right by now: is the app?
     *budget.CHECKS,  # what is not LLaVA needs no budget
 )
 

@@ -511,6 +511,15 @@ _ROWS: tuple[Limit, ...] = (
         "446 of 450 for llava_tiny",
     ),
     Limit(
+        "price.pixels.kept",
+        0.9,
+        "share",
+        "least",
+        "policy",
+        "default budget of an app that is named with --app: one answer of ten may be lost to the way in which it prepares pictures",
+    ),
+    Limit("pixels.compared", 1.0, "count", "least", "policy", "a share of no answers says nothing"),
+    Limit(
         "price.decided",
         0.5,
         "share",

@@ -29,6 +29,7 @@ PRICES: dict[str, str] = {
     "top1": "logits.top1_agreement",
     "gain": "logits.channel_gain_change",
     "text": "use.text_kept",
+    "kept": "pixels.kept",
 }
 """Metrics that have a budget, by the name that `--budget` gives them."""
 _BY_METRIC = {metric: name for name, metric in PRICES.items()}

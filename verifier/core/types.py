@@ -22,7 +22,7 @@ STEP_MEANS: dict[Step, str] = {
     "lowering": "the file is not what the recipe makes of the checkpoint: export, passes, memory plan, changed bytes",
     "kernel": "the runtime does not compute what the file says: a kernel, threads, or memory of this build",
     "device": "the device computes something else than this machine: its kernels or CPU features",
-    "use": "the runner inside an app asks otherwise: tokens, positions, cache, stop, or what it does with a call that it cannot carry out",
+    "use": "the app, or the runner inside it, asks otherwise than the checkpoint is asked: pixels, tokens, positions, cache, stop",
 }
 """What a broken step means, in one line."""
 

@@ -19,6 +19,7 @@ from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import DECODER, ENCODER, recognize
 from verifier.families.driver import Caller, caller_of
 from verifier.families.family import Family
+from verifier.families.pixels.apps.registry import app_named
 from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.agreement import open_tokenizer
@@ -48,7 +49,7 @@ class Request:
     """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
     folder `keep_evidence`. `refresh` computes kept answers anew. `prices` are budgets of quantization by metric, in place of the default ones
-    (`verifier.core.prices`)."""
+    (`verifier.core.prices`). `apps` are those whose picture paths are judged (`verifier.families.pixels.apps`)."""
 
     pte: Path
     model: str | None = None
@@ -62,6 +63,7 @@ class Request:
     keep_evidence: Path | None = None
     refresh: bool = False
     prices: dict[str, float] = field(default_factory=dict)
+    apps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     expectation = load_expectation(request.model)
     select(request.checks)  # a glob that matches nothing is refused first: a connection takes time
     checked_prices(request.prices)
+    for name in request.apps:
+        app_named(name)
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
@@ -226,4 +230,5 @@ def subjects_of(opened: Opened) -> Subjects:
         tuple(parameter.name for parameter in opened.family.parameters()),
         opened.family.blocks(),
         opened.to_ship.cases,
+        tuple(dict.fromkeys(opened.request.apps)),
     )

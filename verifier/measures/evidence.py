@@ -19,6 +19,7 @@ from verifier.golden.records import Budget, Expectation, GoldenOrigin
 from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError
+from verifier.measures.eyes import EyesEvidence
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.measures.program import ProgramFacts
@@ -77,12 +78,15 @@ class Part(Enum):
     """The tokenizer files that ship, read by ExecuTorch's tokenizers."""
     USE = auto()
     """The golden conversations and others with ExecuTorch's own runner."""
+    EYES = auto()
+    """Golden pictures by the paths of the apps, answered by the definition; the sizes that the program takes."""
     SPEED = auto()
     """Time and memory of a conversation, alone on the machine."""
 
 
 RESTS_ON: dict[Part, tuple[Part, ...]] = {
     Part.TEMPLATE: (Part.PROMPTS,),
+    Part.EYES: (Part.PROMPTS,),
     Part.INSTRUCTIONS: (Part.RUNTIME,),
     Part.CONVERSATIONS: (Part.RUNTIME, Part.PROMPTS),
     Part.QUANTIZED_TOKENS: (Part.CONVERSATIONS,),
@@ -165,12 +169,14 @@ class RuntimeEvidence:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files."""
+    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files, of the
+    apps that were named."""
 
     images: tuple[str, ...]
     parameters: tuple[str, ...]
     blocks: tuple[str, ...]
     tokenizers: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,7 @@ class Evidence:
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
     goldens: GoldenOrigin = field(default_factory=GoldenOrigin)
     """Where the golden answers came from."""
+    eyes: EyesEvidence | Missing = field(default_factory=lambda: unasked("the apps' pictures"))
     prices: dict[str, float] = field(default_factory=dict)
     """What quantization may cost, by metric, where the user states it (`verifier.core.prices`)."""
 

@@ -46,6 +46,7 @@ ACCUSED: tuple[tuple[str, Accused], ...] = (
     ("structure.*", "bytes"),
     ("mapping.*", "definition"),
     ("processor.*", "pixels"),
+    ("pixels.*", "pixels"),
     ("preprocess.*", "pixels"),
     ("splice.*", "prompt"),
     ("prompt.*", "prompt"),

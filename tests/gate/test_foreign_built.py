@@ -1,0 +1,37 @@
+"""Other exporters' programs made anew, not the committed ones: optimum-executorch in an environment of its own, ExecuTorch's `export_llava` in ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.bench.foreign import EXPORTS, make_environment, run
+
+CHOSEN = (
+    "upstream-plain-1-mended-group-size-64-affine",
+    "optimum-grouped-1-qlinear_group_size_64-qembedding_8w-qembedding_group_size_32-max_length_320",
+)
+
+
+@pytest.fixture(scope="session")
+def optimum_python(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The Python of an environment with optimum-executorch: that of `OPTIMUM_PYTHON`, or a new one."""
+    if given := os.environ.get("OPTIMUM_PYTHON"):
+        return Path(given)
+    try:
+        return once("optimum", lambda folder: print(make_environment(folder))) / "bin" / "python"
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"optimum-executorch cannot be installed here: {error}")
+
+
+@pytest.mark.slow  # 7 minutes to install, a minute for each export
+@pytest.mark.parametrize("name", CHOSEN)
+def test_a_program_made_anew_is_verified(name: str, optimum_python: Path, tmp_path: Path) -> None:
+    """No manifest, calibration or golden data; grouped queries and another geometry among them."""
+    outcome = run(next(export for export in EXPORTS if export.name == name), tmp_path, optimum_python)
+    assert (outcome.get("not_exported"), outcome["alarms"], outcome["status"]) == (None, [], 0)
+    assert outcome["checks"] > 100
