@@ -36,8 +36,6 @@ SCALES: dict[str, Scale] = {
     "logits.top1_agreement": Scale("share", "least"),
     "logits.top1_decided": Scale("share", "least"),
     "logits.channel_gain_change": Scale("ratio", "most"),
-    "use.text_kept": Scale("share", "least"),
-    "text_kept": Scale("share", "least"),
     "greedy.margin_noise": Scale("logits", "most"),
     "margin": Scale("logits", "most"),
     "apart": Scale("ratio", "least"),

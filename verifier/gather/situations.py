@@ -54,7 +54,7 @@ class Asker:
 
     def answer(self, *stretches: Stretch) -> Wanted:
         """Our driver's answer to a conversation, or an error for one that the cache has no room for."""
-        if length_of(stretches, self.own.patches) + TOKENS > self.own.limit:
+        if length_of(stretches, self.own.patches) + TOKENS > self.own.positions:
             return _ERROR
         return Wanted(self.own.ask(stretches, TOKENS))
 
@@ -143,8 +143,8 @@ def _limits(asker: Asker) -> Made:
     """The end of the cache, and beyond."""
     prompt = asker.filling
     full = (*asker.ids(prompt.before), Input(picture=0), *asker.ids(prompt.after))
-    words = (prompt.before + prompt.after) * (asker.own.limit // max(1, len(prompt.before + prompt.after)) + 2)
-    fills, beyond = (Step("generate", asker.ids(words[: asker.own.limit + more])) for more in (0, 1))
+    words = (prompt.before + prompt.after) * (asker.own.positions // max(1, len(prompt.before + prompt.after)) + 2)
+    fills, beyond = (Step("generate", asker.ids(words[: asker.own.positions + more])) for more in (0, 1))
     to_end = Wanted(asker.filled, whole=False, least=asker.room)
     return {
         "to the end of the cache": ((Step("generate", full),), (to_end,)),

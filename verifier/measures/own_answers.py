@@ -31,11 +31,11 @@ def length_of(stretches: Sequence[Stretch], patches: int) -> int:
 
 @dataclass
 class OwnAnswers:
-    """Conversations in the making; each picture goes through the encoder once. `limit` positions are there."""
+    """Conversations in the making; each picture goes through the encoder once. so many `positions` are there."""
 
     caller: Caller
     patches: int
-    limit: int
+    positions: int
     script: Script = field(init=False)
     logits: list[tuple[int, ...]] = field(default_factory=list)
     _encoded: dict[int, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class OwnAnswers:
                 last = self.script.decode(OutputOf(self._vision(stretch)), position, self.patches, keep=keep)
                 position += self.patches
         logits = [last]
-        while len(logits) < tokens and position < self.limit:
+        while len(logits) < tokens and position < self.positions:
             logits.append(self._step(favoured(logits[-1]), position))
             position += 1
         self.logits.append(tuple(logits))
