@@ -1,0 +1,171 @@
+"""Recorded sessions of ExecuTorch's own runner on llava_tiny: sound ones, and ones with a fault of the app. Are all faults named, and no sound one accused?
+
+python -m tests.bench.sessions FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from tests.support import EMBEDDED_PTE
+from verifier.families.answering import load_sample
+from verifier.families.checkpoint import EMBEDDED
+from verifier.families.pixels.apps.registry import APPS
+from verifier.families.samples import Sample
+from verifier.families.tokens.readings import TRAILING, TWO_BOS
+from verifier.gather.opening import Request
+from verifier.golden.records import load_golden
+from verifier.runner.official import Input, Settings, Step, Talk, hold_talks
+from verifier.runner.protocol import Array
+from verifier.sessions.hypotheses import IMAGE_BEFORE, NO_RESET, SAMPLED
+from verifier.sessions.inputs import Subject
+from verifier.sessions.judge import judge_session
+from verifier.sessions.opening import open_subject
+from verifier.sessions.recording import record_session
+from verifier.sessions.records import read_session
+
+TOKENS = 24
+RESET = Step("reset")
+
+
+@dataclass(frozen=True)
+class Played:
+    """Talks for one session, their pictures, what has to be named for each turn ("" for a sound one), and whether pixels and settings are kept
+    in the record."""
+
+    talks: list[Talk]
+    pictures: list[Array]
+    files: dict[int, Path]
+    wanted: list[str]
+
+
+def _inputs(subject: Subject, sample: Sample, number: int, *, text: bool, trailing: str = "") -> tuple[Input, ...]:
+    form, question = subject.family.prompt, sample.golden.question
+    behind = form.after_image(question) if question else form.cue
+    if text:
+        return (Input(text=form.before_image), Input(picture=number), Input(text=behind + trailing))
+    return (Input(ids=sample.prompt.before), Input(picture=number), Input(ids=sample.prompt.after))
+
+
+def sound(subject: Subject, samples: list[Sample]) -> Played:
+    """Every golden conversation by ids and by text."""
+    talks, settings = [], Settings(max_new_tokens=TOKENS)
+    for text in (False, True):
+        for number, sample in enumerate(samples):
+            given = replace(settings, num_bos=1) if text else settings
+            step = Step("generate", _inputs(subject, sample, number, text=text), given)
+            talks.append(Talk(f"{text} {number}", (RESET, step)))
+    files = {number: sample.golden.path for number, sample in enumerate(samples)}
+    return Played(talks, [sample.image for sample in samples], files, [""] * len(talks))
+
+
+def _each(
+    subject: Subject,
+    samples: list[Sample],
+    wanted: str,
+    settings: Settings,
+    change: Callable[[Sample], Array],
+    **named: str,
+) -> Played:
+    talks = [
+        Talk(str(n), (RESET, Step("generate", _inputs(subject, sample, n, text=True, **named), settings)))  # type: ignore[arg-type]
+        for n, sample in enumerate(samples)
+    ]
+    files = {number: sample.golden.path for number, sample in enumerate(samples)}
+    return Played(talks, [change(sample) for sample in samples], files, [wanted] * len(talks))
+
+
+def faulty(subject: Subject, samples: list[Sample]) -> dict[str, Played]:
+    """Every fault in the use of the runner's own API."""
+    usual = Settings(max_new_tokens=TOKENS, num_bos=1)
+    own: Callable[[Sample], Array] = lambda sample: sample.image  # noqa: E731
+    coloured = [sample for sample in samples if not np.array_equal(sample.image, sample.image[::-1])]
+    wide = [sample for sample in samples if sample.image.shape[1] != sample.image.shape[2]]
+    android = APPS["android"]
+    pairs = list(pairwise(samples))
+    shown = [one.image for pair in pairs for one in pair]
+    talks = []
+    for n, (one, other) in enumerate(pairs):
+        first = Step("generate", _inputs(subject, one, 2 * n, text=True), usual)
+        again = Step("generate", _inputs(subject, other, 2 * n, text=True), usual)
+        talks.append(Talk(str(n), (RESET, first, RESET, again)))
+    files = {2 * n: pair[1].golden.path for n, pair in enumerate(pairs)}
+    before = Played(talks, shown, files, ["*", IMAGE_BEFORE] * len(pairs))
+    no_reset = [
+        Talk(
+            str(n),
+            (
+                RESET,
+                Step("generate", _inputs(subject, one, n, text=True), usual),
+                Step("generate", _inputs(subject, one, n, text=True), usual),
+            ),
+        )
+        for n, one in enumerate(samples)
+    ]
+    kept = Played(
+        no_reset,
+        [s.image for s in samples],
+        {n: s.golden.path for n, s in enumerate(samples)},
+        ["*", NO_RESET] * len(samples),
+    )
+    return {
+        "trailing blank": _each(subject, samples, TRAILING, usual, own, trailing=" "),
+        "BOS twice": _each(subject, samples, TWO_BOS, replace(usual, num_bos=2), own),
+        "no reset": kept,
+        "temperature 0.8": _each(subject, samples, SAMPLED, replace(usual, temperature=0.8), own),
+        "BGR": _each(subject, coloured, "BGR", usual, lambda sample: np.ascontiguousarray(sample.image[::-1])),
+        "squashed": _each(subject, wide, android.title, usual, lambda s: android.picture(s.golden.path, subject.frame)),
+        "image before": before,
+    }
+
+
+def play(folder: Path, name: str, played: Played, subject: Subject) -> tuple[int, int, list[str]]:
+    """Hold a session's talks, record it, judge it: turns that were to be judged, those that were right, and the others in words."""
+    held = hold_talks(
+        EMBEDDED_PTE,
+        subject.tokenizer_file,
+        played.talks,
+        played.pictures,
+        vocabulary=subject.checkpoint.geometry.text.vocabulary,
+    )
+    told = [(talk, held.told[talk.name]) for talk in played.talks]
+    path = folder / f"{name.replace(' ', '-')}.jsonl"
+    tokenizer = subject.tokenizer_file
+    record_session(path, told, played.pictures, pte=EMBEDDED_PTE, tokenizer=tokenizer, files=played.files)
+    verdict = judge_session(read_session(path), subject)
+    wrong, count = [], 0
+    for wanted, judged in zip(played.wanted, verdict.turns, strict=True):
+        if wanted == "*":
+            continue
+        count += 1
+        named = judged.outcome == "sound" if not wanted else any(wanted in cause for cause in judged.causes)
+        if not named:
+            wrong.append(f"{name} line {judged.turn.line}: {judged.outcome} {judged.causes} {judged.said[:300]}")
+    return count, count - len(wrong), wrong
+
+
+def main(arguments: list[str]) -> int:
+    """Print the score."""
+    folder = Path(arguments[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    few = int(arguments[1]) if len(arguments) > 1 else 29
+    subject = open_subject(Request(EMBEDDED_PTE))
+    golden = load_golden(EMBEDDED, subject.checkpoint.sha256)
+    samples = [load_sample(image, subject.tokenizer, subject.family) for image in golden.images][:few]
+    all_wrong = []
+    for name, played in {"sound": sound(subject, samples), **faulty(subject, samples)}.items():
+        count, right, wrong = play(folder, name, played, subject)
+        print(f"{name}: {right} of {count}", flush=True)
+        all_wrong += wrong
+    print("\n".join(all_wrong))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
