@@ -5,14 +5,17 @@ python -m tests.bench.sessions FOLDER
 
 from __future__ import annotations
 
+import argparse
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from golden.llava_tiny.make.scenes import render, sample_scene
 from tests.support import EMBEDDED_PTE
 from verifier.families.answering import load_sample
 from verifier.families.checkpoint import EMBEDDED
@@ -25,7 +28,7 @@ from verifier.runner.official import Input, Settings, Step, Talk, hold_talks
 from verifier.runner.protocol import Array
 from verifier.sessions.hypotheses import IMAGE_BEFORE, NO_RESET, SAMPLED
 from verifier.sessions.inputs import Subject
-from verifier.sessions.judge import judge_session
+from verifier.sessions.judge import ANOTHER_TOKENIZER, judge_session
 from verifier.sessions.opening import open_subject
 from verifier.sessions.recording import record_session
 from verifier.sessions.records import read_session
@@ -43,6 +46,7 @@ class Played:
     pictures: list[Array]
     files: dict[int, Path]
     wanted: list[str]
+    tokenizer: Path | None = None
 
 
 def _inputs(subject: Subject, sample: Sample, number: int, *, text: bool, trailing: str = "") -> tuple[Input, ...]:
@@ -51,6 +55,31 @@ def _inputs(subject: Subject, sample: Sample, number: int, *, text: bool, traili
     if text:
         return (Input(text=form.before_image), Input(picture=number), Input(text=behind + trailing))
     return (Input(ids=sample.prompt.before), Input(picture=number), Input(ids=sample.prompt.after))
+
+
+def drawn(subject: Subject, folder: Path, count: int) -> list[Sample]:
+    """New scenes, asked as the first golden picture is."""
+    rng = random.Random(22)
+    head = load_golden(EMBEDDED, subject.checkpoint.sha256).images[0]
+    samples = []
+    for number in range(count):
+        path = folder / f"scene_{number}.png"
+        render(sample_scene(rng)).save(path)
+        samples.append(load_sample(replace(head, path=path, name=path.stem), subject.tokenizer, subject.family))
+    return samples
+
+
+def another_tokenizer(folder: Path) -> Path:
+    """Two pieces that prompts have, swapped."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString((EMBEDDED / "tokenizer.model").read_bytes())
+    one, other = model.pieces[354], model.pieces[955]
+    one.piece, other.piece = other.piece, one.piece
+    path = folder / "another.model"
+    path.write_bytes(model.SerializeToString())
+    return path
 
 
 def sound(subject: Subject, samples: list[Sample]) -> Played:
@@ -81,7 +110,7 @@ def _each(
     return Played(talks, [change(sample) for sample in samples], files, [wanted] * len(talks))
 
 
-def faulty(subject: Subject, samples: list[Sample]) -> dict[str, Played]:
+def faulty(subject: Subject, samples: list[Sample], folder: Path) -> dict[str, Played]:
     """Every fault in the use of the runner's own API."""
     usual = Settings(max_new_tokens=TOKENS, num_bos=1)
     own: Callable[[Sample], Array] = lambda sample: sample.image  # noqa: E731
@@ -114,6 +143,7 @@ def faulty(subject: Subject, samples: list[Sample]) -> dict[str, Played]:
         {n: s.golden.path for n, s in enumerate(samples)},
         ["*", NO_RESET] * len(samples),
     )
+    other = _each(subject, samples, ANOTHER_TOKENIZER, usual, own)
     return {
         "trailing blank": _each(subject, samples, TRAILING, usual, own, trailing=" "),
         "BOS twice": _each(subject, samples, TWO_BOS, replace(usual, num_bos=2), own),
@@ -122,21 +152,17 @@ def faulty(subject: Subject, samples: list[Sample]) -> dict[str, Played]:
         "BGR": _each(subject, coloured, "BGR", usual, lambda sample: np.ascontiguousarray(sample.image[::-1])),
         "squashed": _each(subject, wide, android.title, usual, lambda s: android.picture(s.golden.path, subject.frame)),
         "image before": before,
+        "another tokenizer": replace(other, tokenizer=another_tokenizer(folder)),
     }
 
 
 def play(folder: Path, name: str, played: Played, subject: Subject) -> tuple[int, int, list[str]]:
     """Hold a session's talks, record it, judge it: turns that were to be judged, those that were right, and the others in words."""
-    held = hold_talks(
-        EMBEDDED_PTE,
-        subject.tokenizer_file,
-        played.talks,
-        played.pictures,
-        vocabulary=subject.checkpoint.geometry.text.vocabulary,
-    )
+    tokenizer = played.tokenizer or subject.tokenizer_file
+    vocabulary = subject.checkpoint.geometry.text.vocabulary
+    held = hold_talks(EMBEDDED_PTE, tokenizer, played.talks, played.pictures, vocabulary=vocabulary)
     told = [(talk, held.told[talk.name]) for talk in played.talks]
     path = folder / f"{name.replace(' ', '-')}.jsonl"
-    tokenizer = subject.tokenizer_file
     record_session(path, told, played.pictures, pte=EMBEDDED_PTE, tokenizer=tokenizer, files=played.files)
     verdict = judge_session(read_session(path), subject)
     wrong, count = [], 0
@@ -144,22 +170,30 @@ def play(folder: Path, name: str, played: Played, subject: Subject) -> tuple[int
         if wanted == "*":
             continue
         count += 1
-        named = judged.outcome == "sound" if not wanted else any(wanted in cause for cause in judged.causes)
+        named = (
+            judged.outcome == "sound"
+            if not wanted
+            else any(wanted in cause for cause in (*judged.causes, *verdict.causes))
+        )
         if not named:
             wrong.append(f"{name} line {judged.turn.line}: {judged.outcome} {judged.causes} {judged.said[:300]}")
     return count, count - len(wrong), wrong
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print the score."""
-    folder = Path(arguments[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.sessions")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the sessions are written")
+    parser.add_argument("--pictures", type=int, default=29, help="golden pictures (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    folder, few = options.folder, options.pictures
     folder.mkdir(parents=True, exist_ok=True)
-    few = int(arguments[1]) if len(arguments) > 1 else 29
     subject = open_subject(Request(EMBEDDED_PTE))
     golden = load_golden(EMBEDDED, subject.checkpoint.sha256)
     samples = [load_sample(image, subject.tokenizer, subject.family) for image in golden.images][:few]
+    new = drawn(subject, folder, 21 if few > 20 else 2)
     all_wrong = []
-    for name, played in {"sound": sound(subject, samples), **faulty(subject, samples)}.items():
+    for name, played in {"sound": sound(subject, [*samples, *new]), **faulty(subject, samples, folder)}.items():
         count, right, wrong = play(folder, name, played, subject)
         print(f"{name}: {right} of {count}", flush=True)
         all_wrong += wrong
@@ -168,4 +202,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
