@@ -72,6 +72,22 @@ def test_a_sound_session_is_sound(tmp_path: Path) -> None:
     assert [turn["outcome"] for turn in data["turns"]] == ["sound", "sound"]
 
 
+def test_an_answer_that_was_stopped_is_sound(tmp_path: Path) -> None:
+    """Its beginning; an empty one, or no token at all, is no answer."""
+    answer = _answer(_subject().prepared(PICTURE))
+    status, data = _judged(tmp_path, _turn(answer[:7]), _turn(""), _turn("") | {"answer": None, "answer_ids": []})
+    assert status == 2
+    assert [turn["outcome"] for turn in data["turns"]] == ["sound", "unexplained", "unexplained"]
+
+
+def test_a_count_of_the_runner_that_is_not_the_recorded_inputs_is_named(tmp_path: Path) -> None:
+    """Something else was fed, whatever the answer; the blank behind the image is a note."""
+    status, data = _judged(tmp_path, _turn(_answer(_subject().prepared(PICTURE)), prompt_tokens=690))
+    assert status == 1
+    assert "the runner counted 690, what was recorded has 683" in data["turns"][0]["causes"][0]
+    assert any("a text behind a picture gets other ids" in note for note in data["notes"])
+
+
 def _bgr(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels[::-1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from verifier.gather.conversations import run_bundle
@@ -18,6 +19,7 @@ Outcome = Literal["sound", "explained", "unexplained"]
 """sound: the file's answer to an input that is right. explained: something is wrong, and what is named. unexplained: nothing that is known explains it."""
 ANOTHER_FILE, ANOTHER_TOKENIZER = "another file", "another tokenizer file"
 NO_ROOM = "no room: the conversation is longer than the cache"
+OTHER_COUNT = "another number of tokens"
 LONGEST_ANSWER = 96
 
 
@@ -58,23 +60,25 @@ def judge_session(session: Session, subject: Subject) -> SessionVerdict:
     open_ones = {
         at
         for at, (context, number) in enumerate(zip(contexts, numbers, strict=True))
-        if not _explains(subject, context.turn, None if number is None else answers[number])
+        if not _explains(subject, context.turn, None if number is None else answers[number], stopped=True)
     }
     second = _Asking(subject)
     tried = {
         at: [(one, second.ask(one, contexts[at].turn)) for one in hypotheses(contexts[at])] for at in sorted(open_ones)
     }
     others = second.answers()
-    turns = []
+    turns, patches = [], subject.family.patches
     for at, context in enumerate(contexts):
         if at not in open_ones:
             turns.append(_as_recorded(context))
             continue
-        found = [
-            one.named
+        fitting = [
+            one
             for one, number in tried[at]
-            if number is not None and _explains(subject, context.turn, others[number])
+            if number is not None and _explains(subject, context.turn, others[number], stopped=False)
         ]
+        fitting.sort(key=lambda one: context.turn.prompt_tokens not in (None, length_of(one.stretches, patches)))
+        found = [one.named for one in fitting]
         number = numbers[at]
         turns.append(_otherwise(context, found, len(tried[at]), None if number is None else answers[number]))
     return SessionVerdict(tuple(turns), causes, notes)
@@ -93,7 +97,22 @@ def _whole(session: Session, subject: Subject) -> tuple[tuple[str, ...], tuple[s
         causes.append(
             f"{ANOTHER_TOKENIZER}: sha256 {session.tokenizer_sha256[:16]}…, not that of {subject.tokenizer_file.name}"
         )
+    blank = next((text for text in _behind_pictures(session) if _is_spelled_otherwise(subject, text)), None)
+    if blank is not None:
+        notes.append(
+            "a text behind a picture gets other ids than the checkpoint's: ExecuTorch's runner encodes it as one of its own; feed ids"
+        )
     return tuple(causes), tuple(notes)
+
+
+def _behind_pictures(session: Session) -> list[str]:
+    """Texts that stand behind a picture."""
+    pairs = ((a, b) for turn in session.turns for a, b in pairwise(turn.inputs))
+    return [after.text for before, after in pairs if before.is_picture and after.text is not None]
+
+
+def _is_spelled_otherwise(subject: Subject, text: str) -> bool:
+    return subject.tokenizer.encode_behind(text) != subject.by_runner.encode(text)
 
 
 def _contexts(session: Session, subject: Subject) -> list[Context]:
@@ -150,20 +169,20 @@ class _Asking:
         return self.own.answers(run_bundle(LocalRunner(), bundle).outputs, tuple(self.subject.tokenizer.ends))
 
 
-def _explains(subject: Subject, turn: Turn, own: Sequence[int] | None) -> bool:
-    """Whether a recorded answer is our driver's, the longest that both have; where the conversation has no room, an error is right."""
+def _explains(subject: Subject, turn: Turn, own: Sequence[int] | None, *, stopped: bool) -> bool:
+    """Whether a recorded answer is our driver's, or, if it may have been `stopped`, the beginning of it; where the conversation has no room, an error is right."""
     if own is None:
         return bool(turn.error)
     if turn.error or not own:
         return False
     if turn.answer_ids is not None:
         ended = turn.answer_ids
-        return tuple(own[: len(ended)]) == ended or (tuple(own) == ended[: len(own)] and len(own) == LONGEST_ANSWER)
+        longest = len(own) == LONGEST_ANSWER and tuple(own) == ended[: len(own)]
+        return bool(ended) and (tuple(own[: len(ended)]) == ended or longest)
     text = (turn.answer or "").strip()
-    said = [subject.tokenizer.decode(list(own)).strip(), _printed(subject, own)]
-    if len(own) == LONGEST_ANSWER:
-        return any(text.startswith(one) or one.startswith(text) for one in said if one and text)
-    return text in said
+    said = [one for one in (subject.tokenizer.decode(list(own)).strip(), _printed(subject, own)) if one and text]
+    longest = len(own) == LONGEST_ANSWER and any(text.startswith(one) for one in said)
+    return text in said or longest or (stopped and any(one.startswith(text) for one in said))
 
 
 def _printed(subject: Subject, own: Sequence[int]) -> str:
@@ -176,6 +195,9 @@ def _as_recorded(context: Context) -> Judged:
     turn, wrong = context.turn, list(deviations(context))
     if turn.error and not wrong:
         wrong.append(NO_ROOM)
+    length = length_of(context.segments, context.subject.family.patches)
+    if not context.history and turn.prompt_tokens not in (None, length):
+        wrong.append(f"{OTHER_COUNT}: the runner counted {turn.prompt_tokens}, what was recorded has {length}")
     said = (
         f"the file ends this call with an error, too: {turn.error}"
         if turn.error
