@@ -6,12 +6,14 @@ python -m tests.bench.sessions FOLDER
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from verifier.runner.official import Input, Settings, Step, Talk, hold_talks
 from verifier.runner.protocol import Array
 from verifier.sessions.hypotheses import IMAGE_BEFORE, NO_RESET, SAMPLED
 from verifier.sessions.inputs import Subject
-from verifier.sessions.judge import ANOTHER_TOKENIZER, judge_session
+from verifier.sessions.judge import ANOTHER_TOKENIZER, Judged, judge_session
 from verifier.sessions.opening import open_subject
 from verifier.sessions.recording import record_session
 from verifier.sessions.records import read_session
@@ -156,28 +158,45 @@ def faulty(subject: Subject, samples: list[Sample], folder: Path) -> dict[str, P
     }
 
 
-def play(folder: Path, name: str, played: Played, subject: Subject) -> tuple[int, int, list[str]]:
-    """Hold a session's talks, record it, judge it: turns that were to be judged, those that were right, and the others in words."""
+def play(folder: Path, name: str, played: Played, subject: Subject, *, thin: bool) -> tuple[str, list[str]]:
+    """Hold a session's talks, record it, judge it: the score in words, and what was not right. A `thin` record has pictures, texts, ids and answers alone, and
+    claims that no blank trails."""
     tokenizer = played.tokenizer or subject.tokenizer_file
     vocabulary = subject.checkpoint.geometry.text.vocabulary
     held = hold_talks(EMBEDDED_PTE, tokenizer, played.talks, played.pictures, vocabulary=vocabulary)
     told = [(talk, held.told[talk.name]) for talk in played.talks]
     path = folder / f"{name.replace(' ', '-')}.jsonl"
     record_session(path, told, played.pictures, pte=EMBEDDED_PTE, tokenizer=tokenizer, files=played.files)
+    if thin:
+        lines = [_thinned(json.loads(line)) for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     verdict = judge_session(read_session(path), subject)
-    wrong, count = [], 0
-    for wanted, judged in zip(played.wanted, verdict.turns, strict=True):
-        if wanted == "*":
-            continue
-        count += 1
-        named = (
-            judged.outcome == "sound"
-            if not wanted
-            else any(wanted in cause for cause in (*judged.causes, *verdict.causes))
+    pairs = [(wanted, judged) for wanted, judged in zip(played.wanted, verdict.turns, strict=True) if wanted != "*"]
+
+    def is_right(wanted: str, judged: Judged) -> bool:
+        causes = (*judged.causes, *verdict.causes)
+        return any(wanted in cause for cause in causes) if wanted else judged.outcome == "sound"
+
+    wrong = [pair for pair in pairs if not is_right(*pair)]
+    same = sum(judged.outcome == "sound" for wanted, judged in wrong if wanted)
+    said = f"{name}: {len(pairs) - len(wrong)} of {len(pairs)}" + (f", {same} with the sound answer" if same else "")
+    return said, [f"{name} line {j.turn.line}: {j.outcome} {j.causes} {j.said[:300]}" for _, j in wrong]
+
+
+def _thinned(line: dict[str, Any]) -> dict[str, Any]:
+    if "inputs" not in line:
+        return {"schema": line["schema"]}
+    inputs = []
+    for one in line["inputs"]:
+        kept = {name: value for name, value in one.items() if name != "pixels" or "picture" not in one}
+        inputs.append(
+            {
+                name: value.rstrip(" ") if name == "text" and one is line["inputs"][-1] else value
+                for name, value in kept.items()
+            }
         )
-        if not named:
-            wrong.append(f"{name} line {judged.turn.line}: {judged.outcome} {judged.causes} {judged.said[:300]}")
-    return count, count - len(wrong), wrong
+    named = {name: line[name] for name in ("reset", "answer", "error") if name in line}
+    return named | {"inputs": inputs, "settings": {"max_new_tokens": TOKENS}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.sessions")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the sessions are written")
     parser.add_argument("--pictures", type=int, default=29, help="golden pictures (default: %(default)s)")
+    parser.add_argument("--thin", action="store_true", help="record pictures, texts and answers alone")
     options = parser.parse_args(arguments)
     folder, few = options.folder, options.pictures
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new = drawn(subject, folder, 21 if few > 20 else 2)
     all_wrong = []
     for name, played in {"sound": sound(subject, [*samples, *new]), **faulty(subject, samples, folder)}.items():
-        count, right, wrong = play(folder, name, played, subject)
-        print(f"{name}: {right} of {count}", flush=True)
+        said, wrong = play(folder, name, played, subject, thin=options.thin)
+        print(said, flush=True)
         all_wrong += wrong
     print("\n".join(all_wrong))
     return 0

@@ -79,8 +79,10 @@ class Subject:
         return made
 
     def encoded(self, inputs: Sequence[Fed], settings: Settings, *, at_start: bool) -> tuple[Segment, ...]:
-        """Segments of recorded inputs. BOS comes as often as it was asked for before the first text of a conversation."""
+        """Segments of recorded inputs. BOS comes as often as it was asked for before the first text of a conversation; as the checkpoint has it if
+        that was not recorded."""
         segments: list[Segment] = []
+        usual = int(self.tokenizer.adds_bos)
         for number, one in enumerate(inputs):
             if one.is_picture:
                 segments.append(self.pixels(one))
@@ -88,7 +90,11 @@ class Subject:
                 segments.append(one.ids)
             else:
                 assert one.text is not None
-                bos = (self.by_runner.bos,) * (settings.num_bos or 0) if at_start and number == 0 else ()
+                bos = (
+                    (self.by_runner.bos,) * (usual if settings.num_bos is None else settings.num_bos)
+                    if at_start and number == 0
+                    else ()
+                )
                 segments.append((*bos, *self.by_runner.encode(one.text.split("\0")[0])))
         return joined(segments)
 
