@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Subject:
     family: Family
     tokenizer: Tokenizer
     tokenizer_file: Path
+    _made: dict[Path, dict[str, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def by_runner(self) -> RunnerTokenizer:
@@ -58,8 +59,10 @@ class Subject:
 
     def prepared(self, picture: Path) -> Array:
         """A picture as the gate prepares it, uint8 [3, h, w]. Raises `ImageError`."""
-        prepared: Array = self.family.pixels.prepare(read_image(picture), square=False).numpy()
-        return prepared
+        made = self._made.setdefault(picture, {})
+        if OWN not in made:
+            made[OWN] = self.family.pixels.prepare(read_image(picture), square=False).numpy()
+        return made[OWN]
 
     def pixels(self, fed: Fed) -> Array:
         """The recorded pixels of a picture; those of the gate's preparation where none are."""
@@ -70,12 +73,14 @@ class Subject:
 
     def paths(self, picture: Path) -> dict[str, Array]:
         """What every known path makes of a picture; those that cannot feed it are left out."""
-        made = {OWN: self.prepared(picture)}
-        for name, app in APPS.items():
-            try:
-                made[f"{app.title} ({name})"] = app.picture(picture, self.frame)
-            except ImageError:
-                continue
+        self.prepared(picture)
+        made = self._made[picture]
+        if len(made) == 1:
+            for name, app in APPS.items():
+                try:
+                    made[f"{app.title} ({name})"] = app.picture(picture, self.frame)
+                except ImageError:
+                    continue
         return made
 
     def encoded(self, inputs: Sequence[Fed], settings: Settings, *, at_start: bool) -> tuple[Segment, ...]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal
 
+import numpy as np
+
+from verifier.families.conventions import ENCODER
+from verifier.families.driver import Script
 from verifier.gather.conversations import run_bundle
 from verifier.measures.own_answers import Given, OwnAnswers, Stretch, length_of
 from verifier.runner.local import LocalRunner
@@ -54,18 +58,19 @@ def judge_session(session: Session, subject: Subject) -> SessionVerdict:
     """Judge every turn; our driver answers on this machine, in one process for what was recorded and one for what may have been fed instead."""
     causes, notes = _whole(session, subject)
     contexts = _contexts(session, subject)
-    first = _Asking(subject)
-    numbers = [first.ask(recorded(context), context.turn) for context in contexts]
+    possible = [list(hypotheses(context)) for context in contexts]
+    plain = [recorded(context) for context in contexts]
+    taken = _sizes_taken(subject, [*plain, *chain.from_iterable(possible)])
+    first = _Asking(subject, taken)
+    numbers = [first.ask(one, context.turn) for one, context in zip(plain, contexts, strict=True)]
     answers = first.answers()
     open_ones = {
         at
         for at, (context, number) in enumerate(zip(contexts, numbers, strict=True))
         if not _explains(subject, context.turn, None if number is None else answers[number], stopped=True)
     }
-    second = _Asking(subject)
-    tried = {
-        at: [(one, second.ask(one, contexts[at].turn)) for one in hypotheses(contexts[at])] for at in sorted(open_ones)
-    }
+    second = _Asking(subject, taken)
+    tried = {at: [(one, second.ask(one, contexts[at].turn)) for one in possible[at]] for at in sorted(open_ones)}
     others = second.answers()
     turns, patches = [], subject.family.patches
     for at, context in enumerate(contexts):
@@ -82,6 +87,19 @@ def judge_session(session: Session, subject: Subject) -> SessionVerdict:
         number = numbers[at]
         turns.append(_otherwise(context, found, len(tried[at]), None if number is None else answers[number]))
     return SessionVerdict(tuple(turns), causes, notes)
+
+
+def _sizes_taken(subject: Subject, asked: Sequence[Hypothesis]) -> frozenset[tuple[int, ...]]:
+    """The sizes of pictures that the program takes, of those that are asked about: an error would end the conversations behind it."""
+    pictures = (stretch for one in asked for stretch in one.stretches if isinstance(stretch, np.ndarray))
+    shapes = sorted({picture.shape for picture in pictures})
+    script = Script(subject.caller)
+    for shape in shapes:
+        picture = np.full(shape, 127, np.uint8)
+        script.add(ENCODER, subject.caller.image(picture), keep=False, may_fail=True)
+    result = run_bundle(LocalRunner(), Bundle(subject.artifact.path, tuple(script.calls)))
+    returned = range(result.finished_calls)
+    return frozenset(shape for at, shape in enumerate(shapes) if at in returned and at not in result.errors)
 
 
 def _whole(session: Session, subject: Subject) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -143,9 +161,10 @@ def _recorded_ids(turn: Turn, subject: Subject) -> tuple[int, ...]:
 
 @dataclass
 class _Asking:
-    """Questions to our driver in one bundle. A conversation that does not fit is not asked."""
+    """Questions to our driver in one bundle. A conversation that does not fit, or has a picture of a size that is not `taken`, is not asked."""
 
     subject: Subject
+    taken: frozenset[tuple[int, ...]]
     own: OwnAnswers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +174,8 @@ class _Asking:
     def ask(self, one: Hypothesis, turn: Turn) -> int | None:
         """The number of the answer, None for what has no room."""
         room = self.own.positions - length_of(one.stretches, self.own.patches)
-        if room < 1:
+        pictures = [stretch for stretch in one.stretches if isinstance(stretch, np.ndarray)]
+        if room < 1 or not all(picture.shape in self.taken for picture in pictures):
             return None
         most = turn.settings.max_new_tokens
         tokens = LONGEST_ANSWER if most is None or most < 1 else min(most, LONGEST_ANSWER)
