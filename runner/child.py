@@ -30,7 +30,7 @@ FEATURES = ("avx", "fma", "amx", "f16c", "asimd", "i8mm", "bf16", "sve", "fphp")
 
 def load_program(pte: Path, threads: int | None = None, trace_bytes: int | None = None) -> Any:
     """The program on ExecuTorch's runtime, in this very process. Raises `RuntimeError` for what it does not load."""
-    runtime = _runtime()
+    runtime = load_libraries()
     if threads is not None:
         runtime._unsafe_reset_threadpool(threads)
     if trace_bytes is not None:
@@ -39,7 +39,7 @@ def load_program(pte: Path, threads: int | None = None, trace_bytes: int | None 
 
 
 @cache
-def _runtime() -> Any:
+def load_libraries() -> Any:
     """ExecuTorch's runtime with the kernels that LLaVA needs.
 
     `portable_lib` and the packages of the two kernel libraries are thin wrappers that import all of the exporter: 5 of a
@@ -162,7 +162,7 @@ class Session:
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             isa=platform.machine(),
             cpu_features=cpu_features(),
-            operators=sorted(_runtime()._get_operator_names()),
+            operators=sorted(load_libraries()._get_operator_names()),
             versions={name: importlib.metadata.version(name) for name in ("executorch", "torch")},
             instructions={},  # into this and the next two only the C++ runner looks
             in_use=[],

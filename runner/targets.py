@@ -5,12 +5,13 @@ from __future__ import annotations
 from verifier.core.errors import UsageError
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
+from verifier.runner.official import OfficialRunner
 from verifier.runner.protocol import Runner
 from verifier.runner.qemu import make_qemu_runner
 from verifier.runner.qemu_python import make_arm_python_runner
 from verifier.runner.remote import OnTransfer
 
-TARGETS = "local, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"
+TARGETS = "local, official, native, qemu[:CPU], qemu-python[:CPU], ssh:[user@]host or adb[:serial]"
 
 
 def no_transfer(what: str, done: int, whole: int) -> None:
@@ -25,6 +26,8 @@ def make_runner(target: str, on_transfer: OnTransfer = no_transfer) -> Runner:
     kind, _, rest = target.partition(":")
     if target == "local":
         return LocalRunner()
+    if target == "official":
+        return OfficialRunner()
     if target == "native":
         return NativeRunner(find_binary())
     if kind == "qemu":

@@ -30,8 +30,11 @@ from verifier.measures.pictures import DifferingPixels, FramedPixels
 from verifier.measures.probes import Asked, Speed
 from verifier.measures.program_facts import program_facts
 from verifier.measures.prompts import TemplatePrompt
+from verifier.measures.use import UseEvidence
+from verifier.runner.official import Told
 from verifier.runner.protocol import Result
 
+ANSWERED = ("second turn", "reset", "A, B, A", "text only", "stopped", "to the end of the cache", "max_new_tokens 1")
 Array = Any
 Poison = Callable[[Evidence], Evidence] | str
 """What breaks the evidence, or why it cannot be broken so."""
@@ -110,12 +113,46 @@ def _user(e: Evidence, f: Any) -> Evidence:
     return replace(e, expectation=wanted, user_case=replace(case, logits=f(case.logits)))
 
 
+def _eyes(e: Evidence, *, prices: dict[str, float] | None = None, **fields: Any) -> Evidence:
+    """Android's are named."""
+    eyes: Any = e.eyes
+    if "pictures" in fields:
+        fields = {"apps": {name: replace(app, **fields) for name, app in eyes.apps.items()}}
+    subjects = replace(e.subjects, apps=("android",))
+    return replace(e, eyes=replace(eyes, **fields), subjects=subjects, prices=prices or {})
+
+
 def _measured(name: str, **fields: Any) -> Callable[[Evidence], Evidence]:
     return lambda e: replace(e, **{name: replace(getattr(e, name), **fields)})
 
 
 def _unmeasured(name: str) -> Callable[[Evidence], Evidence]:
     return lambda e: replace(e, **{name: NOTHING})  # type: ignore[arg-type]
+
+
+def _use(**fields: Any) -> Callable[[Evidence], Evidence]:
+    return _measured("use", **fields)
+
+
+def _cut(told: Told, pieces: int | None) -> Told:
+    return replace(told, said=tuple(replace(said, pieces=said.pieces[:pieces]) for said in told.said))
+
+
+def _fed(*, pieces: int) -> Callable[[Evidence], Evidence]:
+    """Answers without their end, or without any piece."""
+
+    def made(e: Evidence) -> Evidence:
+        assert isinstance(e.use, UseEvidence)
+        fed = {name: replace(o, ids=_cut(o.ids, pieces), text=_cut(o.text, pieces)) for name, o in e.use.fed.items()}
+        return replace(e, use=replace(e.use, fed=fed))
+
+    return made
+
+
+def _situated(e: Evidence) -> Evidence:
+    assert isinstance(e.use, UseEvidence)
+    made = {name: replace(one, told=_cut(one.told, -1)) for name, one in e.use.situations.items()}
+    return replace(e, use=replace(e.use, situations=made))
 
 
 def _mapping(**fields: Any) -> Callable[[Evidence], Evidence]:
@@ -681,6 +718,22 @@ POISONS: dict[str, Poisons] = {
     "greedy.history": arrays(lambda e, f: _runtime(e, again=f(e.runtime.again))),
     "greedy.image": arrays(_user),
     "greedy.expected": arrays(_user),
+    "use.answers": Poisons(IDS, IDS, _fed(pieces=-1), _use(fed={}, prompts=())),
+    "use.tokens": Poisons(IDS, IDS, _fed(pieces=-1), _use(prompts=())),
+    "use.text": Poisons(IDS, IDS, _fed(pieces=0), _use(fed={}, prompts=())),
+    "use.turns": Poisons(IDS, IDS, _situated, _use(situations={}), only=lambda case: case in ANSWERED),
+    "pixels.sizes": Poisons(
+        "an output that is not finite becomes an error where the size is tried (verifier/gather/eyes.py)",
+        "an output that is not finite becomes an error where the size is tried (verifier/gather/eyes.py)",
+        lambda e: _eyes(e, tried=e.eyes.tried[1:]),  # type: ignore[union-attr,index]
+        lambda e: replace(e, eyes=NOTHING),
+    ),
+    "pixels.kept": Poisons(
+        lambda e: _eyes(e, prices={"pixels.kept": math.nan}),
+        lambda e: _eyes(e, prices={"pixels.kept": math.inf}),
+        lambda e: _eyes(e, apps={}),
+        lambda e: _eyes(e, pictures={}),
+    ),
     "budget.file": _bytes(_header, "file_bytes"),
     "budget.memory": _bytes(lambda e, value: _plans(e, arenas_bytes=(0, value)), "planned_bytes"),
     "budget.peak": _spent("peak_rss_bytes"),

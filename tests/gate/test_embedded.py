@@ -52,7 +52,7 @@ def test_report_has_the_fields_of_its_contract(report_folder: Path) -> None:
     assert all(set(r) == {"step", "verdict", "compared", "coverage", "worst"} for r in report["rungs"])
     assert report["cost"]["wall_s"] > 0
     assert report["cost"]["peak_rss_bytes"] > 100e6
-    assert set(report["figures"]) == {"images", "streams", "cache"}
+    assert set(report["figures"]) == {"images", "streams", "cache", "eyes"}
     assert len(report["facts"]["constants"]) > 100
 
 

@@ -10,6 +10,7 @@ from verifier.checks import (
     cache_rows,
     device,
     embedding,
+    eyes,
     greedy,
     kvcache,
     layers,
@@ -20,6 +21,7 @@ from verifier.checks import (
     structure,
     threads,
     tokenizer,
+    use,
     vision,
     weights,
 )
@@ -49,6 +51,8 @@ CHECKS: tuple[Check, ...] = (
     blocks.profile,
     *logits.CHECKS,
     *greedy.CHECKS,
+    *use.CHECKS,  # an app asks a program that computes rightly
+    *eyes.CHECKS,  # the bytes are right by now: is the app?
     *budget.CHECKS,  # what is not LLaVA needs no budget
 )
 

@@ -13,7 +13,9 @@ from verifier.core.types import Recipe
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m verifier.export_llava", description="Export LLaVA-1.5 to ExecuTorch."
+        prog="python -m verifier.export_llava",
+        description="Export LLaVA-1.5 to ExecuTorch.",
+        epilog="vision_encoder takes pictures with even sides, from 2 to 336 px each (docs/app-pixels.md says why, and which apps feed others)",
     )
     boolean = argparse.BooleanOptionalAction
     parser.add_argument(

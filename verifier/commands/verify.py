@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="for a checkpoint without golden.json: compute the answers that are kept in the cache anew",
     )
+    parser.add_argument(
+        "--app",
+        action="append",
+        default=[],
+        metavar="NAME,...",
+        help="also judge the picture paths of these apps: cpp, android, ios, hf, original (docs/app-pixels.md)",
+    )
     add_budget_option(parser, in_place_of="the default")
     parser.add_argument(
         "--allow-partial", action="store_true", help="accept checks that could not be made (never failed ones)"
@@ -135,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.keep_evidence,
         options.refresh,
         prices,
+        split_globs(",".join(options.app)),
     )
     run = verify(request, Progress(quiet=True) if options.quiet else Progress())
     data, status = report(run), run.judgement.exit_status

@@ -65,5 +65,9 @@ class RunnerError(VerifierError):
     """Our own machinery for running a program failed; the program itself is not to blame."""
 
 
+class SessionError(VerifierError):
+    """A recorded session is damaged, or says something that cannot be."""
+
+
 class ArchiveError(VerifierError):
     """Saved evidence cannot be read, or a value of it cannot be saved."""

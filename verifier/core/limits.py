@@ -511,6 +511,15 @@ _ROWS: tuple[Limit, ...] = (
         "446 of 450 for llava_tiny",
     ),
     Limit(
+        "price.pixels.kept",
+        0.9,
+        "share",
+        "least",
+        "policy",
+        "default budget of an app that is named with --app: one answer of ten may be lost to the way in which it prepares pictures",
+    ),
+    Limit("pixels.compared", 1.0, "count", "least", "policy", "a share of no answers says nothing"),
+    Limit(
         "price.decided",
         0.5,
         "share",
@@ -538,6 +547,16 @@ _ROWS: tuple[Limit, ...] = (
         "default budget of a table of 8 bits in groups of 32; 6.02 dB less for every bit less, and 3.4 dB less where a whole row has one scale, as the "
         "largest of many normal numbers is larger. Normal numbers keep 43.7 dB and 19.6 dB in groups of 32; a table with outliers keeps less",
         "45.0 dB for llava_tiny; 33.2 dB for a random table with outliers whose rows have one scale each, where 29.6 dB are allowed",
+    ),
+    Limit(
+        "price.use.text_kept",
+        0.0,
+        "share",
+        "least",
+        "policy",
+        "no default budget: ExecuTorch's runner encodes the text behind an image as a text of its own, whatever the file. Who ships an app that feeds text "
+        "states how many answers have to stay",
+        "0.93 for llava_tiny, whose tokenizer puts no blank behind the image",
     ),
     Limit(
         "price.groups",

@@ -28,6 +28,8 @@ PRICES: dict[str, str] = {
     "kl_p99": "logits.kl_p99",
     "top1": "logits.top1_agreement",
     "gain": "logits.channel_gain_change",
+    "text": "use.text_kept",
+    "kept": "pixels.kept",
 }
 """Metrics that have a budget, by the name that `--budget` gives them."""
 _BY_METRIC = {metric: name for name, metric in PRICES.items()}

@@ -8,7 +8,7 @@ from typing import Literal
 from verifier.core.errors import UsageError
 from verifier.core.records import JsonObject
 
-Step = Literal["mapping", "quantization", "lowering", "kernel", "device"]
+Step = Literal["mapping", "quantization", "lowering", "kernel", "device", "use"]
 Verdict = Literal["pass", "fail", "error", "skipped"]
 Quantizer = Literal["affine", "hqq", "affine-no-clipping", "affine-bf16"]
 """How the scale of a group is chosen. affine: its largest magnitude over 7.5. hqq: HQQ, scale only. affine-no-clipping: the largest positive number over 7, or
@@ -22,6 +22,7 @@ STEP_MEANS: dict[Step, str] = {
     "lowering": "the file is not what the recipe makes of the checkpoint: export, passes, memory plan, changed bytes",
     "kernel": "the runtime does not compute what the file says: a kernel, threads, or memory of this build",
     "device": "the device computes something else than this machine: its kernels or CPU features",
+    "use": "the app, or the runner inside it, asks otherwise than the checkpoint is asked: pixels, tokens, positions, cache, stop",
 }
 """What a broken step means, in one line."""
 

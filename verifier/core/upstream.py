@@ -127,6 +127,15 @@ TOKENIZERS = Name(
     "the C++ tokenizers that ExecuTorch's runners use",
     uses=("HFTokenizer", "Tiktoken", "SPTokenizer", "Llama2cTokenizer", "Tekken"),
 )
+MULTIMODAL_RUNNER = Name(
+    "executorch.extension.llm.runner._llm_runner",
+    "ExecuTorch's own runner, behind its apps",
+    uses=(
+        *(f"MultimodalRunner.{name}" for name in ("generate", "prefill", "reset", "stop")),
+        *("GenerationConfig", "make_image_input", "make_text_input", "make_token_input"),
+        *("Stats.num_prompt_tokens", "Stats.num_generated_tokens"),
+    ),
+)
 LLAMA2C_TOKENIZER = Name("pytorch_tokenizers.llama2c:Llama2cTokenizer", "writes tokenizer.bin")
 
 # Writing a program that has a part of a delegate: the search inside a delegate

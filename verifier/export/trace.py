@@ -48,7 +48,7 @@ def trace_vision_encoder(checkpoint: Checkpoint, recipe: Recipe, calibration: Se
 
 
 def _image_shapes(side_px: int) -> tuple[dict[int, object]]:
-    """Even heights and widths up to the frame: an odd one would shift the centre by half a pixel."""
+    """Even heights and widths up to the frame: torch.export cannot show that the margins of others fill it (docs/app-pixels.md)."""
     height, width = Dim("_height", min=1, max=side_px // 2), Dim("_width", min=1, max=side_px // 2)
     return ({1: 2 * height, 2: 2 * width},)
 

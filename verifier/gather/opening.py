@@ -9,7 +9,7 @@ from pathlib import Path
 
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.infer import infer_recipe
-from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, PUBLISHED_ANSWER, Check
+from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, OFFICIAL, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
 from verifier.core.errors import CheckpointError, ManifestError, UsageError
 from verifier.core.prices import checked_prices
@@ -19,6 +19,7 @@ from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import DECODER, ENCODER, recognize
 from verifier.families.driver import Caller, caller_of
 from verifier.families.family import Family
+from verifier.families.pixels.apps.registry import app_named
 from verifier.families.pixels.image_file import read_image
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.families.tokens.agreement import open_tokenizer
@@ -48,7 +49,7 @@ class Request:
     """What a face asks for. A kernel that differs from its program is saved in the folder `reproduction`. `images` are globs of
     golden images, all if there are none. `tokenizer` is the file that ships; those beside the program if there is none. The evidence is saved in the
     folder `keep_evidence`. `refresh` computes kept answers anew. `prices` are budgets of quantization by metric, in place of the default ones
-    (`verifier.core.prices`)."""
+    (`verifier.core.prices`). `apps` are those whose picture paths are judged (`verifier.families.pixels.apps`)."""
 
     pte: Path
     model: str | None = None
@@ -62,6 +63,7 @@ class Request:
     keep_evidence: Path | None = None
     refresh: bool = False
     prices: dict[str, float] = field(default_factory=dict)
+    apps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     expectation = load_expectation(request.model)
     select(request.checks)  # a glob that matches nothing is refused first: a connection takes time
     checked_prices(request.prices)
+    for name in request.apps:
+        app_named(name)
     if request.image is not None:
         read_image(request.image)
     artifact = open_artifact(request.pte)
@@ -153,13 +157,15 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     recipe = manifest.recipe if manifest else infer_recipe(artifact, family)
     golden = _chosen(_golden_of(checkpoint, family, tokenizer), request.images)
     kind = request.target.partition(":")[0]
-    budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, kind)
+    own = kind in ("local", "official")  # both call the methods by the local runtime
+    budget = load_budget(golden_folder(checkpoint), checkpoint.sha256, recipe.release, "local" if own else kind)
     runner = make_runner(request.target, on_transfer)
     possible = {
         IMAGE: request.image is not None,
         PUBLISHED_ANSWER: request.image is not None and expectation is not None,
         DEVICE: runner.isa != platform.machine(),
         ALL_IMAGES: not request.images,
+        OFFICIAL: own,
     } | dict.fromkeys(budget or (), True)
     having = frozenset(name for name, has in possible.items() if has)
     checks = select(request.checks, having)
@@ -224,4 +230,5 @@ def subjects_of(opened: Opened) -> Subjects:
         tuple(parameter.name for parameter in opened.family.parameters()),
         opened.family.blocks(),
         opened.to_ship.cases,
+        tuple(dict.fromkeys(opened.request.apps)),
     )

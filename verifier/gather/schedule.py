@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -41,7 +41,9 @@ from verifier.gather.conversations import (
     conversation_bundle,
     vocabulary_of,
 )
+from verifier.gather.eyes import choose, look, try_sizes
 from verifier.gather.goldens import AnsweredGoldens, held_against_reference, with_answers
+from verifier.gather.official import ask_official
 from verifier.gather.opening import Opened, subjects_of
 from verifier.gather.samples import (
     golden_by_its_processor,
@@ -58,6 +60,7 @@ from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.audit import audit_records
 from verifier.measures.channels import ChannelError, measure_channels
 from verifier.measures.evidence import Case, Evidence, Part, RuntimeEvidence, golden_folder, unasked, with_foundations
+from verifier.measures.eyes import EyesEvidence
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
@@ -66,6 +69,7 @@ from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
 from verifier.measures.tokens import TokenFacts, measure_metadata, measure_tokens
+from verifier.measures.use import UseEvidence
 from verifier.measures.vocabulary import measure_vocabulary, own_table
 from verifier.runner.protocol import Result
 
@@ -139,13 +143,8 @@ def gather(
         # first: this process waits for it first
         tracing = children.submit(Part.LAYERS, "a trace", trace, opened, list(samples), folder)
         probed = children.submit(Part.CACHE, "the cache", probe_cache, opened, parts, image)
-        files = (
-            opened.to_ship,
-            opened.checkpoint.directory,
-            opened.tokenizer,
-            opened.golden.images,
-            opened.family.prompt,
-        )
+        folder_of, images, form = opened.checkpoint.directory, opened.golden.images, opened.family.prompt
+        files = (opened.to_ship, folder_of, opened.tokenizer, images, form)
         shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
         with progress.stage("fp32 reference"):
             definition = golden.definition or opened.family.definition(max_len=longest_conversation(opened, samples))
@@ -153,22 +152,29 @@ def gather(
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
             conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
+            tried = children.submit(Part.EYES, "the sizes that apps feed", try_sizes, opened, choose(opened, samples))
             repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
+            used = children.submit(Part.USE, "the runner of apps", ask_official, opened, list(samples), made, conversed)
             reference = _answers(golden, parts, definition, samples, answer or answer_samples)
+        with progress.stage("the apps' pictures"):
+            eyes = _eyes(opened, parts, definition, reference, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
             result = conversed.result()
+        with progress.stage("ExecuTorch's own runner"):
+            used.result()
         speed: Speed | Missing = unasked("time and memory")
         if Part.SPEED in parts:
             with progress.stage("time and memory"):
                 children.pool.shutdown()
                 speed = measure_speed(opened, definition.embedding, image)
     runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
+    if not isinstance(eyes, Missing):
+        eyes = replace(eyes, tried=tried.result())
+    beside = _Beside(shipped.result(), eyes, used.result())
     with progress.stage("answers against fp32"):
-        evidence = _evidence(
-            golden, definition, reference, compared, runtime, shipped.result(), made=made, result=result
-        )
+        evidence = _evidence(golden, definition, reference, compared, runtime, beside, made=made, result=result)
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
 
 
@@ -179,6 +185,15 @@ class _Reference:
     samples: list[Sample]
     published: list[Sample]
     answers: list[Answered]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What was found beside the program's own methods: tokenizer files, the pictures of apps, and the runner inside them."""
+
+    shipped: ShippedTokenizers | Missing
+    eyes: EyesEvidence | Missing
+    use: UseEvidence | Missing
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,16 @@ def _answers(
         pairs = zip(samples, answers[: len(samples)], strict=True)
         samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
     return _Reference(samples, published, answers)
+
+
+def _eyes(
+    opened: Opened, parts: frozenset[Part], definition: Definition, reference: _Reference, answer: AnswerSamples
+) -> EyesEvidence | Missing:
+    """What the apps' paths make of some pictures, and what the definition says to it."""
+    if Part.EYES not in parts:
+        return unasked("the apps' pictures")
+    known = tuple(zip(reference.samples, reference.answers, strict=False))
+    return look(opened, choose(opened, reference.samples), definition, known, answer)
 
 
 def _compare(  # noqa: PLR0917
@@ -275,7 +300,7 @@ def _evidence(  # noqa: PLR0917
     reference: _Reference,
     compared: _Compared,
     runtime: RuntimeEvidence,
-    shipped: ShippedTokenizers | Missing,
+    beside: _Beside,
     *,
     made: ConversationBundle,
     result: Result | Missing,
@@ -327,9 +352,11 @@ def _evidence(  # noqa: PLR0917
         channels=channels,
         runtime=runtime,
         rounding_db=unasked("what rounding costs"),
-        shipped=shipped,
+        shipped=beside.shipped,
+        use=beside.use,
         published=compare_published(samples, reference.published, answers) if answers else (),
         goldens=golden.origin,
+        eyes=beside.eyes,
         prices=opened.request.prices,
     )
 

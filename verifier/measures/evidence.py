@@ -19,12 +19,14 @@ from verifier.golden.records import Budget, Expectation, GoldenOrigin
 from verifier.ladder.evidence import LayerEvidence
 from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.channels import ChannelError
+from verifier.measures.eyes import EyesEvidence
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.measures.program import ProgramFacts
 from verifier.measures.prompts import PromptEvidence, TemplatePrompt
 from verifier.measures.shipped import ShippedTokenizers
 from verifier.measures.tokens import ImpliedMetadata, TokenFacts
+from verifier.measures.use import UseEvidence
 from verifier.runner.protocol import Array, Call, Result
 
 USER = "user"
@@ -74,12 +76,17 @@ class Part(Enum):
     """The same calls repeated, with several thread counts."""
     TOKENIZERS = auto()
     """The tokenizer files that ship, read by ExecuTorch's tokenizers."""
+    USE = auto()
+    """The golden conversations and others with ExecuTorch's own runner."""
+    EYES = auto()
+    """Golden pictures by the paths of the apps, answered by the definition; the sizes that the program takes."""
     SPEED = auto()
     """Time and memory of a conversation, alone on the machine."""
 
 
 RESTS_ON: dict[Part, tuple[Part, ...]] = {
     Part.TEMPLATE: (Part.PROMPTS,),
+    Part.EYES: (Part.PROMPTS,),
     Part.INSTRUCTIONS: (Part.RUNTIME,),
     Part.CONVERSATIONS: (Part.RUNTIME, Part.PROMPTS),
     Part.QUANTIZED_TOKENS: (Part.CONVERSATIONS,),
@@ -90,6 +97,7 @@ RESTS_ON: dict[Part, tuple[Part, ...]] = {
     Part.CACHE: (Part.RUNTIME,),
     Part.CHUNKS: (Part.CACHE,),
     Part.THREADS: (Part.RUNTIME,),
+    Part.USE: (Part.CONVERSATIONS,),
 }
 """Parts that a part cannot be gathered without."""
 
@@ -161,12 +169,14 @@ class RuntimeEvidence:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files."""
+    """What checks may have cases of: names of the golden images, of the checkpoint's parameters, of the model's blocks, of the tokenizer files, of the
+    apps that were named."""
 
     images: tuple[str, ...]
     parameters: tuple[str, ...]
     blocks: tuple[str, ...]
     tokenizers: tuple[str, ...] = ()
+    apps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,10 +213,12 @@ class Evidence:
     """What rounding activations to int8 costs this checkpoint's decoder (SQNR, dB); measured only where a count of ties leaves a difference
     unexplained."""
     shipped: ShippedTokenizers | Missing
+    use: UseEvidence | Missing
     published: tuple[PublishedAnswer, ...] = ()
     """Of some golden images that are not square: what the checkpoint's own processor makes the fp32 model say."""
     goldens: GoldenOrigin = field(default_factory=GoldenOrigin)
     """Where the golden answers came from."""
+    eyes: EyesEvidence | Missing = field(default_factory=lambda: unasked("the apps' pictures"))
     prices: dict[str, float] = field(default_factory=dict)
     """What quantization may cost, by metric, where the user states it (`verifier.core.prices`)."""
 

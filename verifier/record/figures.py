@@ -11,13 +11,14 @@ from verifier.core.records import JsonObject
 from verifier.core.types import Missing
 from verifier.families.conventions import DECODER
 from verifier.measures.evidence import Case, Evidence
+from verifier.measures.eyes import EyesEvidence
 
 SHOWN_IMAGES = 40
 SHOWN_TOKENS = 256
 
 
 def figures(evidence: Evidence) -> JsonObject:
-    """`images` with the error of every image token and both answers, `streams` by token and layer, `cache` by split and position; what was
+    """`images` with the error of every image token and both answers, `streams` by token and layer, `cache` by split and position, `eyes` by app; what was
     not gathered is left out."""
     made: JsonObject = {}
     cases = [*evidence.cases, *([evidence.user_case] if evidence.user_case is not None else [])]
@@ -31,6 +32,8 @@ def figures(evidence: Evidence) -> JsonObject:
     cache = _cache(evidence)
     if cache:
         made["cache"] = cache
+    if not isinstance(evidence.eyes, Missing):
+        made["eyes"] = _eyes(evidence.eyes)
     return made
 
 
@@ -104,6 +107,29 @@ def _streams(evidence: Evidence) -> JsonObject | None:
     positions = sorted({position for row in rows.values() for position in row})
     table = [_rounded(np.array([row.get(p, np.nan) for p in positions])) for row in rows.values()]
     return {"image": sample, "positions": positions, "layers": list(rows), "sqnr_db": table}
+
+
+def _eyes(eyes: EyesEvidence) -> JsonObject:
+    """The score of every app's picture path, and the sizes that the program refuses."""
+    apps: list[JsonObject] = []
+    for name, app, score in eyes.scores():
+        refused = [f"{width} x {height}" for width, height in (one.size for one in eyes.refused(app.sizes))]
+        apps.append(
+            {
+                "name": name,
+                "title": app.title,
+                "asked": score.asked,
+                "lost": score.lost,
+                "interval": [round(end, 6) for end in score.interval],
+                "aborts": score.aborts,
+                "identical": score.identical,
+                "median_db": None if score.median_db is None else round(score.median_db, 1),
+                "sizes": len(app.sizes),
+                "tried": not eyes.untried(app.sizes),
+                "refused": refused,
+            }
+        )
+    return {"pictures": eyes.chosen, "apps": apps}
 
 
 def _cache(evidence: Evidence) -> JsonObject | None:

@@ -11,7 +11,7 @@ from verifier.core.records import JsonObject
 from verifier.core.scales import scale_of
 from verifier.core.types import CheckResult, Step
 
-STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device")
+STEPS: tuple[Step, ...] = ("mapping", "quantization", "lowering", "kernel", "device", "use")
 EXIT_STATUS = {"pass": 0, "fail": 1, "error": 2}
 Overall = Literal["pass", "fail", "error"]
 

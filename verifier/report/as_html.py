@@ -14,7 +14,19 @@ from verifier.core.records import JsonObject
 from verifier.core.types import STEP_MEANS
 from verifier.report import plots
 from verifier.report.as_json import Report, write_text
-from verifier.report.words import blamed, closest, golden_line, meaning, next_command, number, place, said, title
+from verifier.report.words import (
+    EYES_HEADINGS,
+    blamed,
+    closest,
+    eyes_rows,
+    golden_line,
+    meaning,
+    next_command,
+    number,
+    place,
+    said,
+    title,
+)
 
 OPEN_IMAGES = 4
 """Images that are shown at once, the worst first; the others open on request."""
@@ -54,6 +66,8 @@ def html(data: Report) -> str:
         cache=Markup(plots.cache(data.get("figures", {}))),
         images=_images(data),
         weights=_weights(data),
+        eyes=eyes_rows(data),
+        eyes_headings=EYES_HEADINGS,
         open_images=OPEN_IMAGES,
         stages=_stages(data),
         families=families,

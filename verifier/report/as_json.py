@@ -86,6 +86,7 @@ def report(run: Run) -> Report:
             "target": gathered.asked.target,
             "tokenizer": None if gathered.asked.tokenizer is None else str(gathered.asked.tokenizer),
             "budget": gathered.evidence.prices,
+            "apps": list(gathered.evidence.subjects.apps),
         },
         "goldens": asdict(gathered.evidence.goldens),
         "target": run.target,

@@ -8,7 +8,17 @@ from pathlib import Path
 from verifier.core.errors import UsageError
 from verifier.core.types import STEP_MEANS
 from verifier.report.as_json import Report
-from verifier.report.words import blamed, closest, golden_line, meaning, next_command, said, title
+from verifier.report.words import (
+    EYES_HEADINGS,
+    blamed,
+    closest,
+    eyes_rows,
+    golden_line,
+    meaning,
+    next_command,
+    said,
+    title,
+)
 
 SIGN = {"pass": "✅", "fail": "❌", "error": "⚠️", "skipped": "➖"}
 ANNOTATIONS = 10
@@ -42,6 +52,7 @@ def markdown(data: Report) -> str:
             f"| {rung['step']} | {SIGN[rung['verdict']]} {word} | {rung['compared']} | {plain(closest(rung))} |"
         )
     lines += ["", *_failed(data)]
+    lines += _eyes(data)
     for exception in data.get("exceptions", []):
         lines += [
             f"By design ({plain(exception['check'])} {plain(exception['case'])}): {plain(exception['message'])}",
@@ -56,6 +67,21 @@ def markdown(data: Report) -> str:
         f"{cost['wall_s']:.0f} s, {cost['peak_rss_bytes'] / 2**30:.2f} GiB"
     )
     return "\n".join(lines) + "\n"
+
+
+def _eyes(data: Report) -> list[str]:
+    rows = eyes_rows(data)
+    if not rows:
+        return []
+    lines = [
+        "<details><summary>What the apps' eyes see</summary>",
+        "",
+        plain(data["figures"]["eyes"]["pictures"]) + ".",
+        "",
+    ]
+    lines += [f"| {' | '.join(EYES_HEADINGS)} |", "|---" * len(EYES_HEADINGS) + "|"]
+    lines += [f"| {' | '.join(plain(cell) for cell in row)} |" for row in rows]
+    return [*lines, "", "</details>", ""]
 
 
 def _failed(data: Report) -> list[str]:

@@ -46,6 +46,7 @@ ACCUSED: tuple[tuple[str, Accused], ...] = (
     ("structure.*", "bytes"),
     ("mapping.*", "definition"),
     ("processor.*", "pixels"),
+    ("pixels.*", "pixels"),
     ("preprocess.*", "pixels"),
     ("splice.*", "prompt"),
     ("prompt.*", "prompt"),
@@ -71,6 +72,7 @@ ACCUSED: tuple[tuple[str, Accused], ...] = (
     ("greedy.*", "answers"),
     ("runner.*", "runner"),
     ("app.*", "runner"),
+    ("use.*", "runner"),
     ("budget.*", "budget"),
 )
 """Globs of check ids; the first that matches says whom a failure accuses."""

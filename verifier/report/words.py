@@ -93,6 +93,7 @@ def next_command(data: Report) -> str:
     words += ["--tokenizer", request["tokenizer"]] if request.get("tokenizer") else []
     stated = ",".join(f"{name}={value:g}" for name, value in request.get("budget", {}).items())
     words += ["--budget", stated] if stated else []
+    words += ["--app", ",".join(request["apps"])] if request.get("apps") else []
     words += ["--target", request["target"]] if request.get("target", "local") != "local" else []
     words += ["--checks", blame["check"], "--report", "report"]
     return one_line(shlex.join(words))
@@ -104,6 +105,28 @@ def summary_lines(data: Report) -> list[str]:
     if data["blame"] is not None:
         lines += [blamed(data), said(data), f"next: {next_command(data)}"]
     return lines
+
+
+def eyes_rows(data: Report) -> list[tuple[str, ...]]:
+    """The table of the apps' eyes: app, answers lost, image tokens, sizes that the program refuses; nothing if nobody looked."""
+    eyes = data.get("figures", {}).get("eyes")
+    return [] if eyes is None else [_eyes_row(app) for app in eyes["apps"]]
+
+
+EYES_HEADINGS = ("app", "answers lost", "95 % interval", "image tokens, dB", "sizes that the program refuses")
+
+
+def _eyes_row(app: JsonObject) -> tuple[str, ...]:
+    name, asked = f"{app['title']} ({app['name']})", app["asked"]
+    lost = f"{app['lost']} of {asked}" + (f", {app['aborts']} not fed" if app["aborts"] else "")
+    low, high = app["interval"]
+    tokens = "the same pixels" if app["identical"] and app["identical"] == asked else number(app["median_db"])
+    sizes = f"{len(app['refused'])} of {app['sizes']}" + (
+        f": {', '.join(app['refused'][:4])}" if app["refused"] else ""
+    )
+    if not asked:
+        return name, "not looked at: name it with --app", "", "", sizes if app["tried"] else ""
+    return name, lost, f"{low:.0%} to {high:.0%}", tokens, sizes if app["tried"] else "not tried"
 
 
 def number(value: object) -> str:

@@ -33,6 +33,15 @@ def read_image(path: Path) -> Image.Image:
         return to_rgb(upright(file), path)
 
 
+def read_stored(path: Path) -> Image.Image:
+    """The picture as the file stores it, for readers that know no orientation tag: its `format` and mode are the file's. Raises as `read_image`."""
+    with _opened(path) as file:
+        _check_depth(file, path)
+        stored = file.copy()
+        stored.format = file.format
+        return stored
+
+
 def check_image(path: Path) -> None:
     """Raise `ImageError` for a file whose header already shows that it cannot be read. The pixels are not decoded."""
     with _opened(path) as file:

@@ -1,0 +1,1 @@
+"""What an app really did: recorded conversations, and whether their answers are those of a file to that input."""
