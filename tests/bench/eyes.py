@@ -195,7 +195,6 @@ def draw(path: Path) -> None:
             sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
             if refused:
                 pen.rectangle((left, top, left + side - 1, top + side - 1), outline=(220, 0, 0), width=4)
-                pen.text((left + 8, top + 6), "refused: odd side", fill=(255, 120, 120))
     sheet.quantize(256).save(path, optimize=True)
 
 

@@ -163,3 +163,17 @@ def test_a_picture_of_which_nothing_is_left_is_refused() -> None:
     with pytest.raises(ImageError, match="nothing is left"):
         APPS["cpp"].picture(np.zeros((1, 160, 3), np.uint8), Frame(28))
     assert all(min(size) for size in APPS["cpp"].usual(28))
+
+
+@pytest.mark.parametrize("name", ["photo_coffee.jpg", "tall_1.png", "small_97x131.png", "odd_337x251.png"])
+def test_the_original_pads_as_hugging_faces_processor_of_llava(name: str, frame: Frame) -> None:
+    """Two programs, the same pixels: llava_tiny's processor file asks for the original's padding."""
+    source = EMBEDDED / "images" / name
+    assert np.array_equal(APPS["original"].picture(source, frame), APPS["hf"].picture(source, frame))
+
+
+@pytest.mark.parametrize("name", ["hf", "original", "android", "ios"])
+def test_a_square_of_the_frames_size_is_left_as_it_is(name: str, frame: Frame) -> None:
+    """Nothing is resized, rounded or turned."""
+    picture = np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    assert np.array_equal(APPS[name].picture(picture, frame), picture.transpose(2, 0, 1))
