@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz fuzz-pictures native native-arm embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -55,6 +55,9 @@ sound: $(READY)  ## 213 sound artifacts: does the gate pass them all? An hour
 
 fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 	$(BIN)/python -m tests.bench.fuzz_reader
+
+fuzz-pictures: $(READY)  ## 20,000 damaged pictures against llava_main's reader, under sanitizers
+	$(BIN)/python -m tests.runners.picture_fuzz
 
 native: $(READY)  ## build llava_main, the C++ runner, for this machine
 	$(BIN)/python -m runner.native.build
