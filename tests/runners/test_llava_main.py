@@ -82,7 +82,7 @@ def test_golden_caption_by_the_seeds_command(
 @pytest.mark.parametrize("kind", ["native", "python"])
 def test_golden_caption_of_a_photograph(kind: str, artifacts: Path, native: NativeRunner) -> None:
     """The seed's command line with a .jpg, which is not square."""
-    image = "photo_coffee.jpg"
+    image = "photo_flower.jpg"
     golden = load_golden(EMBEDDED, open_checkpoint().sha256)
     wanted = next(one for one in golden.images if one.name == image.partition(".")[0])
     flags = {"model_path": EMBEDDED_PTE, "image_path": EMBEDDED / "images" / image, "prompt": "ASSISTANT:"}
