@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from verifier.measures.drawing import FILES, drawn
-from verifier.runner.native.cmake import SOURCE
+from verifier.runner.native import SOURCE
 
 _SOURCES = ("orientation", "picture", "picture_file", "resize", "stb")
 _KINDS = (
