@@ -24,6 +24,8 @@ SLOWER = 40.0
 
 ROOM_BYTES = 512 << 20
 """Addresses for binary, libraries and stacks, beside the mapped program and what the bundle may allocate."""
+STEP_BYTES = 1 << 16
+"""QEMU 10 takes whole pages only."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class QemuRunner:
 
         def command(sent: Path, back: Path) -> list[str]:
             room = (bundle.memory_bytes or physical_memory_bytes()) + bundle.pte.stat().st_size + ROOM_BYTES
+            room = -(-room // STEP_BYTES) * STEP_BYTES
             return [*self.emulation, "-R", str(room), *bundle_command(self.binary, sent, back)]
 
         # a limit from outside would have QEMU look through all addresses for memory that it may have, for minutes
