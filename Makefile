@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz native native-arm embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz fuzz-pictures native native-arm phone embedded-model train golden calibration evaluate clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -56,11 +56,17 @@ sound: $(READY)  ## 213 sound artifacts: does the gate pass them all? An hour
 fuzz: $(READY)  ## 50,000 mutated programs against the reader: half an hour
 	$(BIN)/python -m tests.bench.fuzz_reader
 
+fuzz-pictures: $(READY)  ## 20,000 damaged pictures against llava_main's reader, under sanitizers
+	$(BIN)/python -m tests.runners.picture_fuzz
+
 native: $(READY)  ## build llava_main, the C++ runner, for this machine
 	$(BIN)/python -m runner.native.build
 
 native-arm: $(READY)  ## cross-compile llava_main for aarch64 (needs Debian's g++-aarch64-linux-gnu)
 	$(BIN)/python -m runner.native.build --arch aarch64
+
+phone: $(READY)  ## llava_main for any arm64 Linux or adb shell, in one folder without an NDK (needs Debian's g++-aarch64-linux-gnu)
+	$(BIN)/python -m runner.native.phone
 
 train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 	$(BIN)/python -m golden.llava_tiny.make.train --work build/train

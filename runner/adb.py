@@ -1,7 +1,7 @@
 """The `adb[:serial]` target: `llava_main` on an Android phone, by the debug bridge's own server.
 
-`LLAVA_MAIN_ANDROID` is a `llava_main` built with the Android NDK, its libraries beside it. Nothing is installed: all lies below
-`/data/local/tmp`, where a shell may run programs.
+What is sent is the folder of `make phone`, which brings its own C library, or the `llava_main` of `LLAVA_MAIN_ANDROID`, built with the Android
+NDK, its libraries beside it. Nothing is installed: all lies below `/data/local/tmp`, where a shell may run programs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import adbutils  # type: ignore[import-untyped]
 from adbutils.errors import AdbConnectionError, AdbSyncError  # type: ignore[import-untyped]
 
 from verifier.core.errors import RunnerError
+from verifier.runner.native import find_phone
 from verifier.runner.remote import LostError, OnTransfer, RemoteRunner, Said
 
 HOME, REFUSED = "/data/local/tmp/llava-verifier", "FAIL"
@@ -112,13 +113,14 @@ class _Watched:
 
 
 def find_android_main() -> Path:
-    """The `llava_main` of `LLAVA_MAIN_ANDROID`. Raises `RunnerError`."""
-    path = Path(os.environ.get("LLAVA_MAIN_ANDROID", ""))
-    if not path.is_file():
+    """The `llava_main` of `LLAVA_MAIN_ANDROID`, or the one in the folder of `make phone`. Raises `RunnerError`."""
+    named = os.environ.get("LLAVA_MAIN_ANDROID")
+    path = Path(named) if named else find_phone()
+    if path is None or not path.is_file():
         raise RunnerError(
             "no llava_main for Android",
-            got=os.environ.get("LLAVA_MAIN_ANDROID") or "LLAVA_MAIN_ANDROID is not set",
-            fix="build runner/native with the NDK's toolchain against an ExecuTorch built for Android, and set LLAVA_MAIN_ANDROID to it",
+            got=named or "LLAVA_MAIN_ANDROID is not set, and there is no folder for phones",
+            fix="run python -m verifier.runner.native.phone (in a clone make phone; needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_ANDROID",
         )
     return path
 

@@ -35,6 +35,13 @@ SYSTEM = (
 BEFORE_IMAGE = SYSTEM + "USER: "
 """The conversation of LLaVA-1.5 up to the image."""
 
+FRAME_PX = 336
+"""What a picture's longer side becomes: LLaVA-1.5's frame, as `python -m verifier.image_util` has it."""
+PICTURE_LIMIT_BYTES = 512 << 20
+PICTURE_LIMIT_PIXELS = 64 << 20
+PICTURE_LIMIT_ASPECT = 168
+"""Of a picture that the C++ runner reads; a test compares them with `families/pixels/image_file.py`."""
+
 FILE_LIMIT_BYTES = 64 << 20
 """Of a tokenizer file: tokenizer.json of a vocabulary of 256,000 pieces has 33 MB."""
 VOCABULARY_LIMIT = 1 << 20

@@ -1,7 +1,6 @@
-"""`python -m verifier.runner.llava_main`: the flags and the output of ExecuTorch's `llava_main`, on the Python runtime.
+"""A conversation of `python -m verifier.runner.llava_main`, on the Python runtime.
 
 The program runs in this very process: a `.pte` that aborts the runtime takes it along. `runner/native` is the same in C++.
-Exit status: 0 done, 1 the program failed, 2 bad usage or an input that cannot be read.
 """
 
 from __future__ import annotations
@@ -9,13 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from verifier.core.command import command
 from verifier.core.errors import RunnerError
 from verifier.runner.calling import read_calling
 from verifier.runner.child import load_program
@@ -27,13 +25,19 @@ class ProgramError(Exception):
     """A call of the program that failed."""
 
 
-def read_image(path: Path) -> Any:
-    """uint8 [3, h, w] from `.npy`, or from `.pt` as ExecuTorch's script writes it. Raises `RunnerError`."""
+Prepare = Callable[[Path], Any]
+"""A picture file as the program takes it, uint8 [3, h, w]."""
+
+
+def read_image(path: Path, prepare: Prepare) -> Any:
+    """uint8 [3, h, w] from `.npy`, from `.pt` as ExecuTorch's script writes it, or from a picture, which is prepared. Raises `VerifierError`."""
     import torch
 
     fix = "python -m verifier.image_util --image-path PICTURE --output-path image.npy"
     if not path.is_file():
         raise RunnerError("no such image", got=path, fix=fix)
+    if path.suffix not in (".pt", ".npy"):
+        return prepare(path)
     try:
         if path.suffix == ".pt":
             image = next(torch.jit.load(str(path), map_location="cpu").parameters())  # type: ignore[no-untyped-call]
@@ -98,11 +102,11 @@ class Conversation:
         return logits.reshape(-1, logits.shape[-1])[-1]
 
 
-def answer(options: argparse.Namespace) -> None:
+def answer(options: argparse.Namespace, prepare: Prepare) -> None:
     """Print prompt and answer as they come, and a stopwatch line to stderr."""
     import torch
 
-    image, tokenizer = read_image(options.image_path), open_tokenizer(options.tokenizer_path)
+    image, tokenizer = read_image(options.image_path, prepare), open_tokenizer(options.tokenizer_path)
     if not options.model_path.is_file():
         raise RunnerError("no such program", got=options.model_path)
     try:
@@ -143,32 +147,3 @@ def _choose(logits: Any, temperature: float, random: Any) -> int:
 def _say(text: bytes) -> None:
     sys.stdout.buffer.write(text)
     sys.stdout.buffer.flush()
-
-
-@command("llava_main")
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 answered, 1 the program failed, 2 it could not be asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m verifier.runner.llava_main", description="Ask LLaVA about an image."
-    )
-    parser.add_argument("--model_path", type=Path, default=Path("llava.pte"))
-    parser.add_argument(
-        "--tokenizer_path", type=Path, default=Path("tokenizer.bin"), help="tokenizer.bin, .model or .json"
-    )
-    parser.add_argument("--image_path", type=Path, required=True, help="*.npy or *.pt, from verifier.image_util")
-    parser.add_argument("--prompt", default="ASSISTANT:", help="the text behind the image")
-    parser.add_argument("--seq_len", type=int, default=768, help="positions to use at most")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cpu_threads", type=int, default=0)
-    options = parser.parse_args(arguments)
-    try:
-        if options.seq_len < 1 or not 0 <= options.temperature <= 100 or not 0 <= options.cpu_threads <= 1024:
-            raise RunnerError(
-                "a flag is out of range", expected="seq_len >= 1, temperature 0 to 100, cpu_threads 0 to 1024"
-            )
-        answer(options)
-    except ProgramError as error:
-        print(f"\nllava_main: {error}", file=sys.stderr)
-        return 1
-    return 0

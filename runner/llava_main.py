@@ -2,7 +2,7 @@
 
 import sys
 
-from verifier.runner.conversation import main
+from verifier.commands.ask import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from verifier.core.errors import RunnerError, UsageError
-from verifier.runner.native import bundle_command, find_arm_binary
+from verifier.runner.native import bundle_command, find_arm_binary, is_portable, start_words
 from verifier.runner.process import physical_memory_bytes, run_child
 from verifier.runner.protocol import Bundle, Result
 
@@ -24,6 +24,8 @@ SLOWER = 40.0
 
 ROOM_BYTES = 512 << 20
 """Addresses for binary, libraries and stacks, beside the mapped program and what the bundle may allocate."""
+STEP_BYTES = 1 << 16
+"""QEMU 10 takes whole pages only."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class QemuRunner:
 
         def command(sent: Path, back: Path) -> list[str]:
             room = (bundle.memory_bytes or physical_memory_bytes()) + bundle.pte.stat().st_size + ROOM_BYTES
+            room = -(-room // STEP_BYTES) * STEP_BYTES
             return [*self.emulation, "-R", str(room), *bundle_command(self.binary, sent, back)]
 
         # a limit from outside would have QEMU look through all addresses for memory that it may have, for minutes
@@ -64,8 +67,14 @@ class QemuRunner:
 
     @property
     def emulation(self) -> tuple[str, ...]:
-        """What stands before the command that is emulated."""
-        return (str(self.emulator), "-L", str(SYSROOT), "-cpu", self.cpu)
+        """What stands before the command that is emulated. A portable `llava_main` needs no system."""
+        system = () if is_portable(self.binary) else ("-L", str(SYSROOT))
+        return (str(self.emulator), *system, "-cpu", self.cpu)
+
+    @property
+    def program(self) -> tuple[str, ...]:
+        """The command up to its flags."""
+        return (*self.emulation, *start_words(str(self.binary), portable=is_portable(self.binary)))
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -98,10 +107,11 @@ def find_emulator() -> Path:
 def make_qemu_runner(target: str) -> QemuRunner:
     """The runner of `qemu` or `qemu:CPU`. Raises `RunnerError` that names what to install or build, `UsageError` for a CPU."""
     cpu, emulator = checked_cpu(target.partition(":")[2] or DEFAULT_CPU), find_emulator()
-    if not SYSROOT.is_dir():
+    binary = find_arm_binary()
+    if not is_portable(binary) and not SYSROOT.is_dir():
         raise RunnerError(
             "there is no aarch64 system to emulate",
             expected=SYSROOT,
             fix="apt-get install libc6-arm64-cross libstdc++6-arm64-cross",
         )
-    return QemuRunner(cpu, emulator, find_arm_binary())
+    return QemuRunner(cpu, emulator, binary)

@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 
 from verifier.core.errors import RunnerError
 from verifier.runner.exchange import Ending, exchange
+from verifier.runner.native import is_portable, start_words
 from verifier.runner.process import LONGEST_S
 from verifier.runner.protocol import Bundle, Result, program_hash
 
@@ -231,16 +232,18 @@ class RemoteRunner:
         return said.out.split()[0] if said.status == 0 and said.out.split() else ""
 
     def _install(self, binary: Path) -> str:
-        """Send `llava_main` and the libraries beside it; the command that runs it there."""
-        files = [binary, *sorted(binary.parent.glob("lib*.so*"))]
-        digests = [program_hash(file) for file in files]
-        place = f"{self.home}/bin/{hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
-        for file, digest in zip(files, digests, strict=True):
-            name = "llava_main" if file is binary else file.name
-            if self._hash(f"{place}/{name}") != digest:
-                self._send_whole(file, f"{place}/{name}", digest)
-        self._shell(f"chmod 755 {place}/llava_main")
-        return f"env LD_LIBRARY_PATH={place} {place}/llava_main"
+        """Send `llava_main` and its libraries, from beside it or from the folder that it is portable with; the command that runs it there."""
+        portable = is_portable(binary)
+        libraries = sorted((binary.parent / "lib").iterdir() if portable else binary.parent.glob("lib*.so*"))
+        files = {"llava_main": binary} | {str(file.relative_to(binary.parent)): file for file in libraries}
+        digests = {name: program_hash(file) for name, file in files.items()}
+        place = f"{self.home}/bin/{hashlib.sha256(''.join(digests.values()).encode()).hexdigest()[:16]}"
+        for name, file in files.items():
+            if self._hash(f"{place}/{name}") != digests[name]:
+                self._send_whole(file, f"{place}/{name}", digests[name])
+        words = start_words(f"{place}/llava_main", portable=portable)
+        self._shell(f"chmod 755 {place}/llava_main {words[0]}")
+        return f"env LD_PRELOAD= {'' if portable else f'LD_LIBRARY_PATH={place} '}{' '.join(words)}"
 
     def _shell(self, command: str, *, timeout_s: float = 60.0) -> Said:
         said = self.link.shell(command, timeout_s=timeout_s)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from verifier.core.errors import RunnerError, UsageError
-from verifier.runner.native import find_arm_binary, find_binary
+from verifier.runner.native import find_arm_binary, find_binary, find_phone
 from verifier.runner.remote import LostError, OnTransfer, RemoteRunner, Said
 
 CONNECT_S, KEEPALIVE_S, MISSED = 15.0, 10.0, 3
@@ -164,7 +164,8 @@ def _failed(said: bytes | str | None, where: str) -> RunnerError:
 
 def _main_for(machine: str) -> Path:
     if machine in ("aarch64", "arm64"):
-        return find_arm_binary()
+        named = "LLAVA_MAIN_AARCH64" in os.environ
+        return find_arm_binary() if named else find_phone() or find_arm_binary()
     if machine in ("x86_64", "amd64"):
         return find_binary()
     raise RunnerError("no llava_main is built for this architecture", got=machine, expected="aarch64 or x86_64")

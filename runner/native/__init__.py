@@ -19,6 +19,10 @@ BINARY = _BUILD / "native" / "llava_main"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 """`e_machine` of the ELF specification."""
 ARM_BINARY = _BUILD / "native-aarch64" / "llava_main"
+PHONE = _BUILD / "phone"
+"""The folder of `make phone`: `llava_main`, its libraries, and the loader and C library that start them."""
+LOADER = "lib/ld-linux-aarch64.so.1"
+SOURCE = Path(__file__).resolve().parent
 
 
 def find_binary() -> Path:
@@ -34,6 +38,30 @@ def find_arm_binary() -> Path:
     fix = f"run {command} (in a clone make native-arm; needs g++-aarch64-linux-gnu), or set LLAVA_MAIN_AARCH64 to a llava_main for aarch64"
     path = _existing(Path(os.environ.get("LLAVA_MAIN_AARCH64", ARM_BINARY)), "the aarch64 runner is not built", fix)
     return _built_for("aarch64", path)
+
+
+def find_phone() -> Path | None:
+    """`llava_main` in the folder of `make phone`, None if there is none. Raises `RunnerError` if another one was built since."""
+    path = PHONE / "llava_main"
+    if not path.is_file():
+        return None
+    if ARM_BINARY.is_file() and ARM_BINARY.read_bytes() != path.read_bytes():
+        fix = "run python -m verifier.runner.native.phone again (in a clone make phone)"
+        raise RunnerError("the phone's folder holds another llava_main than was built last", got=PHONE, fix=fix)
+    return _built_for("aarch64", path)
+
+
+def is_portable(binary: Path) -> bool:
+    """Whether a `llava_main` lies in a folder that brings its own loader and C library."""
+    return (binary.parent / LOADER).is_file()
+
+
+def start_words(binary: str, *, portable: bool) -> tuple[str, ...]:
+    """How a `llava_main` is started where it lies: by the loader in its folder, if it is portable."""
+    if not portable:
+        return (binary,)
+    folder = binary.rpartition("/")[0]
+    return (f"{folder}/{LOADER}", "--library-path", f"{folder}/lib", binary)
 
 
 def _existing(path: Path, what: str, fix: str) -> Path:
@@ -56,7 +84,7 @@ def _built_for(machine: str, path: Path) -> Path:
 
 def bundle_command(binary: Path, sent: Path, back: Path) -> list[str]:
     """How `llava_main` is told to carry out a bundle."""
-    return [str(binary), f"--bundle={sent}", f"--result={back}"]
+    return [*start_words(str(binary), portable=is_portable(binary)), f"--bundle={sent}", f"--result={back}"]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from pathlib import Path
 from verifier.core import upstream
 from verifier.core.command import command
 from verifier.core.errors import RunnerError
-from verifier.runner.native import ARM_BINARY, BINARY
+from verifier.runner.native import ARM_BINARY, BINARY, SOURCE
 
-SOURCE = Path(__file__).resolve().parent
 _TAIL = 3000
 
 
-def _tool(name: str, package: str) -> Path:
+def find_tool(name: str, package: str) -> Path:
     """A tool beside this interpreter, or on the path. Raises `RunnerError` that names what to install."""
     beside = Path(sysconfig.get_path("scripts")) / name
     found = beside if beside.is_file() else shutil.which(name)
@@ -65,14 +64,14 @@ def build(out: Path = BINARY.parent, *, arch: str | None = None, source: Path = 
 
     Raises `RunnerError` with the compiler's words, or with what to install.
     """
-    cmake, ninja = _tool("cmake", "pip install 'cmake>=3.28'"), _tool("ninja", "pip install ninja")
+    cmake, ninja = find_tool("cmake", "pip install 'cmake>=3.28'"), find_tool("ninja", "pip install ninja")
     out.mkdir(parents=True, exist_ok=True)
     words: list[object] = [cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-S", source, "-B", out]
     if arch is None:
-        _tool("g++", "apt-get install g++ (12 or newer)")
+        find_tool("g++", "apt-get install g++ (12 or newer)")
         words.append(f"-Dexecutorch_DIR={upstream.CMAKE_PACKAGE.resolve()}")
     else:
-        compiler = _tool(f"{arch}-linux-gnu-g++", f"apt-get install g++-{arch}-linux-gnu")
+        compiler = find_tool(f"{arch}-linux-gnu-g++", f"apt-get install g++-{arch}-linux-gnu")
         words += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={arch}"]
         words.append(f"-Dexecutorch_DIR={_foreign_wheel(arch, out)}")
     _run(words, "llava_main cannot be configured", out)

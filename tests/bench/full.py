@@ -239,6 +239,8 @@ is one chunk. Constants are copied into memory, as the announcement's runner doe
 ## Speed
 
 {speed_table(data["speed"])}
+
+The announcement's third row, its i8mm kernels, is Arm's alone: [instructions counted under emulation](targets.md#arm-kernels-counted).
 """
 
 

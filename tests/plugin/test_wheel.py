@@ -55,6 +55,8 @@ def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -
         f"{tiny}/images/pair_base.png",
         "verifier/runner/native/CMakeLists.txt",
         "verifier/runner/native/src/main.cpp",
+        "verifier/runner/native/third_party/stb/stb_image.h",
+        "verifier/runner/native/third_party/stb/LICENSE",
     }
     wanted |= {"verifier/compare.py", "verifier/report/__main__.py", "verifier/comparison/compare.py"}
     assert wanted <= names

@@ -35,7 +35,7 @@ def _started(folder: Path) -> Sshd:
     return server
 
 
-def _known(server: Sshd, native: NativeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def known(server: Sshd, native: NativeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's end: a home that knows the server, and a `llava_main` to send there."""
     monkeypatch.setenv("HOME", str(server.client))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -47,7 +47,7 @@ def sshd(tmp_path: Path, native: NativeRunner, monkeypatch: pytest.MonkeyPatch) 
     """A server for one test, that it may maltreat."""
     (tmp_path / "sshd").mkdir()
     server = _started(tmp_path / "sshd")
-    _known(server, native, monkeypatch)
+    known(server, native, monkeypatch)
     yield server
     server.stop()
 
@@ -84,7 +84,7 @@ def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "local":
         yield LocalRunner()
     elif request.param == "ssh":
-        _known(request.getfixturevalue("lasting_sshd"), request.getfixturevalue("native"), monkeypatch)
+        known(request.getfixturevalue("lasting_sshd"), request.getfixturevalue("native"), monkeypatch)
         with closing(make_ssh_runner(f"ssh:{HOST}", no_transfer)) as made:
             yield made
     elif request.param == "adb":

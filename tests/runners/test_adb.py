@@ -70,10 +70,11 @@ def test_full_phone_is_named(phones: Phones, tmp_path: Path, monkeypatch: pytest
             runner.run(Bundle(copy, ONE_CALL), timeout_s=60)
 
 
-def test_missing_binary_says_what_to_build(phones: Phones, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody but the user has the NDK."""
+def test_missing_binary_says_what_to_build(phones: Phones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for phones, or one of the user's own."""
     monkeypatch.delenv("LLAVA_MAIN_ANDROID")
-    with pytest.raises(RunnerError, match="LLAVA_MAIN_ANDROID"):
+    monkeypatch.setattr("verifier.runner.native.PHONE", tmp_path)
+    with pytest.raises(RunnerError, match=r"(?s)LLAVA_MAIN_ANDROID.*make phone"):
         make_runner("adb")
 
 

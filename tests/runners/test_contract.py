@@ -23,6 +23,7 @@ from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.process import run_child
 from verifier.runner.protocol import ArgmaxOf, Bundle, Call, OutputOf, Part, Runner, TraceRequest
+from verifier.runner.qemu import QemuRunner
 from verifier.runner.remote import RemoteRunner
 from verifier.runner.result import expected_path, load_result, save_array
 from verifier.runner.saved import main as carry_out
@@ -299,3 +300,15 @@ def test_full_disk_has_its_name(
     with pytest.raises(RunnerError, match="no space is left"):
         runner.run(Bundle(EMBEDDED_PTE, calls), timeout_s=60)
     assert list(small_disk.iterdir()) == []
+
+
+def test_emulated_addresses_are_whole_pages(tmp_path: Path) -> None:
+    """QEMU 10 refuses any other size, QEMU 7 does not care."""
+    told, odd, emulator = tmp_path / "told", tmp_path / "odd.pte", tmp_path / "emulator"
+    odd.write_bytes(bytes(12345))
+    emulator.write_text(f'#!/bin/sh\necho "$@" >> {told}\nexit 3\n')
+    emulator.chmod(0o755)
+    bundle = Bundle(odd, (Call("token_embedding", (np.array([[5]]),)),), memory_bytes=98765)
+    assert QemuRunner("max", emulator, tmp_path / "llava_main").run(bundle, timeout_s=1).outcome == "crashed"
+    words = told.read_text().splitlines()[0].split()
+    assert int(words[words.index("-R") + 1]) % (64 << 10) == 0

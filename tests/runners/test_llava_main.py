@@ -80,6 +80,17 @@ def test_golden_caption_by_the_seeds_command(
 
 
 @pytest.mark.parametrize("kind", ["native", "python"])
+def test_golden_caption_of_a_photograph(kind: str, artifacts: Path, native: NativeRunner) -> None:
+    """The seed's command line with a .jpg, which is not square."""
+    image = "photo_flower.jpg"
+    golden = load_golden(EMBEDDED, open_checkpoint().sha256)
+    wanted = next(one for one in golden.images if one.name == image.partition(".")[0])
+    flags = {"model_path": EMBEDDED_PTE, "image_path": EMBEDDED / "images" / image, "prompt": "ASSISTANT:"}
+    done = _ask(_command(kind, native), **flags, tokenizer_path=artifacts / "tokenizer.bin", seq_len=768, temperature=0)
+    assert (done.returncode, done.stdout) == (0, f"ASSISTANT: {wanted.text}\n"), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
 @pytest.mark.parametrize("image", ["odd_333x335", "pair_base"])
 def test_golden_caption_of_another_exporters_program(
     kind: str, image: str, artifacts: Path, native: NativeRunner
@@ -147,6 +158,7 @@ def test_answer_ends_at_seq_len(kind: str, artifacts: Path, native: NativeRunner
         ({"tokenizer_path": "{image}"}, "not a tokenizer.bin"),
         ({"model_path": "{text}"}, "not a program of this runtime"),
         ({"image_path": "{flat}"}, "not an image"),
+        ({"image_path": "{half}"}, "cannot be read"),
         ({"image_path": "{zip}"}, "image"),
         ({"temperature": "-1"}, ""),
         ({"seq_len": "0"}, ""),
@@ -165,7 +177,10 @@ def test_bad_inputs_are_refused(
         "image": artifacts / "pair_base.npy",
         "text": tmp_path / "x.pte",
         "flat": tmp_path / "flat.npy",
+        "half": tmp_path / "half.jpg",
     }
+    photo = (EMBEDDED / "images" / "photo_china.jpg").read_bytes()
+    places["half"].write_bytes(photo[: len(photo) // 2])
     sound = {
         "model_path": str(EMBEDDED_PTE),
         "tokenizer_path": str(artifacts / "tokenizer.bin"),

@@ -187,7 +187,12 @@ COMMANDS = (
         "verifier.golden",
     ),
     *("verifier.report", "verifier.image_util", "verifier.faults", "verifier.synth_checkpoint", "verifier.runner"),
-    *("verifier.runner.llava_main", "verifier.runner.native.build", "verifier.runner.arm_python"),
+    *(
+        "verifier.runner.llava_main",
+        "verifier.runner.native.build",
+        "verifier.runner.native.phone",
+        "verifier.runner.arm_python",
+    ),
     *("tests.bench.reports", "tests.bench.gate", "golden.llava_tiny.make.golden", "golden.llava_tiny.make.evaluate"),
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from verifier.core.command import command
 from verifier.core.errors import UsageError
@@ -33,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def prepare_file(path: Path) -> Tensor:
+    """A picture as the embedded model takes it, uint8 [3, h, w]: its frame is LLaVA-1.5's own, 336 px. Raises `ImageError`."""
+    return open_family(open_checkpoint()).pixels.prepare(read_image(path))
+
+
 @command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint = open_checkpoint(options.model)
     pixels = open_family(checkpoint).pixels
     if app is None:
-        image = pixels.prepare(read_image(source))  # in the frame of the model, LLaVA-1.5's own: 336 px
+        image = pixels.prepare(read_image(source))
     else:
         frame = frame_of(pixels.side_px, find_processor(checkpoint.directory))
         image = torch.from_numpy(app.picture(source, frame))

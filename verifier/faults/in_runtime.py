@@ -25,7 +25,8 @@ from verifier.core.types import Scheme
 from verifier.families.llava.keymap import map_keys
 from verifier.faults.fault import Fault, Work, fault, patch
 from verifier.ladder.trace import CallTrace
-from verifier.runner.native.cmake import SOURCE, build
+from verifier.runner.native import SOURCE
+from verifier.runner.native.cmake import build
 from verifier.runner.protocol import Array
 
 _BUILDS = Path(tempfile.gettempdir()) / f"llava-faulty-kernels-{os.getuid()}"

@@ -11,6 +11,7 @@
 #include "calling.hpp"
 #include "constants.hpp"
 #include "engine.hpp"
+#include "picture.hpp"
 #include "tokenizer.hpp"
 
 namespace runner {
@@ -21,6 +22,9 @@ using Clock = std::chrono::steady_clock;
 Array read_image(const std::filesystem::path& path) {
   if (path.empty() || !std::filesystem::is_regular_file(path)) {
     throw std::runtime_error("no such image: " + path.string());
+  }
+  if (path.extension() != ".pt" && path.extension() != ".npy") {
+    return read_picture(path);
   }
   // TorchScript is an archive, and verifier.image_util puts the plain array into it too: upstream's script does not
   Array image;
@@ -177,6 +181,10 @@ class Conversation {
 
 int answer(const Question& question) {
   const Array image = read_image(question.image);
+  if (!question.save_image.empty()) {
+    write_npy(image, question.save_image);
+    return 0;
+  }
   try {
     Conversation(question).run(image, question.prompt);
     return 0;

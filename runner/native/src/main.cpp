@@ -20,13 +20,15 @@
 namespace {
 
 constexpr const char* kUsage =
-    "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=image.npy [--prompt=ASSISTANT:]\n"
+    "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=photo.jpg [--prompt=ASSISTANT:]\n"
     "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N] [--workspace_sharing=MODE]\n"
     "                  [--load_mode=mmap|file]\n"
+    "       llava_main --image_path=photo.jpg --save_image=image.npy\n"
     "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
     "       llava_main --tokenize=TEXTS --tokenizer_path=tokenizer.bin\n"
     "       llava_main --about\n"
-    "The image is uint8 [3, h, w] as python -m verifier.image_util writes it, .npy or .pt.\n"
+    "The image is a JPEG or PNG, turned upright by its orientation tag and resized as python -m verifier.image_util does it, or uint8\n"
+    "[3, h, w] as that writes it, .npy or .pt. --save_image writes what the program would be given.\n"
     "The tokenizer is a tokenizer.bin, .model (SentencePiece) or .json (Hugging Face), whatever its name. --tokenize prints the ids of\n"
     "each text of a JSON list.\n"
     "XNNPACK's workspaces: MODE disabled is one for each delegate, per_model one for each file, global (default) one for all.\n"
@@ -72,7 +74,7 @@ int run(int count, char** words) {
       {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
       {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""},
-      {"--load_mode", "mmap"},       {"--tokenize", ""}};
+      {"--load_mode", "mmap"},       {"--tokenize", ""},                   {"--save_image", ""}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
@@ -96,6 +98,7 @@ int run(int count, char** words) {
   question.model = flags.at("--model_path").empty() ? "llava.pte" : flags.at("--model_path");
   question.tokenizer = flags.at("--tokenizer_path");
   question.image = flags.at("--image_path");
+  question.save_image = flags.at("--save_image");
   question.prompt = flags.at("--prompt");
   question.seq_len = number<int64_t>(flags, "--seq_len", 1, 1 << 20);
   question.temperature = number<float>(flags, "--temperature", 0, 100);

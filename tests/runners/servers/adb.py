@@ -23,6 +23,8 @@ class Phones:
     thermal_status: int = 0
     refuse_bytes: int | None = None
     free_bytes: int | None = None
+    shell: tuple[str, ...] = ("sh", "-c")
+    """What runs a command: a phone of another architecture needs a shell of its own."""
     server: socketserver.ThreadingTCPServer | None = None
 
     @property
@@ -95,7 +97,7 @@ class Session:
             command = f"echo 'Thermal Status: {self.phones.thermal_status}'"
         if command.startswith("df ") and self.phones.free_bytes is not None:
             command = f"echo 'fs 1 1 {self.phones.free_bytes // 1024} 99% /data'"
-        done = subprocess.run(["sh", "-c", command], capture_output=True, check=False)
+        done = subprocess.run([*self.phones.shell, command], capture_output=True, check=False)
         for number, data in ((1, done.stdout), (2, done.stderr)):
             for at in range(0, len(data), 1 << 16):
                 piece = data[at : at + (1 << 16)]

@@ -28,6 +28,8 @@ class Sshd:
     folder: Path
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
+    shell: Path | None = None
+    """What runs every command in place of the login shell: it finds the command in SSH_ORIGINAL_COMMAND."""
 
     @property
     def home(self) -> Path:
@@ -61,6 +63,7 @@ class Sshd:
             "PermitRootLogin prohibit-password",
             "StrictModes no",
             "UsePAM no",
+            *([] if self.shell is None else [f"ForceCommand {self.shell}"]),
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         self.trust((self.folder / "host_key.pub").read_text())
