@@ -204,7 +204,7 @@ def _plain(output: Any) -> Array:
 
 def preload() -> None:
     """Import what carrying out a bundle needs, and load no program."""
-    _runtime()
+    load_libraries()
 
 
 def main(sent: str, back: str) -> int:
