@@ -25,7 +25,7 @@ from typing import Any
 from verifier import pipeline
 from verifier.checks.registry import CHECKS
 from verifier.commands.verify import main as gate
-from verifier.core.errors import VerifierError
+from verifier.core.errors import ArtifactError, VerifierError
 from verifier.core.records import JsonObject
 from verifier.families.definition import Definition
 from verifier.families.family import Family
@@ -48,7 +48,8 @@ _OURS = 70
 @dataclass(frozen=True)
 class Outcome:
     """What the gate said to one fault. `place` is what the right place is looked for in; `check` the blamed one, `others` how many
-    further checks failed; `today` which of today's checks the artifact passes, None if it never ran or was not itself changed."""
+    further checks failed; `today` which of today's checks the artifact passes, None if it never ran or was not itself changed; `no_place` why the fault
+    cannot be injected into another exporter's program, which has no such part."""
 
     fault: str
     status: int
@@ -60,6 +61,7 @@ class Outcome:
     wall_s: float = 0.0
     today: dict[str, bool] | None = None
     problem: str = ""
+    no_place: str = ""
     failed: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -89,6 +91,8 @@ class Subject:
     arguments: tuple[str, ...] = ()
     few: tuple[str, ...] = ()
     """Globs of a few golden images."""
+    foreign: bool = False
+    """Made by another exporter: not every fault has a place in it."""
 
 
 class _Memory:
@@ -199,7 +203,16 @@ def _child(fault: Fault, subject: Subject, folder: Path, quick: bool, whole: boo
 def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whole: bool) -> Outcome:
     begun = time.monotonic()
     work = Work(folder, Path(shutil.copy(subject.pte, folder / "llava.pte")), subject.model)
-    fault.inject(work)
+    try:
+        fault.inject(work)
+    except (ArtifactError, KeyError, IndexError, StopIteration) as error:
+        if not subject.foreign:
+            raise
+        return Outcome(
+            fault.name,
+            _OURS,
+            no_place=f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip(),
+        )
     kept: list[Evidence] = []
 
     def gather(*given: Any) -> tuple[Evidence, QuantizedRung]:

@@ -79,6 +79,8 @@ def _chosen(options: argparse.Namespace) -> list[Fault]:
 def _line(fault: Fault, outcome: Outcome) -> str:
     if outcome.problem:
         return f"[red]?[/] {fault.name}: {outcome.problem}"
+    if outcome.no_place:
+        return f"[dim]–[/] {fault.name}: has no place in this program ({outcome.no_place})"
     mark = "[green]✓[/]" if outcome.right_place(fault) and outcome.right_step(fault) else "[red]✗[/]"
     said = f"{outcome.step} {outcome.check} {outcome.message}"
     return f"{mark} {fault.name} [dim]{outcome.wall_s:.0f} s, exit {outcome.status}[/] {said[:240]}"
@@ -116,7 +118,7 @@ def _prepare(folder: Path, wanted: set[str], *, references: bool, program: Path 
     """The subjects that faults ask for, `program` in place of the embedded one; with `references`, what the gate computes in fp32 for each of them is
     kept."""
     few = ("square_0*", "wide_0*", "blank*")
-    subjects = {"tiny": Subject(program or EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few)}
+    subjects = {"tiny": Subject(program or EMBEDDED / "llava_tiny.pte", EMBEDDED, few=few, foreign=program is not None)}
     if "micro" in wanted:
         model = folder / "micro-model"
         model.mkdir()
@@ -180,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write:
         part = "clean" if options.clean else "witnesses" if options.whole else "faults"
         save(options.write, part, outcomes, kept.wall_s, options.workers)
-    pairs = list(zip(faults, outcomes, strict=True))
+    pairs = [(f, o) for f, o in zip(faults, outcomes, strict=True) if not o.no_place]
+    absent = len(faults) - len(pairs)
     found = sum(o.found(f) for f, o in pairs)
     steps = sum(o.right_step(f) for f, o in pairs)
     places = sum(o.right_place(f) for f, o in pairs)
@@ -189,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOT_RUN if any(o.problem for o in outcomes) else 0 if found == len(pairs) else NOT_FOUND
     print(
         f"{found} of {len(pairs)} faults found, {steps} in the right step, {places} in the right place, {kept.wall_s:.0f} s"
+        + (f"; {absent} more have no place in this program" if absent else "")
     )
     if any(outcome.problem for outcome in outcomes):
         return NOT_RUN

@@ -15,6 +15,7 @@ from verifier.audit.recipe import quantized_linear
 from verifier.core.errors import ArtifactError
 from verifier.core.types import Scheme
 from verifier.families.llava.keymap import map_keys
+from verifier.families.llava.text import inverse_frequencies
 from verifier.faults.fault import NOT_VERIFIED, Fault, Work, fault
 from verifier.faults.surgery import change_bytes
 from verifier.runner.protocol import Array
@@ -242,6 +243,25 @@ def _new_tables(work: Work, angles: Array) -> None:
         change_bytes(work.pte, value.constant, _always(table))
 
 
+def _new_frequencies(work: Work, theta: float, scale: float = 1.0) -> bool:
+    """In a program that computes RoPE itself: its inverse frequencies. False in one that has tables."""
+    text = work.checkpoint.geometry.text
+    right = inverse_frequencies(text).numpy()
+    half = len(right)
+    wrong = (scale * theta ** (-np.arange(half) / half)).astype(np.float32)
+    changed: list[bool] = []
+
+    def change(raw: Array) -> Array:
+        stored = raw.view(np.float32)
+        changed.append(np.allclose(stored, right))
+        return wrong if changed[-1] else stored
+
+    for constant in take_inventory(work.clean):
+        if (constant.method, constant.elements) == ("text_decoder", half) and constant.value.constant is not None:
+            change_bytes(work.pte, constant.value.constant, change)
+    return any(changed)
+
+
 def _angles(work: Work, theta: float, scale: float = 1.0) -> Array:
     half = work.checkpoint.geometry.text.head_dim // 2
     positions = _rope(work)[0].sizes[0]
@@ -250,14 +270,16 @@ def _angles(work: Work, theta: float, scale: float = 1.0) -> Array:
 
 @fault("bytes", "RoPE of a sibling: theta 1e6 for 1e4", rows=(2,), step="lowering", place="rope")
 def other_rope_theta(work: Work) -> None:
-    """The tables of another family."""
-    _new_tables(work, _angles(work, 1e6))
+    """The tables of another family, or its frequencies."""
+    if not _new_frequencies(work, 1e6):
+        _new_tables(work, _angles(work, 1e6))
 
 
 @fault("bytes", "RoPE positions scaled by 1/8", rows=(28,), step="lowering", place="rope")
 def scaled_rope(work: Work) -> None:
     """A scale that belongs to longer contexts, hard-coded."""
-    _new_tables(work, _angles(work, 1e4, 1 / 8))
+    if not _new_frequencies(work, 1e4, 1 / 8):
+        _new_tables(work, _angles(work, 1e4, 1 / 8))
 
 
 @fault(
