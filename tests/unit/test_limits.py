@@ -44,6 +44,7 @@ NOT_A_JUDGEMENT = {
     "value.count > 1": "a plural",
     "tokens_of(dialogue_segments(tokenizer, form, (Turn(text),)), patches) <= limit": "a length in tokens",
     "needed > limit": "a length in tokens",
+    "search.moved < steps": "a number of steps",
     "limit > cache": "two lengths in tokens, both whole numbers of the program",
     "sum(kept) + size < limit": "a length in tokens",
     "start < limit": "a position",
