@@ -13,12 +13,12 @@ import pytest
 from verifier.checks.registry import CHECKS
 from verifier.families.checkpoint import EMBEDDED
 from verifier.faults import cli, today
-from verifier.faults.bench import Outcome, Subject, run_faults
+from verifier.faults.bench import Outcome, Subject, _injected, run_faults
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.cli import main
 from verifier.faults.document import figures, only_witness, page, save
-from verifier.faults.fault import Fault, Work
+from verifier.faults.fault import Fault, Inject, Work
 from verifier.faults.rows import ROWS
 from verifier.measures.evidence import Evidence
 
@@ -139,3 +139,20 @@ def test_every_check_has_a_fault_of_its_own_or_says_why_not() -> None:
     alone = only_witness(Outcome.read(saved) for saved in run["outcomes"])
     assert len(alone) >= 10
     assert [check.id for check in CHECKS if bool(alone.get(check.id)) == bool(check.overlap)] == []
+
+
+def _misses(work: Work) -> None:
+    raise StopIteration
+
+
+@pytest.mark.parametrize("inject", [_misses, lambda work: None], ids=["has no place", "changes nothing"])
+def test_fault_without_a_place_in_a_foreign_program_is_no_outcome(inject: Inject, tmp_path: Path) -> None:
+    """It is named and not counted; in a program of our own it is a failure of the bench."""
+    fault = Fault("made-up", "bytes", (), "made up", ("lowering",), "", inject)
+    subject = replace(TINY["tiny"], foreign=True)
+    (tmp_path / "foreign").mkdir()
+    outcome = _injected(fault, subject, tmp_path / "foreign", quick=True, whole=False)
+    assert outcome.no_place and not outcome.found(fault)
+    if inject is _misses:
+        with pytest.raises(StopIteration):
+            _injected(fault, replace(subject, foreign=False), tmp_path, quick=True, whole=False)

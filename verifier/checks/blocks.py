@@ -72,11 +72,16 @@ def _against_rung(errors: list[BlockError], case: str) -> Finding:
         return unverified(f"{case}: {said}", fields)
     if broken and shown.reason:
         said = f"cannot be compared with the quantized model in call {shown.call}: {shown.reason}"
-        return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
+        return failed(f"{_with_half(case, shown)}: {said}. {GRAPH_HINT}", fields)
     if broken:
         said = f"differs from the quantized model in call {shown.call}: {shown.sqnr_db:.1f} dB, allowed at least {limit_db:.1f} dB"
-        return failed(f"{case}: {said}. {GRAPH_HINT}", fields)
+        return failed(f"{_with_half(case, shown)}: {said}. {GRAPH_HINT}", fields)
     return passed(f"equals the quantized model, {shown.sqnr_db:.0f} dB or more", fields)
+
+
+def _with_half(case: str, error: BlockError) -> str:
+    """The block, and which half of a layer of the encoder: the projector is compared with the last of them."""
+    return f"{case} ({error.part})" if case.startswith(f"{ENCODER}.layers") else case
 
 
 def _not_found(case: str) -> Finding:

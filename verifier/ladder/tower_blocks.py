@@ -57,7 +57,7 @@ def _halves(encoder: Encoder, taps: Taps, number: int, call: TracedCall, tapped:
         elif tokens is not None:
             yield _Half(
                 block,
-                "feed_forward",
+                "feed_forward and projector",
                 nothing,
                 tokens,
                 partial(_projected, encoder, layer, middle),
