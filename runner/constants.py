@@ -17,6 +17,9 @@ BUFFER_FILE = "trace.bin"
 IMAGE_ENTRY = "image.npy"
 """An image that is TorchScript, `.pt`, has the plain array too, under this name in its folder `extra`."""
 
+SESSION_SCHEMA = "verifier.session/1"
+"""Of a recorded session."""
+
 LOOP = "@loop"
 """Not a method of the program: a fixed piece of arithmetic in the runner's own process, by whose time that of a call is measured.
 It takes no inputs and returns nothing."""

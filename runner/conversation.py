@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ from verifier.runner.tokenizer import open_tokenizer
 
 class ProgramError(Exception):
     """A call of the program that failed."""
+
+
+@dataclass
+class Asked:
+    """What was fed and what came back. `begun` once the program is asked; `answer` has the id that ended it, too, `said` the bytes of its pieces."""
+
+    begun: bool = False
+    pixels: Any = None
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    answer: list[int] = field(default_factory=list)
+    said: bytearray = field(default_factory=bytearray)
 
 
 Prepare = Callable[[Path], Any]
@@ -102,11 +116,10 @@ class Conversation:
         return logits.reshape(-1, logits.shape[-1])[-1]
 
 
-def answer(options: argparse.Namespace, prepare: Prepare) -> None:
-    """Print prompt and answer as they come, and a stopwatch line to stderr."""
-    import torch
-
-    image, tokenizer = read_image(options.image_path, prepare), open_tokenizer(options.tokenizer_path)
+def answer(options: argparse.Namespace, prepare: Prepare, asked: Asked | None = None) -> None:
+    """Print prompt and answer as they come, and a stopwatch line to stderr; keep both in `asked`. Raises `RunnerError`, `ProgramError`."""
+    asked = asked or Asked()
+    asked.pixels, tokenizer = read_image(options.image_path, prepare), open_tokenizer(options.tokenizer_path)
     if not options.model_path.is_file():
         raise RunnerError("no such program", got=options.model_path)
     try:
@@ -115,25 +128,54 @@ def answer(options: argparse.Namespace, prepare: Prepare) -> None:
         raise RunnerError("not a program of this runtime", got=error, where=options.model_path) from error
     talk = Conversation(program, options.seq_len)
     ends = talk.ends() or tokenizer.eos
-    _say(options.prompt.encode())
+    asked.before = [tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)]
+    asked.after = tokenizer.encode_behind(options.prompt)
+    asked.begun = True
+    _say(options.prompt.encode(errors="surrogateescape"))
     begun = time.perf_counter()
-    seen = talk.see(image)
-    talk.read([tokenizer.bos, *tokenizer.encode(BEFORE_IMAGE)])
-    talk.feed(seen)
-    logits = talk.read(tokenizer.encode_behind(options.prompt))
-    prefill_s, prefilled, spoken = time.perf_counter() - begun, talk.position, 0
-    random = torch.Generator().manual_seed(options.seed)
-    begun = time.perf_counter()
-    while (token := _choose(logits, options.temperature, random)) not in ends:
-        _say(tokenizer.piece(token))
-        spoken += 1
-        if talk.position == talk.limit:
-            break
-        logits = talk.read([token])
+    logits = _prefill(talk, asked)
+    prefill_s, begun = time.perf_counter() - begun, time.perf_counter()
+    spoken = _speak(talk, asked, logits, options, lambda token: None if token in ends else tokenizer.piece(token))
     decode_s = time.perf_counter() - begun
     _say(b"\n")
-    said = f"prefill {prefill_s:.2f} s ({prefilled} tokens), decode {spoken / decode_s:.1f} tokens/s ({spoken} tokens)"
+    said = f"prefill {prefill_s:.2f} s ({asked.prompt_tokens} tokens), decode {spoken / decode_s:.1f} tokens/s ({spoken} tokens)"
     print(said, file=sys.stderr)
+
+
+def _prefill(talk: Conversation, asked: Asked) -> Any:
+    """Logits [V] behind the prompt."""
+    seen = talk.see(asked.pixels)
+    talk.read(asked.before)
+    talk.feed(seen)
+    logits = talk.read(asked.after)
+    asked.prompt_tokens = talk.position
+    return logits
+
+
+def _speak(
+    talk: Conversation,
+    asked: Asked,
+    logits: Any,
+    options: argparse.Namespace,
+    piece_of: Callable[[int], bytes | None],
+) -> int:
+    """Print the answer up to a token without a piece, which ends it, or to the last position; how many tokens were printed."""
+    import torch
+
+    random = torch.Generator().manual_seed(options.seed)
+    spoken = 0
+    while True:
+        token = _choose(logits, options.temperature, random)
+        asked.answer.append(token)
+        piece = piece_of(token)
+        if piece is None:
+            return spoken
+        asked.said += piece
+        _say(piece)
+        spoken += 1
+        if talk.position == talk.limit:
+            return spoken
+        logits = talk.read([token])
 
 
 def _choose(logits: Any, temperature: float, random: Any) -> int:

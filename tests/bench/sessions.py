@@ -1,4 +1,4 @@
-"""Recorded sessions of ExecuTorch's own runner on llava_tiny: sound ones, and ones with a fault of the app. Are all faults named, and no sound one accused?
+"""Recorded sessions of ExecuTorch's own runner and of both `llava_main` on llava_tiny: sound ones, and ones with a fault of the app. Are all faults named, and no sound one accused?
 
 python -m tests.bench.sessions FOLDER
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from golden.llava_tiny.make.scenes import render, sample_scene
+from tests.bench.recorded import ask, behind, commands
 from tests.support import EMBEDDED_PTE
 from verifier.families.answering import load_sample
 from verifier.families.checkpoint import EMBEDDED
@@ -52,10 +53,9 @@ class Played:
 
 
 def _inputs(subject: Subject, sample: Sample, number: int, *, text: bool, trailing: str = "") -> tuple[Input, ...]:
-    form, question = subject.family.prompt, sample.golden.question
-    behind = form.after_image(question) if question else form.cue
     if text:
-        return (Input(text=form.before_image), Input(picture=number), Input(text=behind + trailing))
+        before, after = subject.family.prompt.before_image, behind(subject, sample) + trailing
+        return (Input(text=before), Input(picture=number), Input(text=after))
     return (Input(ids=sample.prompt.before), Input(picture=number), Input(ids=sample.prompt.after))
 
 
@@ -170,8 +170,13 @@ def play(folder: Path, name: str, played: Played, subject: Subject, *, thin: boo
     if thin:
         lines = [_thinned(json.loads(line)) for line in path.read_text().splitlines()]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return judged(name, path, played.wanted, subject)
+
+
+def judged(name: str, path: Path, expected: Sequence[str], subject: Subject) -> tuple[str, list[str]]:
+    """The score of a session in words, and what was not right."""
     verdict = judge_session(read_session(path), subject)
-    pairs = [(wanted, judged) for wanted, judged in zip(played.wanted, verdict.turns, strict=True) if wanted != "*"]
+    pairs = [(wanted, judged) for wanted, judged in zip(expected, verdict.turns, strict=True) if wanted != "*"]
 
     def is_right(wanted: str, judged: Judged) -> bool:
         causes = (*judged.causes, *verdict.causes)
@@ -205,15 +210,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the sessions are written")
     parser.add_argument("--pictures", type=int, default=29, help="golden pictures (default: %(default)s)")
     parser.add_argument("--thin", action="store_true", help="record pictures, texts and answers alone")
+    parser.add_argument("--new", type=int, default=21, help="new scenes (default: %(default)s)")
+    parser.add_argument("--recorded", type=int, default=50, help="answers of each llava_main (default: %(default)s)")
+    parser.add_argument("--sound-only", action="store_true", help="play no fault")
     options = parser.parse_args(arguments)
     folder, few = options.folder, options.pictures
     folder.mkdir(parents=True, exist_ok=True)
     subject = open_subject(Request(EMBEDDED_PTE))
     golden = load_golden(EMBEDDED, subject.checkpoint.sha256)
     samples = [load_sample(image, subject.tokenizer, subject.family) for image in golden.images][:few]
-    new = drawn(subject, folder, 21 if few > 20 else 2)
+    new = drawn(subject, folder, options.new)
     all_wrong = []
-    for name, played in {"sound": sound(subject, [*samples, *new]), **faulty(subject, samples, folder)}.items():
+    asked = [(sample.golden.path, behind(subject, sample)) for sample in (*samples, *new)][: options.recorded]
+    for name, command in commands().items() if asked else ():
+        path = folder / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        said, wrong = judged(f"sound, {name}", ask(command, path, asked), [""] * len(asked), subject)
+        print(said, flush=True)
+        all_wrong += wrong
+    plays = {"sound": sound(subject, [*samples, *new])}
+    if not options.sound_only:
+        plays |= faulty(subject, samples, folder)
+    for name, played in plays.items():
         said, wrong = play(folder, name, played, subject, thin=options.thin)
         print(said, flush=True)
         all_wrong += wrong

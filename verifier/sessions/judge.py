@@ -124,9 +124,9 @@ def _whole(session: Session, subject: Subject) -> tuple[tuple[str, ...], tuple[s
 
 
 def _behind_pictures(session: Session) -> list[str]:
-    """Texts that stand behind a picture."""
+    """Texts that stand behind a picture and were not fed as ids."""
     pairs = ((a, b) for turn in session.turns for a, b in pairwise(turn.inputs))
-    return [after.text for before, after in pairs if before.is_picture and after.text is not None]
+    return [after.text for before, after in pairs if before.is_picture and after.text is not None and after.ids is None]
 
 
 def _is_spelled_otherwise(subject: Subject, text: str) -> bool:
@@ -173,10 +173,15 @@ class _Asking:
 
     def ask(self, one: Hypothesis, turn: Turn) -> int | None:
         """The number of the answer, None for what has no room."""
-        room = self.own.positions - length_of(one.stretches, self.own.patches)
+        positions = self.own.positions
+        if turn.settings.seq_len is not None and turn.settings.seq_len > 0:
+            positions = min(positions, turn.settings.seq_len)
+        room = positions - length_of(one.stretches, self.own.patches)
         pictures = [stretch for stretch in one.stretches if isinstance(stretch, np.ndarray)]
-        if room < 1 or not all(picture.shape in self.taken for picture in pictures):
+        if room < int(bool(turn.error)) or not all(picture.shape in self.taken for picture in pictures):
             return None
+        if turn.answer_ids is not None:  # llava_main draws one more, behind the last position
+            room += 1
         most = turn.settings.max_new_tokens
         tokens = LONGEST_ANSWER if most is None or most < 1 else min(most, LONGEST_ANSWER)
         return self.own.ask(one.stretches, max(1, min(tokens, room)))

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from verifier.core.errors import SessionError
+from verifier.runner.constants import SESSION_SCHEMA
 from verifier.runner.protocol import Array
 
-SCHEMA = "verifier.session/1"
+SCHEMA = SESSION_SCHEMA
 LIMIT_BYTES, MOST_TURNS, PIXELS_BYTES = 64 << 20, 1024, 64 << 20
 T = TypeVar("T")
 _HEAD = {"schema", "runtime", "device", "program_sha256", "tokenizer_sha256"}
@@ -24,7 +25,7 @@ _SETTINGS = {"temperature", "num_bos", "max_new_tokens", "seq_len"}
 
 @dataclass(frozen=True)
 class Fed:
-    """One input: `text`, `ids`, or a picture. Of a picture the file that the user chose, the `pixels` uint8 [3, h, w] that were fed, or both."""
+    """One input: text or a picture. Of a text the `ids` that were fed, the `text` that they were made of, or both. Of a picture the file that the user chose, the `pixels` uint8 [3, h, w] that were fed, or both."""
 
     text: str | None = None
     ids: tuple[int, ...] | None = None
@@ -79,7 +80,7 @@ def read_session(path: Path) -> Session:
             raise SessionError(
                 "the session is too large", got=path.stat().st_size, expected=f"at most {LIMIT_BYTES} bytes"
             )
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # not splitlines: JSON may have U+2028 in a string
     except (OSError, UnicodeDecodeError) as error:
         raise SessionError("the session cannot be read", got=error, where=path) from error
     objects = [(number, _object(text, path, number)) for number, text in enumerate(lines, 1) if text.strip()]
@@ -184,8 +185,8 @@ def _fed(given: object, around: _Fields) -> Fed:
     fields = _Fields(given, around.path, around.line, {"text", "ids", "picture", "pixels"})
     text, ids = fields.optional("text", str), fields.ids("ids")
     picture, pixels = (fields.optional(name, str) for name in ("picture", "pixels"))
-    if sum((text is not None, ids is not None, picture is not None or pixels is not None)) != 1:
-        raise around.error("inputs", sorted(given), "one of text, ids, or a picture with its pixels")
+    if (text is not None or ids is not None) == (picture is not None or pixels is not None):
+        raise around.error("inputs", sorted(given), "a text, its ids or both, or a picture, its pixels or both")
     folder = around.path.parent
     return Fed(
         text,

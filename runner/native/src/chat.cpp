@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "constants.hpp"
 #include "engine.hpp"
 #include "picture.hpp"
+#include "record.hpp"
 #include "tokenizer.hpp"
 
 namespace runner {
@@ -59,13 +61,16 @@ class Conversation {
     }
   }
 
-  void run(const Array& image, const std::string& prompt) {
+  // Prints prompt and answer; `asked` keeps them, also where an exception ends it.
+  void run(const Array& image, const std::string& prompt, Asked& asked) {
     std::printf("%s", prompt.c_str());
     std::fflush(stdout);
     const Clock::time_point begun = Clock::now();
-    std::vector<int64_t> before = tokenizer_.encode(kBeforeImage);
-    before.insert(before.begin(), tokenizer_.bos());
-    const std::vector<int64_t> after = tokenizer_.encode_behind(prompt);
+    asked.before = tokenizer_.encode(kBeforeImage);
+    asked.before.insert(asked.before.begin(), tokenizer_.bos());
+    asked.after = tokenizer_.encode_behind(prompt);
+    asked.begun = true;
+    const std::vector<int64_t>&before = asked.before, &after = asked.after;
     const Array seen = to_array(program_.call("vision_encoder", {calling_.image(image)}).at(0));
     // now, and not behind minutes of prefill
     need(static_cast<int64_t>(before.size() + after.size()) + seen.shape.at(1));
@@ -73,11 +78,17 @@ class Conversation {
     feed(seen);
     Array logits = read(after);
     const double prefill_s = std::chrono::duration<double>(Clock::now() - begun).count();
-    const int64_t prefilled = position_;
+    asked.prompt_tokens = position_;
     const Clock::time_point decoding = Clock::now();
     int64_t spoken = 0;
-    for (int64_t token = choose(logits); !ends(token); token = choose(logits)) {
+    for (;;) {
+      const int64_t token = choose(logits);
+      asked.answer.push_back(token);
+      if (ends(token)) {
+        break;
+      }
       const std::string piece = tokenizer_.piece(token);
+      asked.said += piece;
       std::fwrite(piece.data(), 1, piece.size(), stdout);
       std::fflush(stdout);
       ++spoken;
@@ -90,7 +101,7 @@ class Conversation {
     std::printf("\n");
     std::fprintf(
         stderr, "prefill %.2f s (%lld tokens), decode %.1f tokens/s (%lld tokens)\n", prefill_s,
-        static_cast<long long>(prefilled), decode_s > 0 ? static_cast<double>(spoken) / decode_s : 0.0, static_cast<long long>(spoken));
+        static_cast<long long>(asked.prompt_tokens), decode_s > 0 ? static_cast<double>(spoken) / decode_s : 0.0, static_cast<long long>(spoken));
   }
 
  private:
@@ -180,18 +191,37 @@ class Conversation {
 } // namespace
 
 int answer(const Question& question) {
+  std::optional<SessionFile> session;
+  if (!question.record.empty()) {
+    session.emplace(question.record, question.model, question.tokenizer);
+  }
   const Array image = read_image(question.image);
   if (!question.save_image.empty()) {
     write_npy(image, question.save_image);
     return 0;
   }
+  Asked asked;
+  asked.prompt = question.prompt;
+  asked.picture = question.image;
+  asked.temperature = question.temperature;
+  asked.seq_len = question.seq_len;
+  const auto record = [&](const std::string& error) {
+    if (session && asked.begun) {
+      session->append(asked, image, error);
+    }
+  };
   try {
-    Conversation(question).run(image, question.prompt);
-    return 0;
+    Conversation(question).run(image, question.prompt, asked);
   } catch (const CallError& error) {
     std::fprintf(stderr, "\nllava_main: %s\n", error.what.c_str());
+    record(error.what);
     return 1;
+  } catch (const std::runtime_error& error) {
+    record(error.what());
+    throw;
   }
+  record("");
+  return 0;
 }
 
 } // namespace runner

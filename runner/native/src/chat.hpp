@@ -12,6 +12,7 @@ struct Question {
   std::filesystem::path tokenizer;
   std::filesystem::path image;
   std::filesystem::path save_image; // where the picture goes as the program would be given it, instead of asking; "" to ask
+  std::filesystem::path record; // the session that gets a line for the answer; "" for none
   std::string prompt; // the text behind the image
   int64_t seq_len = 768; // positions to use at most
   float temperature = 0;

@@ -12,6 +12,7 @@ constexpr const char* kPlaceFile = "at.txt";
 constexpr const char* kEtdumpFile = "trace.etdp";
 constexpr const char* kBufferFile = "trace.bin";
 constexpr const char* kImageEntry = "image.npy";
+constexpr const char* kSessionSchema = "verifier.session/1";
 constexpr const char* kLoop = "@loop";
 constexpr int64_t kLoopSide = 256;
 constexpr int64_t kLoopTimes = 8;

@@ -1,5 +1,6 @@
 #include "json.hpp"
 
+#include <cstdio>
 #include <stdexcept>
 
 #include "utf8.hpp"
@@ -225,7 +226,52 @@ class Parser {
   size_t values_ = 0;
 };
 
+void append_unit(std::string& out, uint32_t unit) {
+  char code[8];
+  std::snprintf(code, sizeof code, "\\u%04x", unit & 0xFFFF);
+  out += code;
+}
+
+void append_quoted(std::string& out, uint32_t code) {
+  static const std::string kMeant = "\"\\\b\f\n\r\t";
+  static const std::string kLetters = "\"\\bfnrt";
+  const size_t letter = code < 0x80 ? kMeant.find(static_cast<char>(code)) : std::string::npos;
+  if (letter != std::string::npos) {
+    out += '\\';
+    out += kLetters[letter];
+  } else if (code >= 0x20 && code < 0x7F) {
+    out += static_cast<char>(code);
+  } else if (code < 0x10000) {
+    append_unit(out, code);
+  } else {
+    append_unit(out, 0xD800 + ((code - 0x10000) >> 10));
+    append_unit(out, 0xDC00 + ((code - 0x10000) & 0x3FF));
+  }
+}
+
+// The character of so many bytes that begins here.
+uint32_t character(const std::string& text, size_t at, size_t bytes) {
+  const auto lead = static_cast<unsigned char>(text[at]);
+  uint32_t code = bytes == 1 ? lead : lead & (0xFFu >> (bytes + 1));
+  for (size_t more = 1; more < bytes; ++more) {
+    code = code << 6 | (static_cast<unsigned char>(text[at + more]) & 0x3Fu);
+  }
+  return code;
+}
+
 } // namespace
+
+std::string quoted(const std::string& text) {
+  constexpr uint32_t kSubstitute = 0xFFFD;
+  std::string out = "\"";
+  for (size_t at = 0; at < text.size();) {
+    const size_t bytes = character_bytes(text, at);
+    const bool damaged = bytes == 1 && static_cast<unsigned char>(text[at]) >= 0x80;
+    append_quoted(out, damaged ? kSubstitute : character(text, at, bytes));
+    at += damaged ? damaged_bytes(text, at) : bytes;
+  }
+  return out + "\"";
+}
 
 Json Json::parse(const std::string& text) {
   if (!is_utf8(text)) {

@@ -1,4 +1,4 @@
-// JSON as a tree, for tokenizer.json: strict, of bounded depth, numbers kept as their text.
+// JSON as a tree, for tokenizer.json, and strings of JSON: strict, of bounded depth, numbers kept as their text.
 #pragma once
 
 #include <cstdint>
@@ -30,5 +30,8 @@ class Json {
   const std::string& string() const; // throws std::runtime_error if it is none
   const std::vector<Json>& array() const; // throws std::runtime_error if it is none
 };
+
+// A string of JSON in ASCII, quotes included, as Python's json.dumps writes it; U+FFFD stands for bytes that are no UTF-8.
+std::string quoted(const std::string& text);
 
 } // namespace runner

@@ -22,7 +22,7 @@ namespace {
 constexpr const char* kUsage =
     "usage: llava_main --model_path=llava.pte --tokenizer_path=tokenizer.bin --image_path=photo.jpg [--prompt=ASSISTANT:]\n"
     "                  [--seq_len=768] [--temperature=0] [--seed=0] [--cpu_threads=N] [--workspace_sharing=MODE]\n"
-    "                  [--load_mode=mmap|file]\n"
+    "                  [--load_mode=mmap|file] [--record=session.jsonl]\n"
     "       llava_main --image_path=photo.jpg --save_image=image.npy\n"
     "       llava_main --bundle=FOLDER --result=FOLDER [--model_path=llava.pte]\n"
     "       llava_main --tokenize=TEXTS --tokenizer_path=tokenizer.bin\n"
@@ -33,6 +33,7 @@ constexpr const char* kUsage =
     "each text of a JSON list.\n"
     "XNNPACK's workspaces: MODE disabled is one for each delegate, per_model one for each file, global (default) one for all.\n"
     "Constants are mapped (mmap, default): only what is touched takes memory; or copied (file).\n"
+    "--record appends what was fed and answered, for python -m verifier.session.\n"
     "A bundle is what runner/bundle.py writes. --about prints the machine and its kernels as JSON.\n";
 
 // `--name=value` and `--name value`. Throws std::runtime_error for a flag that is not known or has no value.
@@ -74,12 +75,18 @@ int run(int count, char** words) {
       {"--model_path", ""},          {"--tokenizer_path", "tokenizer.bin"}, {"--image_path", ""}, {"--prompt", "ASSISTANT:"},
       {"--seq_len", "768"},          {"--temperature", "0"},                {"--seed", "0"},      {"--cpu_threads", "0"},
       {"--bundle", ""},              {"--result", ""},                     {"--workspace_sharing", ""},
-      {"--load_mode", "mmap"},       {"--tokenize", ""},                   {"--save_image", ""}};
+      {"--load_mode", "mmap"},       {"--tokenize", ""},                   {"--save_image", ""},
+      {"--record", ""}};
   const auto flags = read_flags(count, words, defaults);
   const auto threads = number<uint32_t>(flags, "--cpu_threads", 0, 1024);
   if (threads != 0) {
     runner::set_threads(threads);
     runner::kernel_threads() = threads;
+  }
+  for (const char* other : {"--bundle", "--tokenize", "--save_image"}) {
+    if (!flags.at("--record").empty() && !flags.at(other).empty()) {
+      throw std::runtime_error(std::string("--record keeps an answer, and ") + other + " gives none: leave one of them out");
+    }
   }
   if (!flags.at("--workspace_sharing").empty()) {
     runner::set_workspace_sharing(flags.at("--workspace_sharing"));
@@ -99,6 +106,7 @@ int run(int count, char** words) {
   question.tokenizer = flags.at("--tokenizer_path");
   question.image = flags.at("--image_path");
   question.save_image = flags.at("--save_image");
+  question.record = flags.at("--record");
   question.prompt = flags.at("--prompt");
   question.seq_len = number<int64_t>(flags, "--seq_len", 1, 1 << 20);
   question.temperature = number<float>(flags, "--temperature", 0, 100);

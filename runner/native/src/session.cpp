@@ -19,6 +19,7 @@
 #include "constants.hpp"
 #include "cpu.hpp"
 #include "engine.hpp"
+#include "json.hpp"
 #include "kernels.hpp"
 #include "npy.hpp"
 
@@ -29,23 +30,6 @@ using Clock = std::chrono::steady_clock;
 
 double since(Clock::time_point begun) {
   return std::chrono::duration<double>(Clock::now() - begun).count();
-}
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      char code[8];
-      std::snprintf(code, sizeof code, "\\u%04x", c);
-      out += code;
-    } else {
-      out += c;
-    }
-  }
-  return out + "\"";
 }
 
 template <typename Items, typename Write>

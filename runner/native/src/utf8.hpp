@@ -25,6 +25,16 @@ inline size_t character_bytes(const std::string& text, size_t at) {
   return 1;
 }
 
+// Bytes that one substitute stands for, where no character begins: the beginning of one that is cut off, as Python and browsers have it.
+inline size_t damaged_bytes(const std::string& text, size_t at) {
+  for (size_t kept = 3; kept > 1; --kept) { // what follows the second byte may be any of 80 to BF
+    if (at + kept <= text.size() && character_bytes(text.substr(at, kept) + "\x80\x80", 0) > kept) {
+      return kept;
+    }
+  }
+  return 1;
+}
+
 inline bool is_utf8(const std::string& text) {
   for (size_t at = 0; at < text.size();) {
     const size_t size = character_bytes(text, at);
