@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -21,12 +22,15 @@ from verifier.golden.records import load_golden
 from verifier.measures.own_answers import OwnAnswers
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Array, Bundle
+from verifier.sessions import records
 from verifier.sessions.hypotheses import SAMPLED
 from verifier.sessions.inputs import Subject
+from verifier.sessions.judge import judge_session
 from verifier.sessions.opening import open_subject
-from verifier.sessions.records import SCHEMA
+from verifier.sessions.records import SCHEMA, read_session
 
 pytestmark = pytest.mark.xdist_group("sessions")
+EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").glob("*.jsonl"))
 PICTURE = EMBEDDED / "images" / "square_0.png"
 BEHIND = PROMPT.after_image("Describe the image.")
 
@@ -70,6 +74,24 @@ def test_a_sound_session_is_sound(tmp_path: Path) -> None:
     status, data = _judged(tmp_path, _turn(answer), _turn(answer) | {"answer": None, "answer_ids": list(golden.ids)})
     assert status == 0
     assert [turn["outcome"] for turn in data["turns"]] == ["sound", "sound"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(one, id=one.stem, marks=[pytest.mark.slow] * (one.stem == "llava_main-python")) for one in EXAMPLES],
+)
+def test_the_examples_are_of_the_schema_and_sound(path: Path) -> None:
+    """`python -m tests.bench.recorded docs/examples` records them again."""
+    schema = json.loads(Path(records.__file__).with_name("session.schema.json").read_text())
+    for line in path.read_text().splitlines():
+        jsonschema.validate(json.loads(line), schema)
+    verdict = judge_session(read_session(path), _subject())
+    assert (verdict.exit_status, [judged.outcome for judged in verdict.turns]) == (0, ["sound"])
+
+
+def test_there_is_an_example_of_every_runner_that_records() -> None:
+    """ExecuTorch's own, and both `llava_main`."""
+    assert [path.stem for path in EXAMPLES] == ["llava_main-cpp", "llava_main-python", "official"]
 
 
 def test_an_answer_that_was_stopped_is_sound(tmp_path: Path) -> None:
