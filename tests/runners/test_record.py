@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +21,7 @@ import pytest
 from tests.support import EMBEDDED_PTE, UPSTREAM_PTE
 from verifier.families.checkpoint import EMBEDDED
 from verifier.gather.opening import Request
-from verifier.runner.native import NativeRunner
+from verifier.runner.native import SOURCE, NativeRunner
 from verifier.sessions import records
 from verifier.sessions.inputs import Subject
 from verifier.sessions.judge import NO_ROOM, judge_session
@@ -175,3 +178,24 @@ def test_what_gives_no_answer_is_not_recorded(native: NativeRunner, tmp_path: Pa
     done = _ask([str(native.binary)], tmp_path / "x" / "session.jsonl", save_image=tmp_path / "a.npy")
     assert (done.returncode, b"leave one of them out" in done.stderr) == (2, True)
     assert not list((tmp_path / "x").iterdir())
+
+
+@pytest.mark.slow
+def test_strings_and_hashes_are_pythons(tmp_path: Path) -> None:
+    """Of 20,000 texts of bytes that begin, go on and break characters, and of 256 lengths, under sanitizers."""
+    compiler, source, program = shutil.which("g++"), SOURCE / "src", tmp_path / "record_text"
+    assert compiler is not None
+    words = [compiler, "-std=c++17", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", source]
+    words += ["-o", program, Path(__file__).with_name("record_text.cpp"), source / "json.cpp", source / "sha256.cpp"]
+    subprocess.run([str(word) for word in words], check=True)
+    rng, edges = (
+        random.Random(0),
+        bytes.fromhex("00 09 1f 22 5c 41 7e 7f 80 8f 90 9f a0 bf c1 c2 df e0 e2 ed ef f0 f4 f5"),
+    )
+    texts = [bytes(rng.choices(edges, k=rng.randint(1, 12))) for _ in range(20_000)]
+    texts += [rng.randbytes(length) for length in range(256)]
+    given = b"".join(bytes([len(text)]) + text for text in texts)
+    said = subprocess.run([str(program)], input=given, capture_output=True, check=True).stdout.decode("ascii")
+    lines = said.split("\n")[:-1]
+    assert lines[::2] == [json.dumps(text.decode(errors="replace")) for text in texts]
+    assert lines[1::2] == [hashlib.sha256(text).hexdigest() for text in texts]

@@ -59,7 +59,11 @@ class SessionFile:
             )
         if not data.endswith(b"\n"):
             raise SessionError(
-                "the session ends in the middle of a line", where=self.path, fix=f"remove that line, or {_ANOTHER_PATH}"
+                "the session ends in the middle of a line",
+                got="no line break at its end",
+                expected="whole lines",
+                where=self.path,
+                fix=_ANOTHER_PATH,
             )
 
     def append(self, turn: Mapping[str, object]) -> None:
