@@ -147,3 +147,19 @@ def test_a_refused_program_is_not_verified_for_who_asked(gathered: Evidence) -> 
         asked = results_of(check_id, _with(refused, asked=True))
         assert {r.verdict for r in asked} == {"error"}
         assert "Failed to load tokenizer" in asked[0].message
+
+
+@pytest.mark.parametrize(("at", "verdict"), [(0, "skipped"), (3, "pass")])
+def test_an_id_without_a_piece_ends_the_comparison(gathered: Evidence, at: int, verdict: str) -> None:
+    """A random model may answer with one: the runner prints nothing for it. What comes before it is compared."""
+    nameless = len(_use(gathered).printed) + 5
+
+    def answered(fed: Fed) -> Fed:
+        said = lambda one: replace(one, pieces=(*one.pieces[:at], *one.pieces[at + 1 :]))  # noqa: E731
+        return replace(fed, own=(*fed.own[:at], nameless, *fed.own[at + 1 :]), ids=_last(fed.ids, said))
+
+    evidence = _refed(gathered, answered)
+    assert _one("use.answers", evidence, "blank").verdict == verdict
+    if at:
+        wrong = _refed(evidence, lambda fed: replace(fed, ids=_last(fed.ids, _wrong)))
+        assert _one("use.answers", wrong, "blank").verdict == "fail"

@@ -9,20 +9,27 @@ import pytest
 
 from tests.support import OPTIMUM_PTE, UPSTREAM_PTE, verify
 
+FEW = "blank,square_0,wide_0,tall_1,photo_coffee,pair_*"
 
+
+@pytest.mark.parametrize(
+    ("images", "checks"),
+    [(FEW, 300), pytest.param("*", 480, marks=pytest.mark.slow)],
+    ids=["a few pictures", "all pictures"],
+)
 @pytest.mark.parametrize(
     ("pte", "limits", "noted"),
     [(OPTIMUM_PTE, [], True), (UPSTREAM_PTE, ["structure.limits", "layers.ranges"], False)],
     ids=["optimum", "upstream"],
 )
 def test_a_foreign_program_fails_by_its_true_limits_alone(
-    pte: Path, limits: list[str], noted: bool, tmp_path: Path
+    pte: Path, limits: list[str], noted: bool, images: str, checks: int, tmp_path: Path
 ) -> None:
     """optimum's is verified, and the position that it lacks is said. Upstream's takes 84 tokens a call and has the int8 ranges of one picture: two checks
     fail, no other, and none could not be made."""
-    status = verify(pte, "--report", str(tmp_path))
+    status = verify(pte, "--images", images, "--report", str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     assert status == (1 if limits else 0)
     assert [check["id"] for check in report["checks"] if check["verdict"] in ("fail", "error")] == limits
     assert ("structure.limits" in [exception["check"] for exception in report["exceptions"]]) == noted
-    assert len(report["checks"]) > 480
+    assert len(report["checks"]) > checks

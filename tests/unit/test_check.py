@@ -105,7 +105,7 @@ def test_checks_of_what_the_program_computed_are_these_families() -> None:
     """The rest looks at the file, at references, or at how the program is asked."""
     computed = {one.id.partition(".")[0] for one in CHECKS if one.needs.computed}
     assert computed == {
-        *("layers", "device", "kvcache", "threads", "embedding", "vision", "logits", "greedy", "budget")
+        *("layers", "device", "kvcache", "threads", "embedding", "vision", "logits", "greedy", "budget", "pixels")
     }
     alone = {one.id for one in CHECKS if not one.needs.computed and one.id.partition(".")[0] in computed}
-    assert alone == {"budget.file", "budget.memory"}
+    assert alone == {"budget.file", "budget.memory", "pixels.kept"}

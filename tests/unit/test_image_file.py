@@ -180,5 +180,7 @@ def test_image_util_writes_a_turned_photo_upright(tmp_path: Path, suffix: str) -
         assert image_util.main(words) == 0
     from verifier.runner.conversation import read_image as read_tensor
 
-    turned, upright = (read_tensor(tmp_path / f"{name}{suffix}") for name in ("turned", "upright"))
+    turned, upright = (
+        read_tensor(tmp_path / f"{name}{suffix}", image_util.prepare_file) for name in ("turned", "upright")
+    )
     assert bool((turned == upright).all())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.core.errors import RunnerError, UpstreamError
-from verifier.core.types import Missing
+from verifier.core.types import Missing, Prompt
 from verifier.families.samples import Sample
 from verifier.families.tokens.readings import RUNNERS_OWN, Reading, readings
 from verifier.gather.conversations import (
@@ -84,9 +84,9 @@ class _Asking:
         """Positions of the cache."""
         return self.opened.artifact.max_seq_len
 
-    def most(self, sample: Sample) -> int:
-        """Tokens that an answer may have."""
-        room = self.limit - sample.prompt.length(self.opened.family.patches)
+    def most(self, sample: Sample, prompt: Prompt | None = None) -> int:
+        """Tokens that an answer may have, to the sample's own prompt or to another reading of it: one that is longer leaves less room."""
+        room = self.limit - (prompt or sample.prompt).length(self.opened.family.patches)
         return max(1, min(len(sample.golden.ids) + FURTHER, room))
 
     def evidence(self) -> UseEvidence:
@@ -203,15 +203,18 @@ class _Asking:
         """What may have become of a prompt that was fed as text; our driver is asked where that is not plain."""
         patches = self.opened.family.patches
         head = group[0]
-        counts = {_prompt_tokens(told.told[_by_text(s.golden.name)]) for s in group}
-        parted = [s for s in group if _pieces(told, _by_ids(s)) != _pieces(told, _by_text(s))]
+        heard = [
+            s for s in group if _prompt_tokens(told.told[_by_text(s)]) >= 0
+        ]  # an answer of bytes that are no text is not
+        counts = {_prompt_tokens(told.told[_by_text(s)]) for s in heard}
+        parted = [s for s in heard if _pieces(told, _by_ids(s)) != _pieces(told, _by_text(s))]
         if counts == {head.prompt.length(patches)} and not parted:
             return _Group(head.golden.question, group, [], [], [])
-        looked_at = [*parted, *(s for s in group if s not in parted)][:LOOKED_AT]
+        looked_at = [*parted, *(s for s in heard if s not in parted)][:LOOKED_AT]
         spelled = readings(self.opened.tokenizer, self.opened.family.prompt, head.golden.question, head.prompt)
         possible = [one for one in spelled if {one.prompt.length(patches)} == counts][:MOST_CANDIDATES]
         asked = [
-            [own.ask((one.prompt.before, s.image, one.prompt.after), self.most(s)) for s in looked_at]
+            [own.ask((one.prompt.before, s.image, one.prompt.after), self.most(s, one.prompt)) for s in looked_at]
             for one in possible
         ]
         return _Group(head.golden.question, group, looked_at, possible, asked, patches)
