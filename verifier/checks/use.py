@@ -346,7 +346,7 @@ def _judged(given: Used, situation: Situation) -> Finding:
     """Every call in turn."""
     if not situation.expected:
         return unverified("nothing was expected")
-    told = []
+    told: list[str] = []
     for at, expected in enumerate(situation.expected):
         said = situation.answers[at] if at < len(situation.answers) else None
         if said is None and at and situation.expected[at - 1].ends == "error":
