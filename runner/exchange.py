@@ -103,9 +103,14 @@ def _unfinished(back: Path, bundle: Bundle, outcome: Outcome, message: str) -> R
 def _cause(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    names = {number.value: number.name for number in signal.Signals}
-    name = names.get(-status, f"signal {-status}")
+    name = signal_name(-status)
     return f"killed by {name}" + (f" ({_SILENT})" if name == "SIGKILL" else "")
+
+
+def signal_name(number: int) -> str:
+    """`SIGABRT` of 6; a number of no name as it is."""
+    names = {one.value: one.name for one in signal.Signals}
+    return names.get(number, f"signal {number}")
 
 
 def _last_lines(text: str) -> str:

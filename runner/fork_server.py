@@ -93,15 +93,18 @@ class ForkServer:
             raise self._failure() from error
 
     def _status(self, fork: int, timeout_s: float) -> int | None:
+        """Its exit status, None if it was stopped when its time was over."""
         ended = self._numbers(timeout_s)
-        if ended is None:
+        late = ended is None
+        if late:
             with suppress(ProcessLookupError):
                 os.kill(fork, signal.SIGKILL)
-            self._numbers(START_S)
-            return None
+            ended = self._numbers(START_S)
+        if ended is None:  # its answer must not be read as that of the next request
+            raise self._failure()
         status, peak = ended
         self.peak_rss_bytes = max(self.peak_rss_bytes, peak)
-        return status
+        return None if late else status
 
     def _numbers(self, timeout_s: float) -> list[int] | None:
         """The next answer; None if it does not come in time."""

@@ -6,7 +6,6 @@ It runs in a process of its own, talk after talk; one that aborts ends as an out
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from verifier.core.errors import RunnerError
 from verifier.core.python import child_command, child_environment
 from verifier.core.upstream import requirement
+from verifier.runner.exchange import signal_name
 from verifier.runner.local import LocalRunner
 from verifier.runner.official_child import ANSWER, LOG, REQUEST, last_word
 from verifier.runner.process import run_process
@@ -168,12 +168,8 @@ def _run(folder: Path, first: int, timeout_s: float) -> Told:
         raise RunnerError("ExecuTorch's own runner could not be run", got=last_word(ending.errors + log), fix=fix)
     if ending.status is None:
         return Told("timeout", message=f"it did not end within {timeout_s:.0f} s")
-    return Told("aborted", message=f"{_signal(ending.status)}: {last_word(log)}")
-
-
-def _signal(status: int) -> str:
-    known = {one.value: one.name for one in signal.Signals}
-    return known.get(-status, f"exit status {status}")
+    how = f"exit status {ending.status}" if ending.status >= 0 else signal_name(-ending.status)
+    return Told("aborted", message=f"{how}: {last_word(log)}")
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

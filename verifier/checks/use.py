@@ -61,16 +61,17 @@ class Used:
         known = range(len(self.use.printed))
         return tuple(self.use.printed[token] if token in known else f"<{token}>" for token in ids)
 
-    def told(self, ids: tuple[int, ...]) -> int:
-        """How many tokens of an answer the runner tells: all, or those before the first id that its tokenizer has no piece for. It prints nothing for such
-        a token, so that what comes behind is not told apart."""
-        known = range(len(self.use.printed))
-        return next((at for at, token in enumerate(ids) if token not in known), len(ids))
+    def compared(self, pieces: tuple[str, ...], ids: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the runner printed, and what it prints for some tokens: both whole, or both up to the first id that its tokenizer has no piece for. It prints
+        nothing for such a token, so that what comes behind is not told apart."""
+        wanted, known = self.printed(ids), range(len(self.use.printed))
+        nameless = next((at for at, token in enumerate(ids) if token not in known), None)
+        return (pieces, wanted) if nameless is None else (pieces[:nameless], wanted[:nameless])
 
     def explains(self, ids: tuple[int, ...], pieces: tuple[str, ...]) -> bool:
-        """Whether what was printed is these tokens, as far as they are told."""
-        told, wanted = self.told(ids), self.printed(ids)
-        return bool(told) and (pieces == wanted if told == len(ids) else pieces[:told] == wanted[:told])
+        """Whether what was printed is these tokens, as far as they are told apart."""
+        actual, wanted = self.compared(pieces, ids)
+        return bool(wanted) and actual == wanted
 
 
 @need(Part.USE, golden=True)
@@ -152,25 +153,24 @@ def answers(given: Used, name: str) -> Finding:
         return failed(f"{_RUNNER} answers with an error: {said.error}. {_LOOK}.", where=_WHERE)
     if not fed.own:
         return unverified("our driver has no answer to compare with: see layers.finite and greedy.golden")
-    expected = given.printed(fed.own)
-    told = given.told(fed.own)
-    if not told:
+    actual, expected = given.compared(said.pieces, fed.own)
+    if not expected:
         return skipped(_NO_PIECE)
-    at = _parted(said.pieces, expected) if told == len(expected) else _parted(said.pieces[:told], expected[:told])
+    at = _parted(actual, expected)
     fields: Fields = {
         "measured": {"tokens": len(said.pieces), "prompt_tokens": said.prompt_tokens},
-        "allowed": {"tokens": len(expected), "prompt_tokens": fed.prompt_tokens},
+        "allowed": {"tokens": len(fed.own), "prompt_tokens": fed.prompt_tokens},
         "where": _WHERE,
     }
     if said.prompt_tokens != fed.prompt_tokens:
         counted = f"{_RUNNER} counts {said.prompt_tokens} tokens of a prompt that has {fed.prompt_tokens}"
         return failed(f"{counted}. {_LOOK}.", fields)
     if at is not None:
-        got, wanted = ("the end" if at >= len(p) else repr(p[at]) for p in (said.pieces, expected))
+        got, wanted = ("the end" if at >= len(p) else repr(p[at]) for p in (actual, expected))
         differs = f"{_RUNNER} gives {got} at token {at} (position {fed.prompt_tokens + at - 1}), our driver {wanted} on the same file"
         return failed(f"{differs}: {_shown(said.pieces)}, expected {_shown(expected)}. {_LOOK}.", fields)
-    rest = "" if told == len(expected) else f"; then comes an id that {given.use.tokenizer} has no piece for"
-    return passed(f"{told} tokens equal our driver's, {_shown(expected[:told])}{rest}", fields)
+    rest = "" if len(expected) == len(fed.own) else f"; then comes an id that {given.use.tokenizer} has no piece for"
+    return passed(f"{len(expected)} tokens equal our driver's, {_shown(expected)}{rest}", fields)
 
 
 @check(
@@ -346,29 +346,29 @@ def _judged(given: Used, situation: Situation) -> Finding:
     """Every call in turn."""
     if not situation.expected:
         return unverified("nothing was expected")
-    told: list[str] = []
+    found: list[str] = []
     for at, expected in enumerate(situation.expected):
         said = situation.answers[at] if at < len(situation.answers) else None
         if said is None and at and situation.expected[at - 1].ends == "error":
-            return skipped(f"the cache has no room for all its calls: {told[-1]}, as it has to")
+            return skipped(f"the cache has no room for all its calls: {found[-1]}, as it has to")
         if said is None:
             return unverified(f"call {at} of {len(situation.expected)} was not made")
         finding = _of_call(given, said, expected)
         if finding.verdict != "pass":
             return finding.but(where=_WHERE)
-        told.append(finding.message)
-    return passed("; ".join(dict.fromkeys(told)), where=_WHERE)
+        found.append(finding.message)
+    return passed("; ".join(dict.fromkeys(found)), where=_WHERE)
 
 
 def _of_call(given: Used, said: Said, expected: Expected) -> Finding:
     """One call against what had to come of it."""
-    wanted, told = given.printed(expected.own), given.told(expected.own)
+    actual, wanted = given.compared(said.pieces, expected.own)
     if expected.ends == "error":
         if not said.error:
             return failed(
                 f"the call returns {_shown(said.pieces)}, expected an error: there is no room for this answer, or nothing was asked"
             )
-        if wanted and said.pieces and told and said.pieces[:told] != wanted[:told]:
+        if wanted and said.pieces and actual != wanted:
             return failed(f"before its error the call gives {_shown(said.pieces)}, our driver {_shown(wanted)}")
         before = f" after it gave {len(said.pieces)} token" if said.pieces else ""
         return passed(f"the call ends in an error{before}: {said.error}")
@@ -376,15 +376,12 @@ def _of_call(given: Used, said: Said, expected: Expected) -> Finding:
         return skipped(_NO_TEXT)
     if said.error:
         return failed(f"the call ends in an error: {said.error}; our driver answers {_shown(wanted)}")
-    if not wanted:
+    if not expected.own:
         return unverified("our driver has no answer to compare with")
-    if not told:
+    if not wanted:
         return skipped(_NO_PIECE)
     least = len(wanted) if expected.whole else min(expected.least, len(wanted))
-    complete = told == len(wanted)
-    at = _parted(
-        said.pieces if complete else said.pieces[:told], wanted[: max(least, len(said.pieces)) if complete else told]
-    )
+    at = _parted(actual, wanted[: max(least, len(actual))])
     if at is not None:
         return failed(
             f"the answer differs from our driver's at token {at}: {_shown(said.pieces)}, expected {_shown(wanted)}"

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from verifier.core.progress import hushed
     from verifier.gather.opening import Request
+    from verifier.report.as_json import write_text
     from verifier.sessions.judge import judge_session
     from verifier.sessions.opening import open_subject
     from verifier.sessions.records import read_session
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verdict = judge_session(session, subject)
     print(shown(verdict))
     if options.json is not None:
-        options.json.write_text(json.dumps(as_json(verdict), indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(as_json(verdict), indent=1) + "\n")
     return verdict.exit_status
 
 

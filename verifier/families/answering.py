@@ -71,8 +71,7 @@ def greedy_answer(
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The fp32 greedy answer up to and with the first token of `ends`, or `room` tokens, and the top-2 margin in logits at each."""
     (answered,) = greedy_answers(definition, [sample], ends=ends, room=room, drafts=[draft])
-    ids = tuple(int(token) for token in answered.logits.argmax(-1))
-    return ids, tuple(float(margin) for margin in top2_margin(answered.logits))
+    return answered.favoured, tuple(float(margin) for margin in top2_margin(answered.logits))
 
 
 def greedy_answers(

@@ -30,6 +30,11 @@ class Answered:
     logits: Array
     hidden: Array | None = None
 
+    @property
+    def favoured(self) -> tuple[int, ...]:
+        """The tokens that the logits favour, one for each row."""
+        return tuple(int(token) for token in self.logits.argmax(-1))
+
 
 @dataclass(frozen=True)
 class LayerPair:

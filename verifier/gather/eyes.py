@@ -165,7 +165,7 @@ def _seen(
 ) -> Seen:
     if isinstance(fed, str):
         return Seen(refusal=fed)
-    size, ids = (fed.shape[2], fed.shape[1]), list(samples[image].golden.ids)
+    size, ids = (fed.shape[2], fed.shape[1]), tuple(samples[image].golden.ids)
     if np.array_equal(fed, samples[image].image):
         return Seen(size, identical=True, same=_says(own[image], ids))
     made = answers[image, _key(fed)]
@@ -174,5 +174,5 @@ def _seen(
     return Seen(size, tokens_db=db, same=_says(made, ids))
 
 
-def _says(answered: Answered, ids: list[int]) -> bool:
-    return bool(np.isfinite(answered.logits).all()) and [int(token) for token in answered.logits.argmax(-1)] == ids
+def _says(answered: Answered, ids: tuple[int, ...]) -> bool:
+    return bool(np.isfinite(answered.logits).all()) and answered.favoured == ids

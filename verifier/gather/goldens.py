@@ -88,7 +88,7 @@ def _answered(opened: Opened, samples: list[Sample], progress: Progress) -> Answ
         if lacking:
             definition, answers = _compute(opened, [samples[number] for number in lacking], room, progress)
         for number, answer in zip(lacking, answers, strict=True):
-            found[number] = ids = tuple(int(token) for token in answer.logits.argmax(-1))
+            found[number] = ids = answer.favoured
             try:
                 kept.write(keys[number], ids)
             except UsageError as error:
@@ -148,8 +148,7 @@ def held_against_reference(
     held = list(samples)
     for number, (key, sample, answered) in enumerate(zip(golden.keys, samples, answers, strict=False)):
         made = held[number] = with_margins(sample, answered)
-        favoured = [int(token) for token in answered.logits.argmax(-1)]
-        wrong = [at for at, token in enumerate(favoured) if token != sample.golden.ids[at]]
+        wrong = [at for at, token in enumerate(answered.favoured) if token != sample.golden.ids[at]]
         if all(TIE.admits(made.golden.margins[at]) for at in wrong):
             continue
         kept = KeptAnswers(answers_folder())
@@ -157,7 +156,7 @@ def held_against_reference(
         raise GoldenError(
             f"the kept answer to {sample.golden.name} is not the fp32 reference's",
             got=repr(sample.golden.text),
-            expected=repr(golden.opened.tokenizer.decode(favoured)),
+            expected=repr(golden.opened.tokenizer.decode(list(answered.favoured))),
             where=kept.folder,
             fix="it was removed: run again",
         )

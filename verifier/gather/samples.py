@@ -48,7 +48,7 @@ def to_this_prompt(opened: Opened, sample: Sample, answered: Answered) -> Sample
     """A sample whose answer was recorded to a prompt of another tokenizer: with fp32's margins for this one's. Raises `GoldenError` if fp32
     does not give that answer to this prompt."""
     golden = sample.golden
-    if [int(i) for i in answered.logits.argmax(-1)] != list(golden.ids):
+    if answered.favoured != tuple(golden.ids):
         rule, said = opened.tokenizer.rule.as_json(), opened.golden.prompt_rule
         raise GoldenError(
             f"the golden answer to {golden.name} was made with another tokenizer, and the fp32 model gives another answer with this one",

@@ -60,7 +60,7 @@ from verifier.measures.against_fp32 import LayerError, VocabularyError
 from verifier.measures.audit import audit_records
 from verifier.measures.channels import ChannelError, measure_channels
 from verifier.measures.evidence import Case, Evidence, Part, RuntimeEvidence, golden_folder, unasked, with_foundations
-from verifier.measures.eyes import EyesEvidence
+from verifier.measures.eyes import EyesEvidence, SizeTried
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
@@ -152,7 +152,7 @@ def gather(
                 samples.append(user_sample(opened, definition))
             made = _conversations(opened, samples)
             conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
-            tried = children.submit(Part.EYES, "the sizes that apps feed", try_sizes, opened, choose(opened, samples))
+            tried = children.submit(Part.EYES, "the sizes that apps feed", _try_sizes, opened, list(samples))
             repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
             used = children.submit(Part.USE, "the runner of apps", ask_official, opened, list(samples), made, conversed)
             reference = _answers(golden, parts, definition, samples, answer or answer_samples)
@@ -234,6 +234,10 @@ def _answers(
         pairs = zip(samples, answers[: len(samples)], strict=True)
         samples = [to_this_prompt(opened, sample, reference) for sample, reference in pairs]
     return _Reference(samples, published, answers)
+
+
+def _try_sizes(opened: Opened, samples: list[Sample]) -> tuple[SizeTried, ...]:
+    return try_sizes(opened, choose(opened, samples))
 
 
 def _eyes(

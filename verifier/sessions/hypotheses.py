@@ -77,9 +77,10 @@ def _of_pixels(context: Context) -> Iterator[str]:
             continue
         if not path and any(np.array_equal(one.pixels, other) for other in context.earlier):
             path = IMAGE_BEFORE
-        yield path if path in ("", IMAGE_BEFORE) else f"pixels by {path}"
-        if not path:
-            yield UNKNOWN_PIXELS
+        if path == IMAGE_BEFORE:
+            yield IMAGE_BEFORE
+        else:
+            yield f"pixels by {path}" if path else UNKNOWN_PIXELS
 
 
 def recorded(context: Context) -> Hypothesis:

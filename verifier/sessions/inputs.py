@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 
 from verifier.artifact.program import Artifact
 from verifier.core.errors import ImageError
+from verifier.core.files import sha256_of_file
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.driver import Caller
 from verifier.families.family import Family
@@ -53,7 +53,7 @@ class Subject:
     @cached_property
     def tokenizer_sha256(self) -> str:
         """Of the tokenizer file."""
-        return hashlib.sha256(self.tokenizer_file.read_bytes()).hexdigest()
+        return sha256_of_file(self.tokenizer_file)
 
     @cached_property
     def frame(self) -> Frame:
@@ -104,12 +104,7 @@ class Subject:
                     else ()
                 )
                 segments.append((*bos, *self.by_runner.encode(one.text.split("\0")[0])))
-        return joined(segments)
-
-
-def joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Texts that follow each other stay apart: the runner feeds each by a call of its own."""
-    return tuple(segment for segment in segments if not (isinstance(segment, tuple) and not segment))
+        return tuple(segment for segment in segments if len(segment))  # a text of nothing feeds nothing
 
 
 def path_of(pixels: Array, paths: dict[str, Array]) -> str:

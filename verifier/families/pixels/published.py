@@ -105,6 +105,6 @@ def compare_published(
     found = []
     for sample, answer in zip(published, answers[len(samples) :], strict=True):
         made = compare(actual=own[sample.golden.name].vision, expected=answer.vision)
-        same = [int(token) for token in answer.logits.argmax(-1)] == list(sample.golden.ids)
+        same = answer.favoured == tuple(sample.golden.ids)
         found.append(PublishedAnswer(sample.golden.name, made.sqnr_db if isinstance(made, Difference) else None, same))
     return tuple(found)
