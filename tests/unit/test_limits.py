@@ -26,6 +26,7 @@ JUDGING = (
     "commands/budgets.py",
     "golden",
     "record/figures.py",
+    "sessions",
 )
 MEASURE = re.compile(
     r"(^|_)(db|limits?|allowed|bound|noise|budget|tolerance|clipped|steps|share|margin|excess|worst|off|gain|band|loosest|value)$"
@@ -38,6 +39,7 @@ NOT_A_JUDGEMENT = {
     "share > within.value": "names the first row of one that was judged",
     "spread > limit('channels.telling').value * np.median(spread)": "element by element; NaN is left out, and a fit of NaN is refused before",
     "steps <= allowed": "element by element, negated: NaN is off",
+    "steps <= limit('session.decoder_steps').value": "element by element, of whole numbers; the share is judged",
     "steps <= float(away.max())": "negated: NaN comes through",
     "steps < 0.5": "the second order of two passes need not be tried",
     "off <= allowed.value": "negated: names the first place of what was judged",

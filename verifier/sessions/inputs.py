@@ -12,6 +12,7 @@ import numpy as np
 from verifier.artifact.program import Artifact
 from verifier.core.errors import ImageError
 from verifier.core.files import sha256_of_file
+from verifier.core.limits import limit
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.driver import Caller
 from verifier.families.family import Family
@@ -27,9 +28,6 @@ from verifier.sessions.records import Fed, Settings
 
 Segment = tuple[int, ...] | Array
 """Ids of a text, or a picture uint8 [3, h, w]."""
-DECODERS_STEPS, DECODERS_SHARE, DECODERS_MEAN_STEPS = 4, 0.99, 0.5
-"""Between stb_image's pixels and Pillow's, resized: at most so many steps for such a share of them, and on average. Seen on 120 photographs: 4 steps,
-0.26 on average, more in the last columns of a JPEG with 4:2:2."""
 OWN = "the checkpoint's preparation as the gate verifies it"
 
 
@@ -125,7 +123,8 @@ def _decoded_otherwise(one: Array, other: Array) -> bool:
     if one.shape != other.shape:
         return False
     steps = np.abs(one.astype(np.int16) - other.astype(np.int16))
-    return bool(steps.mean() <= DECODERS_MEAN_STEPS and (steps <= DECODERS_STEPS).mean() >= DECODERS_SHARE)
+    near = float((steps <= limit("session.decoder_steps").value).mean())
+    return limit("session.decoder_mean").admits(float(steps.mean())) and limit("session.decoder_share").admits(near)
 
 
 def _same(one: Array, other: Array) -> bool:
