@@ -64,7 +64,7 @@ def sizes(given: tuple[EyesEvidence, bool], case: str) -> Finding:
             "what an export that takes every size needs."
         )
     else:
-        return unverified(f"nobody looked through the eyes of {case}")
+        return unverified(f"the picture path of {case} was not measured")
     if not fed:
         return unverified("no size was tried")
     if untried := eyes.untried(fed):
@@ -103,7 +103,7 @@ def kept(given: tuple[EyesEvidence, Limit], case: str) -> Finding:
     (`--budget kept=0.8`). A picture that the program refuses, or that the app cannot feed, counts as lost."""
     eyes, budget = given
     if case not in eyes.apps:
-        return unverified(f"nobody looked through the eyes of {case}")
+        return unverified(f"the picture path of {case} was not measured")
     score = eyes.score(case)
     if not limit("pixels.compared").admits(score.asked):
         return unverified("no answer was asked for with these pixels")
@@ -113,7 +113,7 @@ def kept(given: tuple[EyesEvidence, Limit], case: str) -> Finding:
     said = (
         f"{score.lost} of {score.asked} answers are lost with the pixels of {eyes.apps[case].title} (95 % interval {low:.0%} to {high:.0%})"
         + (f", {score.aborts} of them because the program cannot be fed" if score.aborts else "")
-        + (f", image tokens at {score.median_db:.1f} dB in the middle" if score.median_db is not None else "")
+        + (f", image tokens at {score.median_db:.1f} dB (median)" if score.median_db is not None else "")
     )
     if not budget.admits(share):
         names = ", ".join(lost[:SHOWN]) + (" …" if len(lost) > SHOWN else "")
