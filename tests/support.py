@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from verifier.checks.registry import CHECKS
 from verifier.core.compare import Array, Difference, compare
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.conventions import EXECUTORCH_LLAVA, OPTIMUM
@@ -14,6 +15,10 @@ EMBEDDED_PTE = EMBEDDED / "llava_tiny.pte"
 FOREIGN = Path(__file__).parent / "foreign"
 OPTIMUM_PTE, UPSTREAM_PTE = FOREIGN / "optimum-llava_tiny.pte", FOREIGN / "upstream-hqq-g128.pte"
 """The same checkpoint by other exporters."""
+FEW_IMAGES = "blank,square_0,wide_0,tall_1,photo_coffee,pair_*"
+"""Of the golden images: one of each form, and the pairs."""
+WITHOUT_USE = ",".join(dict.fromkeys(f"{check.id.partition('.')[0]}.*" for check in CHECKS if check.step != "use"))
+"""All checks but those of step `use`, which ask ExecuTorch's runner and the apps' picture paths on this machine, whatever the target."""
 CALLER = Caller(EXECUTORCH_LLAVA, LlavaPixels(336), embedded=768, decoded=768, text=768)
 """How `EMBEDDED_PTE` is called."""
 OPTIMUM_CALLER = Caller(OPTIMUM, LlavaPixels(336), embedded=767, decoded=767, text=767)

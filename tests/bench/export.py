@@ -24,7 +24,8 @@ def _ours() -> None:
     """The same span as upstream's: from an open checkpoint to an emitted program."""
     from verifier.core.progress import Progress
     from verifier.core.types import Recipe
-    from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
+    from verifier.export.quantize import default_group_size
+    from verifier.export.run import CALIBRATION, calibration_images, lower_checkpoint
     from verifier.families.registry import open_checkpoint
 
     checkpoint = open_checkpoint(sys.argv[2])

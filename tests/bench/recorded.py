@@ -64,6 +64,7 @@ def make_examples(folder: Path) -> None:
     talk = Talk("example", (Step("reset"), Step("generate", inputs, Settings(max_new_tokens=24, num_bos=1))))
     held = hold_talks(EMBEDDED_PTE, TOKENIZER, [talk], [pixels], vocabulary=1024)
     told = [(talk, held.told[talk.name])]
+    (folder / "official.jsonl").unlink(missing_ok=True)
     record_session(folder / "official.jsonl", told, [pixels], pte=EMBEDDED_PTE, tokenizer=TOKENIZER, files={})
 
 

@@ -166,6 +166,7 @@ def play(folder: Path, name: str, played: Played, subject: Subject, *, thin: boo
     held = hold_talks(EMBEDDED_PTE, tokenizer, played.talks, played.pictures, vocabulary=vocabulary)
     told = [(talk, held.told[talk.name]) for talk in played.talks]
     path = folder / f"{name.replace(' ', '-')}.jsonl"
+    path.unlink(missing_ok=True)
     record_session(path, told, played.pictures, pte=EMBEDDED_PTE, tokenizer=tokenizer, files=played.files)
     if thin:
         lines = [_thinned(json.loads(line)) for line in path.read_text().splitlines()]

@@ -13,7 +13,7 @@ import pytest
 from verifier.checks.registry import CHECKS
 from verifier.families.checkpoint import EMBEDDED
 from verifier.faults import cli, today
-from verifier.faults.bench import Outcome, Subject, _injected, run_faults
+from verifier.faults.bench import Outcome, Subject, _injected, run_faults, sound
 from verifier.faults.catalogue import EXCEPTIONS, FAULTS
 from verifier.faults.clean import sound_artifacts
 from verifier.faults.cli import main
@@ -156,3 +156,10 @@ def test_fault_without_a_place_in_a_foreign_program_is_no_outcome(inject: Inject
     if inject is _misses:
         with pytest.raises(StopIteration):
             _injected(fault, replace(subject, foreign=False), tmp_path, quick=True, whole=False)
+
+
+def test_clean_program_of_another_exporter_is_judged(tmp_path: Path) -> None:
+    """The control of a run changes nothing, on purpose."""
+    control = replace(sound("tiny"), quick="structure.signatures")
+    outcome = _injected(control, replace(TINY["tiny"], foreign=True), tmp_path, quick=True, whole=False)
+    assert (outcome.no_place, outcome.found(control)) == ("", True)

@@ -67,7 +67,8 @@ def test_lean_lowering_leaves_the_bytes_as_they_are(micro_export: Path, micro_ch
     """The same model lowered as upstream does: the same bytes."""
     from verifier.core.progress import Progress
     from verifier.core.types import Recipe
-    from verifier.export.run import CALIBRATION, calibration_images, default_group_size, lower_checkpoint
+    from verifier.export.quantize import default_group_size
+    from verifier.export.run import CALIBRATION, calibration_images, lower_checkpoint
 
     checkpoint = open_checkpoint(micro_checkpoint)
     recipe = Recipe(max_seq_len=128, max_context_len=128, group_size=default_group_size(64))

@@ -70,13 +70,17 @@ def test_refused_file_is_a_usage_error(tmp_path: Path) -> None:
     assert "no such file" in done.stderr + done.stdout
 
 
-def test_budgets_reach_the_gate(tmp_path: Path) -> None:
+def test_budgets_and_apps_reach_the_gate(tmp_path: Path) -> None:
     """An option, or a setting of the ini file; one that cannot be used is refused before anything runs."""
     words = [f"--pte={EMBEDDED_PTE}", "--pte-checks=structure.limits"]
-    done = _pytest(tmp_path, *words, "--pte-budget", "kl=0.1", "--pte-report", str(tmp_path / "kept"))
+    chosen = ["--pte-budget", "kl=0.1", "--pte-app", "cpp,hf"]
+    done = _pytest(tmp_path, *words, *chosen, "--pte-report", str(tmp_path / "kept"))
     assert done.returncode == 0, done.stdout
     report = json.loads((tmp_path / "kept" / "report.json").read_text())
     assert report["request"]["budget"] == {"logits.kl_mean": 0.1}
+    assert report["request"]["apps"] == ["cpp", "hf"]
+    done = _pytest(tmp_path, *words, "--pte-app", "moon")
+    assert (done.returncode, "no such app" in done.stderr + done.stdout) == (4, True)
     (tmp_path / "pytest.ini").write_text("[pytest]\npte_budget = speed=1\n")
     done = _pytest(tmp_path, *words)
     assert (done.returncode, "no such budget" in done.stderr + done.stdout) == (4, True)

@@ -14,6 +14,7 @@ import pytest
 import sentencepiece
 
 from tests.support import EMBEDDED_PTE, OPTIMUM_PTE, UPSTREAM_PTE
+from verifier.commands.ask import main as ask_in_python
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.registry import open_checkpoint
 from verifier.faults.tokenizer_forms import write_bin
@@ -165,9 +166,15 @@ def test_answer_ends_at_seq_len(kind: str, artifacts: Path, native: NativeRunner
     ],
 )
 def test_bad_inputs_are_refused(
-    kind: str, flags: dict[str, str], said: str, artifacts: Path, native: NativeRunner, tmp_path: Path
+    kind: str,
+    flags: dict[str, str],
+    said: str,
+    artifacts: Path,
+    native: NativeRunner,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Exit status 2, and what is wrong."""
+    """Exit status 2, and what is wrong. (Python is asked in this process: nothing runs.)"""
     np.save(tmp_path / "flat.npy", np.zeros(5, np.uint8))
     (tmp_path / "x.pte").write_text("text " * 1000)
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
@@ -186,9 +193,13 @@ def test_bad_inputs_are_refused(
         "tokenizer_path": str(artifacts / "tokenizer.bin"),
         "image_path": str(artifacts / "pair_base.npy"),
     }
-    done = _ask(_command(kind, native), **(sound | {k: v.format(**places) for k, v in flags.items()}))
-    assert done.returncode == 2
-    assert said in done.stderr
+    given = sound | {k: v.format(**places) for k, v in flags.items()}
+    if kind == "native":
+        done = _ask(_command(kind, native), **given)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    else:
+        status = ask_in_python([f"--{name}={value}" for name, value in given.items()])
+        assert (status, said in (printed := capfd.readouterr().err)) == (2, True), printed
 
 
 def test_tokenizer_is_sentencepieces(artifacts: Path) -> None:

@@ -152,7 +152,7 @@ def test_what_cannot_be_printed_does_not_change_the_status(
     body = f"""
         from rich.console import Console
         print("\\u2713 \\u2026 \\udcff" * 50_000)
-        Console().print("[green]\\u2713[/]\\n" * 50_000)
+        Console().print("[green]\\u2713[/]\\n" * 500)
         print("x", file=sys.stderr)
         return {status}
     """

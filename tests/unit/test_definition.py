@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,22 @@ import torch
 from tests.support import sqnr_db
 from verifier.families.llava.definition import build_definition
 from verifier.families.llava.hugging_face import load_hugging_face
+from verifier.families.llava.shapes import decoder_shapes
+from verifier.families.llava.text import construct_decoder
 from verifier.families.registry import open_checkpoint
 
 
 @pytest.mark.parametrize("custom_sdpa", [True, False])
 def test_definition_equals_hugging_face_with_grouped_queries(micro_checkpoint: Path, custom_sdpa: bool) -> None:
     """Vision, and logits at every position, to 100 dB; with and without the custom attention op."""
-    from verifier.families.llava.definition import Definition, build_decoder
+    from verifier.families.llava.definition import build_decoder
 
     checkpoint = open_checkpoint(micro_checkpoint)
     made = build_definition(checkpoint)
-    made = Definition(made.geometry, made.vision, build_decoder(checkpoint, custom_sdpa=custom_sdpa), made.embedding)
+    made = replace(made, build_decoder=partial(build_decoder, checkpoint, custom_sdpa=custom_sdpa))
     reference = load_hugging_face(checkpoint)
     image = torch.randint(0, 256, (3, 56, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    pixels = made.vision.normalize(image)
+    pixels = made.encoder.normalize(image)
     assert pixels.shape == (1, 3, 56, 56)
     with torch.no_grad():
         tower = reference.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -50,7 +54,24 @@ def test_definition_goes_on_in_its_cache(micro_checkpoint: Path) -> None:
 
 def test_odd_margins_lie_right_and_below(micro_checkpoint: Path) -> None:
     """55 wide in 56: the extra column is on the right (HF#37819 lost it)."""
-    vision = build_definition(open_checkpoint(micro_checkpoint)).vision
+    vision = build_definition(open_checkpoint(micro_checkpoint)).encoder
     white = torch.full((3, 56, 54), 255, dtype=torch.uint8)
     lit = (vision.normalize(white)[0, 0] > 0).numpy()
     assert np.flatnonzero(lit.any(0)).tolist() == list(range(1, 55))
+
+
+def test_parts_are_built_when_they_are_used(micro_checkpoint: Path) -> None:
+    """A check of the file alone takes neither; forgetting what was not built builds nothing."""
+    made = build_definition(open_checkpoint(micro_checkpoint))
+    made.forget()
+    assert made.embedding.shape[1] == made.geometry.text.width
+    assert not {"encoder", "decoder"} & made.__dict__.keys()
+    assert len(made.decoder.layers) == made.geometry.text.layers
+    assert made.decoder is made.decoder
+
+
+def test_shapes_are_those_of_executorchs_transformer(micro_checkpoint: Path) -> None:
+    """The table that headers are held against, by the module that is filled: of a checkpoint with grouped queries."""
+    geometry = open_checkpoint(micro_checkpoint).geometry.text
+    made = construct_decoder(geometry, max_seq_len=8, max_context_len=8, custom_sdpa=False)
+    assert decoder_shapes(geometry) == {name: tuple(p.shape) for name, p in made.named_parameters()}

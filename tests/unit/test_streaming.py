@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def _filled(decoder: Any) -> list[int]:
 
 
 def _run(decoder: Any, like: Definition) -> list[torch.Tensor]:
-    made = Definition(like.geometry, like.vision, decoder, like.embedding)
+    made = replace(like, build_decoder=lambda: decoder)
     torch.manual_seed(0)
     first, second, third = (torch.randn(1, length, 64) for length in (7, 1, 4))
     return made.hidden_each([first, second, third], starts=[0, 7, 0])
@@ -108,6 +109,7 @@ def test_a_layer_that_cannot_be_read_is_named(micro_checkpoint: Path, monkeypatc
     """Damage that is met in the middle of a run is a refusal, and the layer stays empty."""
     checkpoint = open_checkpoint(micro_checkpoint)
     _, streamed = _both(monkeypatch, partial(build_definition, checkpoint))
+    assert _filled(streamed.decoder) == []
 
     def damaged(_self: Any, key: str) -> Any:
         raise CheckpointError(f"tensor {key} cannot be read")
@@ -140,9 +142,9 @@ def test_layer_of_other_names_is_refused(micro_checkpoint: Path, monkeypatch: py
     """Hugging Face's module takes its own names and no others."""
     checkpoint = open_checkpoint(micro_checkpoint)
     renamed = {key.replace("q_proj", "query"): path for key, path in checkpoint._locations.items()}
-    made = build_definition(checkpoint)
+    embedded = build_definition(checkpoint).embed(torch.tensor([[5, 6]]))
     layers = _HuggingFaceLayers(checkpoint, load_hugging_face(checkpoint, layers=0))
     monkeypatch.setitem(checkpoint.__dict__, "_locations", renamed)
     monkeypatch.setattr(type(checkpoint), "tensor", lambda _self, _key: torch.zeros(1))
     with pytest.raises(CheckpointError, match="layer 1 is not Hugging Face's"):
-        layers.run(1, made.embed(torch.tensor([[5, 6]])), layers.rotation(2))
+        layers.run(1, embedded, layers.rotation(2))

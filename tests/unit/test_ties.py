@@ -13,7 +13,7 @@ from torch import Tensor
 from verifier.backends.xnnpack.arithmetic import quantize_rows
 from verifier.commands.synthesize import main as synthesize
 from verifier.core.types import Recipe
-from verifier.export.run import default_group_size
+from verifier.export.quantize import default_group_size
 from verifier.families.registry import open_checkpoint, open_family
 from verifier.ladder.blocks import DecoderBlocks, Taps, TracedCall
 from verifier.ladder.evidence import BlockError

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from verifier.artifact.nibbles import unpack_nibbles
@@ -99,6 +98,8 @@ def _pair(
     likeness = stored @ wanted.T
     distance = np.abs(np.arange(len(constants))[:, None] - np.arange(len(ordered))[None])
     worth = np.where(likeness >= ALIKE.value, likeness, 0.0) - ORDER.value * distance
+    from scipy.optimize import linear_sum_assignment  # a fifth of a second
+
     rows, columns = linear_sum_assignment(worth, maximize=True)
     flat = np.abs(wanted).max(1) == 0  # a tensor of one value, such as untrained norms: nothing to be like
     # as many constants as parameters: one that is unlike its parameter was damaged, and the comparison will say where

@@ -19,7 +19,7 @@ from verifier.backends.backend import GraphValue
 from verifier.backends.xnnpack.context import constant_weights
 from verifier.core.errors import ArtifactError
 from verifier.core.types import EMBEDDING_GROUP, EmbeddingBits, Quantizer, Recipe, Vision
-from verifier.export.run import default_group_size
+from verifier.export.quantize import default_group_size
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER
 from verifier.families.family import Family, Parameter
 from verifier.operators.operator import UnknownOperationError

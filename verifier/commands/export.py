@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 exported, 2 not."""
     options = _parser().parse_args(arguments)
     from verifier.core.progress import Progress
-    from verifier.export.run import CALIBRATION, calibration_images, default_group_size, export_llava
+    from verifier.export.quantize import default_group_size
+    from verifier.export.run import CALIBRATION, calibration_images, export_llava
     from verifier.families.pixels.image_file import read_image
     from verifier.families.registry import open_checkpoint
 

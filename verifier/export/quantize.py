@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from verifier.core.errors import ExportError
 from verifier.core.types import Quantizer, Recipe, Scheme
+from verifier.families.geometry import TextGeometry
+
+_UNQUANTIZED = "give --embedding-bits 32: the table stays fp32"
 
 
 def _choice(quantizer: Quantizer, prefix: str = "") -> dict[str, Any]:
@@ -33,6 +36,31 @@ def _granularity(scheme: Scheme) -> Any:
     return PerGroup(scheme.group_size) if scheme.group_size else PerAxis(0)
 
 
+def default_group_size(width: int) -> int:
+    """128 as upstream's recipe, or less for narrow decoders, so that a row keeps at least four groups."""
+    return next((size for size in (128, 64) if width >= 4 * size), 32)
+
+
+def require_whole_groups(text: TextGeometry, recipe: Recipe) -> None:
+    """Raise `ExportError` for a recipe whose groups do not divide the channels of the decoder or of the embedding: before minutes of work."""
+    projections = (("wq", text.width), ("wo", text.heads * text.head_dim), ("feed_forward.w2", text.hidden))
+    for name, channels in projections:
+        _require_groups(f"linear {name}", channels, recipe.linears)
+    _require_groups("linear output", text.width, recipe.head)
+    if recipe.embedding_bits < 32:
+        _require_groups("the embedding", text.width, recipe.embedding, _UNQUANTIZED)
+
+
+def _require_groups(what: str, channels: int, scheme: Scheme, fix: str = "give a smaller --group-size") -> None:
+    if scheme.group_size and channels % scheme.group_size:
+        raise ExportError(
+            f"{what} cannot be quantized in whole groups",
+            got=f"{channels} input channels",
+            expected=f"a multiple of the group size {scheme.group_size}",
+            fix=fix,
+        )
+
+
 def quantize_linear(linear: nn.Module, name: str, *, scheme: Scheme) -> None:
     """Replace an fp32 linear's weight, in place, by integers with per-row dynamic int8 activations (8da4w).
 
@@ -42,13 +70,7 @@ def quantize_linear(linear: nn.Module, name: str, *, scheme: Scheme) -> None:
 
     if not isinstance(linear, nn.Linear):
         return
-    if scheme.group_size and linear.in_features % scheme.group_size:
-        raise ExportError(
-            f"linear {name} cannot be quantized in whole groups",
-            got=f"{linear.in_features} input channels",
-            expected=f"a multiple of the group size {scheme.group_size}",
-            fix="give a smaller --group-size",
-        )
+    _require_groups(f"linear {name}", linear.in_features, scheme)
     config = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=getattr(torch, f"int{scheme.bits}"),  # int4 is unknown to the type stubs
         weight_granularity=_granularity(scheme),
@@ -96,12 +118,7 @@ def quantize_embedding(table: Tensor, *, recipe: Recipe) -> nn.Module:
     """The `token_embedding` method for a table [V, D]. Raises `ExportError` if D does not divide into groups."""
     if recipe.embedding_bits == 32:
         return nn.Embedding(table.shape[0], table.shape[1], _weight=table)
-    if table.shape[1] % recipe.embedding_group_size:
-        raise ExportError(
-            "the embedding cannot be quantized in whole groups",
-            got=table.shape[1],
-            expected=f"a multiple of {recipe.embedding_group_size}",
-        )
+    _require_groups("the embedding", table.shape[1], recipe.embedding, _UNQUANTIZED)
     integers, scales = quantize_rows(table, scheme=recipe.embedding)
     if recipe.embedding_bits == 4:
         nibbles = (integers + 8).to(torch.uint8)

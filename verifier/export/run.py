@@ -17,6 +17,7 @@ from verifier.export.image_tensor import save_image_tensor
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
 from verifier.export.manifest import Manifest, cpu_kind, package_versions, write_manifest
+from verifier.export.quantize import require_whole_groups
 from verifier.export.trace import trace_text_decoder, trace_token_embedding, trace_vision_encoder
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, ROLES
@@ -44,11 +45,6 @@ class Exported:
     pte: Path
     manifest: Path
     artifacts: tuple[Path, ...]
-
-
-def default_group_size(width: int) -> int:
-    """128 as upstream's recipe, or less for narrow decoders, so that a row keeps at least four groups."""
-    return next((size for size in (128, 64) if width >= 4 * size), 32)
 
 
 def calibration_images(folder: Path, *, warn: Callable[[str], None] = lambda _text: None) -> tuple[Path, ...]:
@@ -132,6 +128,7 @@ def export_llava(
     """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin`, `image.pt` and `image.npy` beside it,
     `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
     progress = progress or Progress(quiet=True)
+    require_whole_groups(checkpoint.geometry.text, recipe)
     checkpoint.require_usable()
     tokenizer = open_tokenizer(checkpoint)
     if with_artifacts and tokenizer.files.model is None:

@@ -23,6 +23,7 @@ from verifier.families.shards import (
     SINGLE,
     Contents,
     Shard,
+    Stored,
     find_shards,
     locate_tensors,
     read_contents,
@@ -147,10 +148,12 @@ class Checkpoint:
         """Names of all tensors, with the spelling of the file."""
         return frozenset(self._locations)
 
-    def tensor(self, key: str) -> Tensor:
-        """One tensor, in the dtype of the file. Raises `CheckpointError` for an unknown name or damaged data."""
-        from safetensors import SafetensorError, safe_open
+    def stored(self, key: str) -> Stored:
+        """The entry of a tensor in the header of its file. Raises `CheckpointError` for an unknown name."""
+        path = self._place(key)
+        return next(shard for shard in self._read if shard.path == path).tensor(key)
 
+    def _place(self, key: str) -> Path:
         if key not in self._locations:
             raise CheckpointError(
                 "the checkpoint lacks a tensor",
@@ -158,7 +161,13 @@ class Checkpoint:
                 expected=key,
                 where=self.directory,
             )
-        shard = self._locations[key]
+        return self._locations[key]
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor, in the dtype of the file. Raises `CheckpointError` for an unknown name or damaged data."""
+        from safetensors import SafetensorError, safe_open
+
+        shard = self._place(key)
         try:
             with safe_open(shard, "pt") as file:
                 tensor: Tensor = file.get_tensor(key)

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from verifier.core.errors import CheckpointError
 from verifier.core.memory import return_freed
 from verifier.families.checkpoint import Checkpoint
+from verifier.families.shards import Stored
 
 ParameterHook = Callable[[nn.Module, str], None]
 """Is told a module that was filled, and its name."""
+_FLOATING = ("F", "BF")
+"""How safetensors begins the names of such dtypes."""
 STREAMED_BYTES = 2 << 30
 """Weight files of at least this size are streamed."""
 
@@ -47,7 +50,7 @@ def load_parameters(
         owner = module.get_submodule(owner_name)
         for name in names:
             tensor = checkpoint.tensor(mapping[name])
-            _check_tensor(name, tensor, wanted[name], mapping[name])
+            check_stored(name, mapping[name], checkpoint.stored(mapping[name]), tuple(wanted[name].shape))
             if into is None:
                 held = tensor.to(torch.float32)
             else:
@@ -57,18 +60,18 @@ def load_parameters(
             on_module(owner, owner_name)
 
 
-def _check_tensor(name: str, tensor: Tensor, parameter: Tensor, key: str) -> None:
-    expected = tuple(parameter.shape)
+def check_stored(name: str, key: str, stored: Stored, expected: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` unless the tensor of a file has the shape of a parameter, and floating-point numbers."""
     # Hugging Face keeps CLIP's class embedding as [D]; very old exports as [1, D].
-    if tuple(tensor.shape) != expected:
+    if stored.shape != expected:
         raise CheckpointError(
             f"tensor {key} has the wrong shape",
-            got=list(tensor.shape),
+            got=list(stored.shape),
             expected=f"{list(expected)} for {name}",
             fix="check that config.json belongs to these weights",
         )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"tensor {key} has the wrong dtype", got=tensor.dtype, expected="a floating-point dtype")
+    if not stored.dtype.startswith(_FLOATING):
+        raise CheckpointError(f"tensor {key} has the wrong dtype", got=stored.dtype, expected="a floating-point dtype")
 
 
 class _Stream:

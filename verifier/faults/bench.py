@@ -213,7 +213,8 @@ def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whol
             _OURS,
             no_place=f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip(),
         )
-    if subject.foreign and work.model == subject.model and work.pte.read_bytes() == subject.pte.read_bytes():
+    unchanged = work.model == subject.model and work.pte.read_bytes() == subject.pte.read_bytes()
+    if fault.kind == "bytes" and subject.foreign and unchanged:
         return Outcome(fault.name, _OURS, no_place="what it changes is the same there")
     kept: list[Evidence] = []
 

@@ -30,7 +30,7 @@ from verifier.runner.protocol import Array, Bundle, Result
 OFFICIAL = "official"
 FURTHER = 4
 """Tokens that an answer may go on behind the golden one's last."""
-LOOKED_AT, MOST_CANDIDATES = 2, 8
+LOOKED_AT, LOOKED_AT_OF_LARGE, MOST_CANDIDATES = 2, 1, 8
 """Of each prompt: images whose answers tell hypotheses apart, and hypotheses."""
 TALK_S, TALK_OF_LARGE_S = 30.0, 900.0
 _SUFFIXES = (".model", ".bin", ".json")
@@ -182,6 +182,7 @@ class _Asking:
             filling=filling_prompt(head.prompt, self.limit, patches),
             filled=() if full is None else favoured_ids(list(full), self.ends),
             room=LAST_TOKENS,
+            brief=self.opened.family.large,
         )
         return asker, situations(asker)
 
@@ -210,7 +211,8 @@ class _Asking:
         parted = [s for s in heard if _pieces(told, _by_ids(s)) != _pieces(told, _by_text(s))]
         if counts == {head.prompt.length(patches)} and not parted:
             return _Group(head.golden.question, group, [], [], [])
-        looked_at = [*parted, *(s for s in heard if s not in parted)][:LOOKED_AT]
+        most = LOOKED_AT_OF_LARGE if self.opened.family.large else LOOKED_AT
+        looked_at = [*parted, *(s for s in heard if s not in parted)][:most]
         spelled = readings(self.opened.tokenizer, self.opened.family.prompt, head.golden.question, head.prompt)
         possible = [one for one in spelled if {one.prompt.length(patches)} == counts][:MOST_CANDIDATES]
         asked = [

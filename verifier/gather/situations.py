@@ -47,6 +47,8 @@ class Asker:
     filling: Prompt
     filled: tuple[int, ...]
     room: int
+    brief: bool
+    """Whether the edges are asked without a picture: of a large model, each one is many seconds."""
 
     def ids(self, ids: Sequence[int]) -> tuple[Input, ...]:
         """Ids as inputs, in pieces as our driver feeds them."""
@@ -70,6 +72,10 @@ class Asker:
     def question(self) -> tuple[int, ...]:
         """Text without a picture, without BOS."""
         return tuple(self.tokenizer.encode(f"{self.form.default_question} {self.form.cue}"))
+
+    def text_alone(self) -> tuple[int, ...]:
+        """A conversation without a picture."""
+        return (*((self.tokenizer.bos_id,) if self.tokenizer.adds_bos else ()), *self.question())
 
     def resolved(self, told: Told, wanted: Sequence[Wanted], answers: Sequence[tuple[int, ...]]) -> Situation:
         """A situation with our driver's answers in place of their numbers."""
@@ -112,7 +118,6 @@ def _conversations(asker: Asker) -> Made:
     sample = asker.samples[asker.first]
     before, after = sample.prompt.before, sample.prompt.after
     question, few = asker.question(), Settings(max_new_tokens=TOKENS)
-    bos = (asker.tokenizer.bos_id,) if asker.tokenizer.adds_bos else ()
     told: tuple[Stretch, ...] = (before, sample.image, after, Given(asker.known[asker.first][:-1]))
     second = asker.answer(*told, question)
     pictures = (*asker.ids(before), Input(picture=asker.first), Input(picture=asker.other), *asker.ids(after))
@@ -128,8 +133,8 @@ def _conversations(asker: Asker) -> Made:
             (one,),
         ),
         "text only": (
-            (Step("generate", asker.ids((*bos, *question)), few),),
-            (asker.answer((*bos, *question)),),
+            (Step("generate", asker.ids(asker.text_alone()), few),),
+            (asker.answer(asker.text_alone()),),
         ),
         "two images": ((Step("generate", pictures, few),), (both,)),
         "stopped": (
@@ -155,11 +160,13 @@ def _limits(asker: Asker) -> Made:
 
 def _edges(asker: Asker) -> Made:
     """Nothing asked, and no room for an answer."""
-    known = asker.known[asker.first]
-    inputs = asker.prompt(asker.first)
-    length = asker.samples[asker.first].prompt.length(asker.own.patches)
-    one = Wanted(known[:1])
-    cut = Wanted(known[:1], "error", whole=False)
+    prompt = asker.samples[asker.first].prompt
+    inputs, length = asker.prompt(asker.first), prompt.length(asker.own.patches)
+    first: tuple[int, ...] | int = asker.known[asker.first][:1]
+    if asker.brief:
+        question = asker.text_alone()
+        inputs, length, first = asker.ids(question), len(question), asker.own.ask((question,), 1)
+    one, cut = Wanted(first), Wanted(first, "error", whole=False)
 
     def limited(settings: Settings) -> tuple[Step, ...]:
         return (Step("generate", inputs, settings),)

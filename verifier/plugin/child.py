@@ -51,6 +51,7 @@ def _request(asked: JsonObject) -> Request:
         images=images,
         tokenizer=Path(asked["tokenizer"]) if asked["tokenizer"] else None,
         prices=parse_prices([asked["budget"]]),
+        apps=split_globs(asked["apps"]),
     )
 
 

@@ -42,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME=VALUE,...",
         help="what quantization may cost, in place of the default (see test_pte)",
     )
+    group.addoption(
+        "--pte-app",
+        metavar="NAME,...",
+        help="also judge the picture paths of these apps: cpp, android, ios, hf, original",
+    )
     group.addoption("--pte-images", metavar="GLOB,...", help="only these golden images")
     group.addoption(
         "--pte-report",
@@ -53,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("pte_target", "default of --pte-target", type="args", default=[])
     parser.addini("pte_checks", "default of --pte-checks")
     parser.addini("pte_budget", "default of --pte-budget")
+    parser.addini("pte_app", "default of --pte-app")
     parser.addini("pte_report", "default of --pte-report, relative to the ini file")
 
 
@@ -144,7 +150,7 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
     if report is None and config.getini("pte_report"):
         report = config.rootpath / str(config.getini("pte_report"))
     programs = [Path(given) for given in config.getoption("--pte")]
-    tokenizer, budget = config.getoption("--pte-tokenizer"), _setting(config, "budget")
+    tokenizer, budget, apps = config.getoption("--pte-tokenizer"), _setting(config, "budget"), _setting(config, "app")
     shipped = str(tokenizer.absolute()) if tokenizer else None
     several = len(programs) * len(targets) > 1
     pairs: list[_Pair] = []
@@ -156,7 +162,7 @@ def _make_pairs(config: pytest.Config) -> tuple[list[_Pair], list[Question]]:
             own = report and (report / full.replace("/", "_").replace(":", "_") if several else report)
             kept = str(own.absolute()) if own else None
             asked = {"model": model, "target": target, "checks": checks, "images": images, "report": kept}
-            asked |= {"tokenizer": shipped, "budget": budget}
+            asked |= {"tokenizer": shipped, "budget": budget, "apps": apps}
             questions.append({"pte": str(pte.absolute())} | asked)
     return pairs, questions
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
 
 from verifier.runner.official import Input, Said, Step, Talk, Told
 from verifier.runner.protocol import Array, program_hash
 from verifier.sessions.records import SCHEMA
+from verifier.sessions.session_file import SessionFile
 
 
 def record_session(
@@ -24,29 +23,40 @@ def record_session(
     tokenizer: Path,
     files: Mapping[int, Path],
 ) -> Path:
-    """Write the calls of `generate` of some talks, pixels beside them. `files` are the pictures that the user chose, by number."""
-    stem = path.with_suffix("")
+    """Append the calls of `generate` of some talks to a session, and write its pixels beside it.
+
+    `pictures` are the pixels that the talks fed, uint8 [3, h, w]; `files` are the pictures that the user chose, by number.
+    Raises `SessionError` if the session is of another program, or cannot be written.
+    """
     head: dict[str, object] = {
         "schema": SCHEMA,
         "runtime": f"executorch {version('executorch')}, MultimodalRunner",
         "program_sha256": program_hash(pte),
         "tokenizer_sha256": program_hash(tokenizer),
     }
-    lines: list[dict[str, object]] = [head]
-    for number, picture in enumerate(pictures):
-        np.save(f"{stem}-{number}.npy", picture)
+    session = SessionFile(path, head)
+    session.check()
+    pixels = [session.save_pixels(picture) for picture in pictures]
+    fed = _Fed(pixels, {number: os.path.relpath(file, path.parent) for number, file in files.items()})
     for talk, told in talks:
         reset = False
         for step, said in zip(talk.steps, told.said, strict=False):
             reset = reset or step.call == "reset"
             if step.call == "generate":
-                lines.append(_turn(path, step, said, files, reset=reset))
+                session.append(_turn(step, said, fed, reset=reset))
                 reset = False
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return path
 
 
-def _turn(path: Path, step: Step, said: Said, files: Mapping[int, Path], *, reset: bool) -> dict[str, object]:
+@dataclass(frozen=True)
+class _Fed:
+    """Files beside the session: the pixels by number, and the pictures that the user chose."""
+
+    pixels: Sequence[str]
+    pictures: Mapping[int, str]
+
+
+def _turn(step: Step, said: Said, fed: _Fed, *, reset: bool) -> dict[str, object]:
     given = {
         "temperature": step.settings.temperature,
         "num_bos": step.settings.num_bos,
@@ -55,7 +65,7 @@ def _turn(path: Path, step: Step, said: Said, files: Mapping[int, Path], *, rese
     }
     made: dict[str, object] = {
         "reset": reset,
-        "inputs": [_input(path, one, files) for one in step.inputs],
+        "inputs": [_input(one, fed) for one in step.inputs],
         "settings": {name: value for name, value in given.items() if value is not None},
     }
     if said.prompt_tokens >= 0:
@@ -67,13 +77,13 @@ def _turn(path: Path, step: Step, said: Said, files: Mapping[int, Path], *, rese
     return made
 
 
-def _input(path: Path, one: Input, files: Mapping[int, Path]) -> dict[str, object]:
+def _input(one: Input, fed: _Fed) -> dict[str, object]:
     if one.text is not None:
         return {"text": one.text}
     if one.ids is not None:
         return {"ids": list(one.ids)}
     assert one.picture is not None
-    made: dict[str, object] = {"pixels": f"{path.stem}-{one.picture}.npy"}
-    if one.picture in files:
-        made["picture"] = os.path.relpath(files[one.picture], path.parent)
+    made: dict[str, object] = {"pixels": fed.pixels[one.picture]}
+    if one.picture in fed.pictures:
+        made["picture"] = fed.pictures[one.picture]
     return made

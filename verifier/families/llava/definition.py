@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from verifier.families.checkpoint import Checkpoint
 from verifier.families.definition import DEFAULT_MAX_LEN, Caches, LayerObserver
 from verifier.families.geometry import Geometry
 from verifier.families.llava.keymap import map_keys
+from verifier.families.llava.shapes import require_shapes
 from verifier.families.llava.text import clear_caches, construct_decoder, fresh_caches, use_cache
 from verifier.families.llava.vision import VisionEncoder
 from verifier.families.streaming import ParameterHook, is_large, load_parameters, stream_layers, unload_layers
@@ -52,17 +54,30 @@ def build_decoder(
 
 @dataclass(frozen=True)
 class Definition:
-    """Eager LLaVA in fp32. Calls at position 0 start anew; later positions go on in the decoder's cache."""
+    """Eager LLaVA in fp32. Calls at position 0 start anew; later positions go on in the decoder's cache.
+
+    Each part is built when it is first used: a check of the file alone costs neither weights nor the import of ExecuTorch's Transformer.
+    """
 
     geometry: Geometry
-    vision: VisionEncoder
-    decoder: Any  # ExecuTorch's Transformer, which has no types
-    embedding: Tensor
+    build_encoder: Callable[[], VisionEncoder] = field(repr=False)
+    build_decoder: Callable[[], Any] = field(repr=False)  # ExecuTorch's Transformer, which has no types
+    read_embedding: Callable[[], Tensor] = field(repr=False)
 
-    @property
+    @cached_property
     def encoder(self) -> VisionEncoder:
         """The encoder of images."""
-        return self.vision
+        return self.build_encoder()
+
+    @cached_property
+    def decoder(self) -> Any:
+        """ExecuTorch's Transformer."""
+        return self.build_decoder()
+
+    @cached_property
+    def embedding(self) -> Tensor:
+        """The token embedding in fp32, [V, D]."""
+        return self.read_embedding()
 
     @property
     def head(self) -> Tensor:
@@ -72,18 +87,19 @@ class Definition:
 
     def image_tokens(self, image: Tensor) -> Tensor:
         """uint8 [3, h, w], or what a program is given in its place, normalized pixels [1, 3, H, H] -> [1, P, D]."""
-        return self.tokens_of_pixels(self.vision.pixels(image))
+        return self.tokens_of_pixels(self.encoder.pixels(image))
 
     def tokens_of_pixels(self, pixels: Tensor) -> Tensor:
         """Normalized pixels [1, 3, H, H] -> [1, P, D]."""
         with torch.no_grad():
-            out: Tensor = self.vision.projector(self.vision.tower(pixels))
+            out: Tensor = self.encoder.projector(self.encoder.tower(pixels))
         return out
 
     def forget(self) -> None:
         """Clear the decoder's cache, and give its memory back, and a streamed layer's."""
-        clear_caches(self.decoder)
-        unload_layers(self.decoder)
+        if "decoder" in self.__dict__:  # there is none before its first use
+            clear_caches(self.decoder)
+            unload_layers(self.decoder)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [1, S] -> [1, S, D]."""
@@ -131,10 +147,11 @@ class Definition:
 
 
 def build_definition(checkpoint: Checkpoint, *, max_len: int = DEFAULT_MAX_LEN) -> Definition:
-    """The fp32 reference; `max_len` bounds the sequence it can score."""
+    """The fp32 reference; `max_len` bounds the sequence it can score. Raises `CheckpointError` for a tensor of another shape."""
+    require_shapes(checkpoint)
+    decoder = partial(
+        build_decoder, checkpoint, max_seq_len=max_len, max_context_len=max_len, streamed=is_large(checkpoint)
+    )
     return Definition(
-        checkpoint.geometry,
-        build_vision_encoder(checkpoint),
-        build_decoder(checkpoint, max_seq_len=max_len, max_context_len=max_len, streamed=is_large(checkpoint)),
-        embedding_table(checkpoint),
+        checkpoint.geometry, partial(build_vision_encoder, checkpoint), decoder, partial(embedding_table, checkpoint)
     )
