@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.faults.judging import results_of
-from tests.support import EMBEDDED_PTE, verify
+from tests.support import EMBEDDED_PTE, FEW_IMAGES, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.recipe import quantized_embedding
 from verifier.checks.blocks import PROFILE, VISION
@@ -61,21 +61,17 @@ def _first_failure(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_flipped_sign_in_the_final_norm_is_found(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flipped_sign_in_the_final_norm_is_found(bare: Path, tmp_path: Path) -> None:
     """One bit of one of 256 weights, without a manifest: the channel is named."""
     checkpoint = open_checkpoint()
     key = map_keys(checkpoint.keys, checkpoint.geometry).text["norm.weight"]
     weight = checkpoint.tensor(key).to(torch.float32)
     _flip(bare, weight.numpy().tobytes(), 4 * 100 + 3, 0x80)
-    assert verify(bare, "--checks", "logits.*") == 1
-    report = _first_failure(capsys)
-    assert "logits" in report
-    assert "Channel 100 has gain -" in _message(bare, "logits.channels")
-
-
-def _message(pte: Path, check: str) -> str:
-    run = run_gate(Request(pte, checks=(check,)))
-    return "\n".join(result.message for result in run.results)
+    assert verify(bare, "--checks", "logits.*", "--json", str(tmp_path / "r.json")) == 1
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["blame"]["check"].startswith("logits.")
+    (channels,) = (check for check in report["checks"] if check["id"] == "logits.channels")
+    assert "Channel 100 has gain -" in channels["message"]
 
 
 def test_flipped_byte_is_found_by_the_manifest(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,8 +92,8 @@ def test_model_of_another_seed_fails(bare: Path, tmp_path: Path) -> None:
             assert constant.value.constant is not None
             order = np.random.default_rng(1).permutation(constant.shape[0])
             change_bytes(bare, constant.value.constant, lambda raw, o=order: raw.reshape(len(o), -1)[o])
-    checks = "vision.*,embedding.*,logits.*,greedy.*"
-    assert verify(bare, "--checks", checks, "--json", str(tmp_path / "r.json")) == 1
+    words = ("--checks", "vision.*,embedding.*,logits.*,greedy.*", "--images", FEW_IMAGES)
+    assert verify(bare, *words, "--json", str(tmp_path / "r.json")) == 1
     assert json.loads((tmp_path / "r.json").read_text())["blame"]["method"] == "text_decoder"
 
 
