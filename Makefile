@@ -10,7 +10,7 @@ verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -q
 
 test-slow: $(READY)  ## also what takes minutes
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "slow or not slow"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 
 from tests.faults.judging import judged, recipe_of, trace_conversation
-from tests.support import EMBEDDED_PTE, verify
 from verifier.artifact.program import open_artifact
 from verifier.audit.inventory import take_inventory
 from verifier.audit.run import audit_weights
-from verifier.families.checkpoint import EMBEDDED, Checkpoint
+from verifier.families.checkpoint import Checkpoint
 from verifier.families.registry import open_family
 from verifier.faults.surgery import change_bytes, find_constants
 from verifier.ladder.blocks import find_taps
@@ -114,17 +112,15 @@ def test_nan_in_a_norm_of_the_vision_tower_is_named(victim: Path, micro_model: P
     assert "gives nan at row 0" in message
 
 
-def test_nan_in_one_embedding_row_is_named_in_the_embedded_program(tmp_path: Path) -> None:
+def test_nan_in_one_embedding_row_is_named(victim: Path, micro_model: Path) -> None:
     """The scale of one group of one token that a golden prompt uses."""
-    pte = Path(shutil.copy(EMBEDDED_PTE, tmp_path / "llava.pte"))
-    scales = next(c for c in take_inventory(open_artifact(pte)) if c.role == "embedding scales")
-    golden = json.loads((EMBEDDED / "golden.json").read_text())
+    scales = next(c for c in take_inventory(open_artifact(victim)) if c.role == "embedding scales")
+    golden = json.loads((micro_model / "golden.json").read_text())
     token = int(golden["images"][0]["ids"][0])
-    _set(pte, scales.value.constant, token * scales.shape[1], np.nan)
-    status = verify(pte, "--checks", "layers.*", "--report", str(tmp_path))
-    text = (tmp_path / "report.json").read_text()
+    _set(victim, scales.value.constant, token * scales.shape[1], np.nan)
+    judged(victim, micro_model, "layers.*")
+    text = (victim.parent / "report" / "report.json").read_text()
     check, module, index, message = _blame(json.loads(text, parse_constant=_refused))
-    assert status == 1
     assert (check, module) == ("layers.finite", "token_embedding")
     assert index[-1] == 0
     assert f"gives nan at token {index[1]}, {index} and 31 more" in message

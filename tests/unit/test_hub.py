@@ -16,6 +16,7 @@ from tests.unit.hub_server import COMMIT, GATED, MODEL, PRIVATE, Hub, serving
 from verifier.core.python import ROOT
 from verifier.families.checkpoint import EMBEDDED
 from verifier.families.hub import hub_name
+from verifier.families.registry import open_checkpoint
 
 ASK = """
 import sys
@@ -211,7 +212,7 @@ def test_model_that_lacks_a_file_is_named(hub: Hub, tmp_path: Path, removed: lis
 
 
 def test_hub_id_is_verified(tmp_path: Path) -> None:
-    """The whole command with nothing but an id: weights of llava_tiny from a hub, reported by its name; the second time offline."""
+    """The whole command with nothing but an id: llava_tiny from a hub, its weights read, reported by its name; the second time offline."""
     names = (
         "config.json",
         "generation_config.json",
@@ -224,7 +225,7 @@ def test_hub_id_is_verified(tmp_path: Path) -> None:
     for name in (*names, "tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
         shutil.copy(EMBEDDED / name, folder)
     report = tmp_path / "report.json"
-    words = ["verifier.test_pte", str(EMBEDDED / "llava_tiny.pte"), "--model", MODEL, "--checks", "weights.*"]
+    words = ["verifier.test_pte", str(EMBEDDED / "llava_tiny.pte"), "--model", MODEL, "--checks", "structure.*"]
     with serving(folder) as hub:
         for more in ({}, {"HF_HUB_OFFLINE": "1"}):
             done = subprocess.run(
@@ -235,4 +236,5 @@ def test_hub_id_is_verified(tmp_path: Path) -> None:
                 check=False,
             )
             assert done.returncode == 0, done.stderr
-            assert json.loads(report.read_text())["checkpoint"]["id"] == MODEL
+            found = json.loads(report.read_text())["checkpoint"]
+            assert (found["id"], found["sha256"]) == (MODEL, open_checkpoint().sha256)

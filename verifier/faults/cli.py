@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -135,6 +136,7 @@ def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kep
     with tempfile.TemporaryDirectory(prefix="verifier-faults-") as place:
         folder = Path(place)
         torch.set_num_threads(1)  # children are forked, and do not inherit the threads of OpenMP
+        import_module("torchao.quantization")  # here, once: two seconds, which every child would take
         references = not options.quick
         wanted = {fault.subject for fault in named.values()}
         subjects = _prepare(folder, wanted, references=references, program=options.program)
@@ -151,7 +153,7 @@ def _run(faults: list[Fault], options: argparse.Namespace, console: Console, kep
                 if outcome.status != 0:
                     raise VerifierError(
                         "the clean program does not pass: nothing can be learnt from faults",
-                        got=outcome.message or outcome.problem,
+                        got=outcome.message or outcome.problem or outcome.no_place,
                         where=subjects[controls[outcome.fault].subject].pte,
                     )
                 console.print(f"[dim]{outcome.fault} passes, {outcome.wall_s:.0f} s[/]", highlight=False)
