@@ -180,7 +180,14 @@ def make_program(export: Export, pte: Path, *, checkpoint: Path, optimum: Path) 
     else:
         environment.pop("PYTHONPATH", None)
         script, out = Path(__file__).with_name("optimum.py"), pte.with_suffix("")
-        command = [str(optimum), str(script), str(checkpoint), str(out), *export.options]
+        command = [
+            str(optimum),
+            "-P",
+            str(script),
+            str(checkpoint),
+            str(out),
+            *export.options,
+        ]  # it is named like the package
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     if export.exporter == "optimum":
         (out / "model.pte").rename(pte)
@@ -210,7 +217,7 @@ def run(export: Export, work: Path, optimum: Path) -> JsonObject:
 
 
 def main() -> int:
-    """One line an export; exit status 1 when a sound program is not verified."""
+    """One line an export; exit status 1 when a sound program is not verified, or was not made."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--optimum", type=Path, help="Python of an environment that has optimum-executorch")
@@ -220,7 +227,7 @@ def main() -> int:
     made: dict[str, JsonObject] = json.loads(outcomes.read_text()) if outcomes.is_file() else {}
     optimum = options.optimum or make_environment(options.work / "optimum")
     for export in EXPORTS:
-        if export.name in made or options.only not in export.name:
+        if "status" in made.get(export.name, {}) or options.only not in export.name:
             continue
         made[export.name] = run(export, options.work, optimum)
         outcomes.write_text(json.dumps(made, indent=1))
@@ -229,11 +236,10 @@ def main() -> int:
             {k: v for k, v in made[export.name].items() if k in ("status", "checks", "alarms", "not_exported")},
             flush=True,
         )
-    alarmed = [name for name, outcome in made.items() if outcome.get("status", 0) != 0]
-    print(
-        f"{len(made)} exports, {len(alarmed)} not verified, {sum('not_exported' in o for o in made.values())} not exported"
-    )
-    return int(bool(alarmed))
+    failed = [name for name, outcome in made.items() if outcome.get("status") != 0]
+    missing = sum("not_exported" in outcome for outcome in made.values())
+    print(f"{len(made)} exports, {len(failed) - missing} not verified, {missing} not exported")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
