@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.bench import foreign
 from tests.bench.foreign import EXPORTS, make_environment, run
 
 CHOSEN = (
@@ -35,3 +37,12 @@ def test_a_program_made_anew_is_verified(name: str, optimum_python: Path, tmp_pa
     outcome = run(next(export for export in EXPORTS if export.name == name), tmp_path, optimum_python)
     assert (outcome.get("not_exported"), outcome["alarms"], outcome["status"]) == (None, [], 0)
     assert outcome["checks"] > 100
+
+
+def test_a_program_that_cannot_be_made_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench that verified nothing has shown nothing; the next run tries again."""
+    monkeypatch.setattr(foreign, "make_checkpoint", lambda name, work: tmp_path)
+    words = ["foreign", str(tmp_path), "--optimum", "/bin/false", "--only", "optimum-one-key-head-qlinear_8da8w"]
+    monkeypatch.setattr(sys, "argv", words)
+    for _ in range(2):
+        assert foreign.main() == 1
