@@ -7,7 +7,7 @@ weights and changes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import takewhile
@@ -54,8 +54,13 @@ class AnsweredGoldens:
     known: tuple[Answered, ...] = ()
 
 
-def with_answers(opened: Opened, samples: list[Sample], progress: Progress) -> AnsweredGoldens:
-    """Golden images with their answers, from their file, from the cache, or computed now. Raises `VerifierError`."""
+def with_answers(
+    opened: Opened, samples: list[Sample], progress: Progress, *, meanwhile: Callable[[], object] = lambda: None
+) -> AnsweredGoldens:
+    """Golden images with their answers, from their file, from the cache, or computed now. Raises `VerifierError`.
+
+    `meanwhile` is called before the reference computes, when the program was asked all that it takes.
+    """
     count = len(opened.golden.images)
     if not opened.golden.packaged:
         return AnsweredGoldens(opened, samples, GoldenOrigin("file" if count else "none", count))
@@ -63,7 +68,7 @@ def with_answers(opened: Opened, samples: list[Sample], progress: Progress) -> A
         forced = [_forced(sample) for sample in samples]
         return AnsweredGoldens(_holding(opened, forced), forced, GoldenOrigin("package", count))
     with progress.stage("answers of the fp32 reference"):
-        return _answered(opened, samples, progress)
+        return _answered(opened, samples, progress, meanwhile)
 
 
 def _asks_for_answers(opened: Opened) -> bool:
@@ -76,7 +81,9 @@ def _forced(sample: Sample) -> Sample:
     return replace(sample, golden=replace(sample.golden, ids=sample.prompt.after[:1]))
 
 
-def _answered(opened: Opened, samples: list[Sample], progress: Progress) -> AnsweredGoldens:
+def _answered(
+    opened: Opened, samples: list[Sample], progress: Progress, meanwhile: Callable[[], object]
+) -> AnsweredGoldens:
     kept, room = KeptAnswers(answers_folder()), _room(opened, samples)
     keys = [answer_key(opened, sample, room) for sample in samples]
     vocabulary, ends = opened.checkpoint.geometry.text.vocabulary, opened.tokenizer.ends
@@ -86,7 +93,7 @@ def _answered(opened: Opened, samples: list[Sample], progress: Progress) -> Answ
         lacking = [number for number, ids in enumerate(found) if ids is None or opened.request.refresh]
         answers: list[Answered] = []
         if lacking:
-            definition, answers = _compute(opened, [samples[number] for number in lacking], room, progress)
+            definition, answers = _compute(opened, [samples[number] for number in lacking], room, progress, meanwhile)
         for number, answer in zip(lacking, answers, strict=True):
             found[number] = ids = answer.favoured
             try:
@@ -120,12 +127,13 @@ def _room(opened: Opened, samples: Sequence[Sample]) -> int:
 
 
 def _compute(
-    opened: Opened, samples: Sequence[Sample], room: int, progress: Progress
+    opened: Opened, samples: Sequence[Sample], room: int, progress: Progress, meanwhile: Callable[[], object]
 ) -> tuple[Definition, list[Answered]]:
     """The answers of the fp32 reference, and the definition that gave them."""
     whole = [replace(sample, golden=replace(sample.golden, ids=(0,) * room)) for sample in samples]
     definition = opened.family.definition(max_len=longest_conversation(opened, whole))
     drafts = draft_answers(opened, samples, room) if opened.family.large else [()] * len(samples)
+    meanwhile()
     ends = opened.tokenizer.ends
     answers = greedy_answers(definition, samples, ends=ends, room=room, drafts=drafts, on_progress=progress.counted)
     definition.forget()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -64,7 +65,7 @@ from verifier.measures.eyes import EyesEvidence, SizeTried
 from verifier.measures.mapping import measure_mapping
 from verifier.measures.pictures import PictureEvidence
 from verifier.measures.pixels import measure_pictures
-from verifier.measures.probes import Speed
+from verifier.measures.probes import CacheEvidence, Speed, ThreadEvidence
 from verifier.measures.program_facts import expected_signatures, program_facts
 from verifier.measures.prompts import PromptEvidence, measure_prompts, measure_template
 from verifier.measures.shipped import ShippedTokenizers, measure_shipped
@@ -133,49 +134,77 @@ def gather(
     if Part.PROMPTS in parts:
         with progress.stage("tokenizer against Hugging Face"):
             compare_with_transformers(opened.tokenizer)
-    golden = with_answers(opened, _samples(opened), progress)
-    opened, samples = golden.opened, list(golden.samples)
+    samples = _samples(opened)
+    image = samples[0].image
     with ExitStack() as stack:
-        stack.enter_context(one_core_for_children())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="verifier-trace-")))
         children = Children(stack.enter_context(ThreadPoolExecutor(opened.runner.at_once)), parts)
-        image = samples[0].image
-        # first: this process waits for it first
+
+        @cache
+        def probe() -> Future[CacheEvidence | Missing]:
+            stack.enter_context(one_core_for_children())
+            return children.submit(Part.CACHE, "the cache", probe_cache, opened, parts, image)
+
+        golden = with_answers(opened, samples, progress, meanwhile=probe)
+        opened, samples = golden.opened, list(golden.samples)
+        # before the cache, if that is not asked yet: this process waits for it first
         tracing = children.submit(Part.LAYERS, "a trace", trace, opened, list(samples), folder)
-        probed = children.submit(Part.CACHE, "the cache", probe_cache, opened, parts, image)
-        folder_of, images, form = opened.checkpoint.directory, opened.golden.images, opened.family.prompt
-        files = (opened.to_ship, folder_of, opened.tokenizer, images, form)
-        shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
+        probed = probe()
         with progress.stage("fp32 reference"):
             definition = golden.definition or opened.family.definition(max_len=longest_conversation(opened, samples))
             if opened.request.image is not None:
                 samples.append(user_sample(opened, definition))
-            made = _conversations(opened, samples)
-            conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, parts, made.bundle)
-            tried = children.submit(Part.EYES, "the sizes that apps feed", _try_sizes, opened, list(samples))
-            repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
-            used = children.submit(Part.USE, "the runner of apps", ask_official, opened, list(samples), made, conversed)
+            asked = _ask(children, opened, definition, samples)
             reference = _answers(golden, parts, definition, samples, answer or answer_samples)
         with progress.stage("the apps' pictures"):
             eyes = _eyes(opened, parts, definition, reference, answer or answer_samples)
             definition.forget()
         compared = _compare(opened, parts, definition, reference.samples, tracing, progress)
         with progress.stage(f"program on {opened.runner.name}: {len(samples)} conversations"):
-            result = conversed.result()
+            result = asked.conversed.result()
         with progress.stage("ExecuTorch's own runner"):
-            used.result()
+            asked.used.result()
         speed: Speed | Missing = unasked("time and memory")
         if Part.SPEED in parts:
             with progress.stage("time and memory"):
                 children.pool.shutdown()
                 speed = measure_speed(opened, definition.embedding, image)
-    runtime = collect_runtime(made, result, cache=probed.result(), threads=repeated.result(), speed=speed)
-    if not isinstance(eyes, Missing):
-        eyes = replace(eyes, tried=tried.result())
-    beside = _Beside(shipped.result(), eyes, used.result())
+    made, threads = asked.made, asked.repeated.result()
+    runtime = collect_runtime(made, result, cache=probed.result(), threads=threads, speed=speed)
+    beside = asked.beside(eyes)
     with progress.stage("answers against fp32"):
         evidence = _evidence(golden, definition, reference, compared, runtime, beside, made=made, result=result)
     return evidence, QuantizedRung(opened, compared.audit, definition, samples[0])
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the program, tokenizer files and the runner inside apps are asked while the references are computed."""
+
+    made: ConversationBundle
+    shipped: Future[ShippedTokenizers | Missing]
+    conversed: Future[Result | Missing]
+    tried: Future[tuple[SizeTried, ...] | Missing]
+    repeated: Future[ThreadEvidence | Missing]
+    used: Future[UseEvidence | Missing]
+
+    def beside(self, eyes: EyesEvidence | Missing) -> _Beside:
+        """The answers that are not the program's own, with what was seen of the apps' pictures."""
+        if not isinstance(eyes, Missing):
+            eyes = replace(eyes, tried=self.tried.result())
+        return _Beside(self.shipped.result(), eyes, self.used.result())
+
+
+def _ask(children: Children, opened: Opened, definition: Definition, samples: list[Sample]) -> _Asked:
+    """Start all of it; one follows the other."""
+    image, made, held = samples[0].image, _conversations(opened, samples), list(samples)
+    files = (opened.to_ship, opened.checkpoint.directory, opened.tokenizer, opened.golden.images, opened.family.prompt)
+    shipped = children.submit(Part.TOKENIZERS, "the tokenizer files", measure_shipped, *files)
+    conversed = children.submit(Part.RUNTIME, "a conversation", converse, opened, children.parts, made.bundle)
+    tried = children.submit(Part.EYES, "the sizes that apps feed", _try_sizes, opened, held)
+    repeated = children.submit(Part.THREADS, "repetitions", repeat, opened, definition.embedding, image)
+    used = children.submit(Part.USE, "the runner of apps", ask_official, opened, held, made, conversed)
+    return _Asked(made, shipped, conversed, tried, repeated, used)
 
 
 @dataclass(frozen=True)

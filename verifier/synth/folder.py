@@ -17,6 +17,7 @@ from verifier.core.files import replacing
 from verifier.core.progress import Progress
 from verifier.core.records import JsonObject
 from verifier.families.checkpoint import EMBEDDED
+from verifier.families.geometry import Geometry
 from verifier.families.llava.geometry import read_geometry
 from verifier.families.llava.prompt import DEFAULT_QUESTION, PROMPT
 from verifier.families.prompts import caption_prompt
@@ -87,11 +88,12 @@ def write_weights(folder: Path, maker: Maker, shapes: dict[str, tuple[int, ...]]
         temporary.write_text(json.dumps(text, indent=1) + "\n")
 
 
-def write_tokenizer(folder: Path, *, pieces: int) -> None:
-    """llava_tiny's tokenizer with pieces behind it that no text has, up to `pieces`, and Hugging Face's files for it."""
+def write_tokenizer(folder: Path, geometry: Geometry) -> None:
+    """llava_tiny's tokenizer with pieces behind it that no text has, up to the image token, and Hugging Face's files for it and for pictures."""
     from sentencepiece import sentencepiece_model_pb2
     from transformers import AddedToken, LlamaTokenizer, LlavaProcessor
 
+    pieces, vision = geometry.image_token_id, geometry.vision
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString((EMBEDDED / "tokenizer.model").read_bytes())
     own = len(model.pieces)
@@ -108,11 +110,15 @@ def write_tokenizer(folder: Path, *, pieces: int) -> None:
     added = [AddedToken(text, special=True, normalized=False) for text in ("<image>", "<pad>")]
     made.add_tokens(added, special_tokens=True)
     made.pad_token = "<pad>"
-    image_processor = upstream.LLAVA_IMAGE_PROCESSOR.resolve().from_pretrained(EMBEDDED)
+    image_processor = upstream.LLAVA_IMAGE_PROCESSOR.resolve().from_pretrained(
+        EMBEDDED,
+        size={"shortest_edge": vision.image_px},
+        crop_size={"height": vision.image_px, "width": vision.image_px},
+    )
     processor = LlavaProcessor(
         image_processor,
         made,
-        patch_size=14,
+        patch_size=vision.patch_px,
         vision_feature_select_strategy="default",
         chat_template=(EMBEDDED / "chat_template.jinja").read_text(),
         image_token="<image>",
@@ -138,7 +144,7 @@ def write_checkpoint(folder: Path, config: JsonObject, *, seed: int, progress: P
     folder.mkdir(parents=True, exist_ok=True)
     geometry = read_geometry(config)
     with progress.stage("tokenizer"):
-        write_tokenizer(folder, pieces=geometry.image_token_id)
+        write_tokenizer(folder, geometry)
         tokenizer = Tokenizer(folder)
         following = chain(tokenizer, length=8, pieces=1024, seed=seed)
     shutil.copyfile(EMBEDDED / "generation_config.json", folder / "generation_config.json")

@@ -116,6 +116,14 @@ def _hugging_face(pixels: Pixels, frame: Frame) -> Pixels:
     if frame.fields is None:
         raise ImageError("the checkpoint has no processor file", expected="preprocessor_config.json", where="hf")
     made = published_pixels(frame.fields, np.ascontiguousarray(pixels[..., :3]))[0]
+    if made.shape[0] > frame.side_px or made.shape[1] > frame.side_px:
+        raise ImageError(
+            "the checkpoint's processor makes a larger picture than its tower takes",
+            got=f"{made.shape[1]} x {made.shape[0]}",
+            expected=f"at most {frame.side_px} x {frame.side_px}",
+            where=frame.fields.file,
+            fix="mend size and crop_size there",
+        )
     factor, mean, std = normalization(frame.fields)
     return to_bytes((made * std + mean) / factor).transpose(1, 2, 0)
 
