@@ -133,6 +133,13 @@ def test_what_is_no_picture_is_refused(given: np.ndarray, frame: Frame) -> None:
         APPS["android"].picture(given, frame)
 
 
+def test_a_processor_that_does_not_fit_the_tower_is_named() -> None:
+    """Frames of 336 for a tower of 112: no pixels, and a reason."""
+    small = frame_of(112, find_processor(EMBEDDED))
+    with pytest.raises(ImageError, match=r"(?s)larger picture than its tower takes.*336 x 336.*112 x 112"):
+        APPS["hf"].picture(EMBEDDED / "images" / "square_0.png", small)
+
+
 def test_a_checkpoint_without_processor_has_no_hf_path() -> None:
     """It says so."""
     with pytest.raises(ImageError, match="no processor file"):

@@ -72,6 +72,13 @@ def test_checkpoint_is_hugging_faces(made: Path) -> None:
     assert torch.equal(head, checkpoint.tensor("language_model.lm_head.weight").float())
 
 
+def test_processor_is_that_of_the_tower(made: Path) -> None:
+    """Frames of the size that the vision config asks for."""
+    side = open_checkpoint(str(made)).geometry.vision.image_px
+    fields = json.loads((made / "processor_config.json").read_text())["image_processor"]
+    assert (fields["size"], fields["crop_size"]) == ({"shortest_edge": side}, {"height": side, "width": side})
+
+
 def test_answers_end_and_are_confident(made: Path) -> None:
     """Greedy decoding in fp32 gives the eight tokens of the chain and EOS, each by a clear margin."""
     checkpoint = open_checkpoint(str(made))

@@ -116,10 +116,10 @@ def _hugging_face(pixels: Pixels, frame: Frame) -> Pixels:
     if frame.fields is None:
         raise ImageError("the checkpoint has no processor file", expected="preprocessor_config.json", where="hf")
     made = published_pixels(frame.fields, np.ascontiguousarray(pixels[..., :3]))[0]
-    if made.shape[0] > frame.side_px or made.shape[1] > frame.side_px:
+    if max(made.shape[1:]) > frame.side_px:
         raise ImageError(
             "the checkpoint's processor makes a larger picture than its tower takes",
-            got=f"{made.shape[1]} x {made.shape[0]}",
+            got=f"{made.shape[2]} x {made.shape[1]}",
             expected=f"at most {frame.side_px} x {frame.side_px}",
             where=frame.fields.file,
             fix="mend size and crop_size there",
