@@ -16,6 +16,7 @@ from tests.bench.foreign import EXPORTS, make_environment, run
 CHOSEN = (
     "upstream-plain-1-mended-group-size-64-affine",
     "optimum-grouped-1-qlinear_group_size_64-qembedding_8w-qembedding_group_size_32-max_length_320",
+    "optimum-one-key-head-qlinear_encoder_8da4w-qlinear_encoder_group_size_32-max_length_384",
 )
 
 

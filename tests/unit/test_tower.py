@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from tests.support import EMBEDDED_PTE
 from verifier.artifact.plan import Instruction
+from verifier.audit.infer import tower_storage
+from verifier.audit.records import Audited
 from verifier.audit.run import Audit, audit_weights, with_recipe_constants
 from verifier.backends.backend import Graph, GraphValue, Node
 from verifier.backends.quantization import PerTensor
+from verifier.checks.weights import rounds_to_nearest
 from verifier.families.answering import load_sample
 from verifier.families.conventions import ENCODER
 from verifier.gather.opening import Opened, Request, open_request
@@ -146,3 +150,44 @@ def test_an_fp32_encoder_is_held_to_rounding(seen: Seen) -> None:
     assert not any(error.holds for error in errors)
     assert {error.limit_db for error in errors if error.part == "embedding"} == {rounded_limit_db(1.0)}
     assert rounded_limit_db(10.0) == pytest.approx(rounded_limit_db(1.0) - 20)
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ([], "int8"),
+        (["static", "static", "static", "plain"], "int8"),
+        (["plain", "plain", "plain", "static"], "fp32"),
+        (["dynamic", "dynamic", "dynamic", "plain"], "dynamic"),
+        (["static", "static", "static", "dynamic"], "int8"),
+    ],
+)
+def test_how_the_tower_is_stored_is_said_by_most_of_its_weights(stored: list[str], said: str) -> None:
+    """Static int8 has a scale for its input; integers without one meet rows that are quantized when they come (optimum's `qlinear_encoder`)."""
+    constants = [
+        SimpleNamespace(
+            method="vision_encoder",
+            role="linear",
+            is_quantized=kind != "plain",
+            input_scale=0.1 if kind == "static" else None,
+        )
+        for kind in stored
+    ]
+    assert tower_storage(constants) == said  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "quantizer", "bounded"),
+    [
+        ("linear", "vision_encoder", "", True),
+        ("convolution", "vision_encoder", "", True),
+        ("linear", "vision_encoder", "affine", True),
+        ("linear", "vision_encoder", "hqq", False),
+        ("linear", "text_decoder", "affine", True),
+        ("linear", "text_decoder", "hqq", False),
+    ],
+)
+def test_hqq_may_clip_in_the_tower_too(role: str, method: str, quantizer: str, bounded: bool) -> None:
+    """Half a step is the bound of those that round to the nearest; HQQ is held to its own integers."""
+    record = Audited("x", "x", method, 0, role, 1, quantizer=quantizer)
+    assert rounds_to_nearest(record) == bounded

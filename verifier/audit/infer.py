@@ -46,7 +46,7 @@ def infer_recipe(artifact: Artifact, family: Family) -> Recipe:
         embedding_group_size=_embedding_group(inventory),
         use_sdpa_with_kv_cache=any(operator.attends for operator in OPERATORS.known(operators)),
         static_image_shape=family.convention.pixels == "bytes" and isinstance(image, TensorFacts) and not image.dynamic,
-        vision=_vision(inventory),
+        vision=tower_storage(inventory),
     )
     held = _assigned(artifact, family, recipe, quantized)
     head = next((stored_form(constant) for constant, parameter in held if parameter.name == HEAD), None)
@@ -79,11 +79,14 @@ def _embedding_group(inventory: list[Constant]) -> int:
     return 0 if groups == 1 else width // groups
 
 
-def _vision(inventory: list[Constant]) -> Vision:
+def tower_storage(inventory: list[Constant]) -> Vision:
     """How most weights of the tower are stored."""
     weights = [one for one in inventory if one.method == ENCODER and one.role in ("linear", "convolution")]
-    plain = sum(not one.is_quantized for one in weights)
-    return "fp32" if 2 * plain > len(weights) else "int8"
+    quantized = [one for one in weights if one.is_quantized]
+    if 2 * len(quantized) < len(weights):
+        return "fp32"
+    dynamic = sum(one.role == "linear" and one.input_scale is None for one in quantized)
+    return "dynamic" if 2 * dynamic > len(quantized) else "int8"
 
 
 def _assigned(artifact: Artifact, family: Family, recipe: Recipe, quantized: list[Constant]) -> Held:

@@ -279,10 +279,10 @@ RANGES = by_block(lambda layers: layers.replay.ranges, lambda _layers, _use: "pr
     overlap="a range that cuts off also costs the vision layers their accuracy; this one says which range",
 )
 def ranges(given: Blocks[RangeUse], case: str) -> Finding:
-    """The values that are converted to static int8 lie within the ranges that calibration recorded; an encoder of images in fp32 has none."""
+    """The values that are converted to static int8 lie within the ranges that calibration recorded; an encoder of images that is not in static int8 has none."""
     uses = given.records.get(case, [])
-    if not uses and given.evidence.recipe.vision == "fp32":
-        return skipped("the encoder of images is in fp32: there are no int8 ranges")
+    if not uses and given.evidence.recipe.vision != "int8":
+        return skipped("the encoder of images is not in static int8: there are no int8 ranges")
     if not uses:
         return unverified("the program converts nothing to static int8: nothing was compared")
     over = [use for use in uses if not CLIPPED.admits(use.clipped)]

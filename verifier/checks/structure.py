@@ -135,13 +135,13 @@ def _off_by_one(limit: int, bound: int, held: int) -> str:
 @check("structure.quantization", step="lowering", needs=whole, cases=one_case, optional=True)
 def quantization(evidence: Evidence, _case: str) -> Finding:
     """Every int8 tensor that goes from one delegate to another is read with the scale and zero point that it was written with (ET#21773). A vision
-    encoder that is not quantized has none."""
+    encoder that is not in static int8 has none."""
     found = evidence.program.handovers
     if isinstance(found, Missing):
         return unverified(f"a delegate cannot be read: {found.reason}")
     if not found.compared:
-        if evidence.recipe.vision == "fp32":
-            return skipped("the vision encoder is not quantized: no int8 tensor goes from one delegate to another")
+        if evidence.recipe.vision != "int8":
+            return skipped("the vision encoder is not in static int8: no int8 tensor goes from one delegate to another")
         return unverified("no int8 tensor goes from one delegate to another: nothing was compared")
     if not found.misread:
         return passed(

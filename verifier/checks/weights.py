@@ -91,7 +91,7 @@ def tensors(audits: Audits, case: str) -> Finding:
     measured: dict[str, object] = {"wrong": worst.wrong, "sqnr_db": worst.sqnr_db, "worst_steps": worst.worst_steps}
     if worst.group is not None:
         measured["worst_group"] = list(worst.group)
-    bound = STEPS if _rounded(worst) else None
+    bound = STEPS if rounds_to_nearest(worst) else None
     allowed = {"wrong": 0} | ({"worst_steps": bound.value} if bound is not None else {})
     fields: Fields = {"measured": measured, "allowed": allowed, "where": where}
     if not worst.explained and audits.evidence.manifest is None:
@@ -125,12 +125,13 @@ def _not_found(audits: Audits, method: str, module: str) -> Finding:
     )
 
 
-def _rounded(record: Audited) -> bool:
+def rounds_to_nearest(record: Audited) -> bool:
     """Whether the tensor is rounded to the nearest without clipping: linears and convolutions, unless by HQQ or by scales that nobody knows."""
     if record.noted:
         return False
-    static = record.role == "convolution" or (record.role == "linear" and record.method == ENCODER)
-    return static or (record.role == "linear" and record.quantizer == "affine")
+    if record.quantizer:
+        return record.role == "linear" and record.quantizer == "affine"
+    return record.role == "convolution" or (record.role == "linear" and record.method == ENCODER)
 
 
 @check("weights.derived", step="lowering", needs=audited, cases=one_case, limit="weights.derived.factor")

@@ -13,7 +13,7 @@ Verdict = Literal["pass", "fail", "error", "skipped"]
 Quantizer = Literal["affine", "hqq", "affine-no-clipping", "affine-bf16"]
 """How the scale of a group is chosen. affine: its largest magnitude over 7.5. hqq: HQQ, scale only. affine-no-clipping: the largest positive number over 7, or
 the largest negative one over 8. affine-bf16: affine, with the scale rounded to bf16 before the integers are made."""
-Vision = Literal["int8", "fp32"]
+Vision = Literal["int8", "fp32", "dynamic"]
 EmbeddingBits = Literal[4, 8, 32]
 EMBEDDING_GROUP = 32
 STEP_MEANS: dict[Step, str] = {
@@ -43,7 +43,8 @@ class Scheme:
 @dataclass(frozen=True)
 class Recipe:
     """How a checkpoint becomes a `.pte`. Lengths in tokens; `group_size` along the input channels of a linear, that of the output head if it has
-    groups of its own; `embedding_group_size` 0 for one scale a row; `vision` says how the tower's weights are stored."""
+    groups of its own; `embedding_group_size` 0 for one scale a row; `vision` says how the tower's weights are stored: static int8, fp32, or
+    integers of any bits that meet dynamically quantized rows, which this exporter does not make."""
 
     max_seq_len: int = 768
     max_context_len: int = 768
@@ -76,7 +77,7 @@ class Recipe:
     def name(self) -> str:
         """A short name that tells recipes apart: numerics depend on nothing else."""
         parts = [f"8da4w-g{self.group_size}", self.quantizer, f"e{self.embedding_bits}"]
-        parts += ["v8" if self.vision == "int8" else "v32"]
+        parts += [{"int8": "v8", "fp32": "v32", "dynamic": "v8da"}[self.vision]]
         parts += [f"head-g{self.head_group_size}"] if self.head_group_size else []
         parts += [] if self.embedding_group_size == EMBEDDING_GROUP else [f"embedding-g{self.embedding_group_size}"]
         parts += [] if self.use_sdpa_with_kv_cache else ["plain-sdpa"]
