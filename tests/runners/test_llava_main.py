@@ -54,8 +54,13 @@ def _ask(command: list[str], **flags: object) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("native", "npy"), ("native", "pt"), ("python", "npy"), ("python", "pt")])
-@pytest.mark.parametrize("image", ["odd_333x335", "pair_base"])
+@pytest.mark.parametrize(
+    ("kind", "suffix", "image"),
+    [
+        *(("native", suffix, image) for suffix in ("npy", "pt") for image in ("odd_333x335", "pair_base")),
+        *(("python", "npy", "odd_333x335"), ("python", "pt", "pair_base")),
+    ],
+)
 def test_golden_caption_by_the_seeds_command(
     kind: str, suffix: str, image: str, artifacts: Path, native: NativeRunner
 ) -> None:

@@ -75,7 +75,21 @@ def _words(line: str) -> list[str]:
     return ["-m", *shlex.split(line)]
 
 
-@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.split()[0])
+ALIKE = (
+    "verifier.compare",
+    "verifier.calibrate",
+    "verifier.budgets",
+    "verifier.image_util",
+    "verifier.synth_checkpoint",
+)
+"""Import what others import."""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=[pytest.mark.slow] if line.split()[0] in ALIKE else []) for line in COMMANDS],
+    ids=lambda line: line.split()[0],
+)
 def test_files_named_like_modules_change_nothing(line: str, tmp_path: Path) -> None:
     """The working folder is looked into last: the refusal is the command's own."""
     for name in SHADOWED:
