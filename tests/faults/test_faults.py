@@ -67,7 +67,7 @@ def test_flipped_sign_in_the_final_norm_is_found(bare: Path, tmp_path: Path) -> 
     key = map_keys(checkpoint.keys, checkpoint.geometry).text["norm.weight"]
     weight = checkpoint.tensor(key).to(torch.float32)
     _flip(bare, weight.numpy().tobytes(), 4 * 100 + 3, 0x80)
-    assert verify(bare, "--checks", "logits.*", "--images", FEW_IMAGES, "--json", str(tmp_path / "r.json")) == 1
+    assert verify(bare, "--checks", "logits.*", "--json", str(tmp_path / "r.json")) == 1
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["blame"]["check"].startswith("logits.")
     (channels,) = (check for check in report["checks"] if check["id"] == "logits.channels")
