@@ -200,6 +200,10 @@ def _child(fault: Fault, subject: Subject, folder: Path, quick: bool, whole: boo
     os._exit(0)
 
 
+def _is_unchanged(work: Work, subject: Subject) -> bool:
+    return work.model == subject.model and work.pte.read_bytes() == subject.pte.read_bytes()
+
+
 def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whole: bool) -> Outcome:
     begun = time.monotonic()
     work = Work(folder, Path(shutil.copy(subject.pte, folder / "llava.pte")), subject.model)
@@ -213,8 +217,7 @@ def _injected(fault: Fault, subject: Subject, folder: Path, *, quick: bool, whol
             _OURS,
             no_place=f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}".strip(),
         )
-    unchanged = work.model == subject.model and work.pte.read_bytes() == subject.pte.read_bytes()
-    if fault.kind == "bytes" and subject.foreign and unchanged:
+    if fault.kind == "bytes" and subject.foreign and _is_unchanged(work, subject):
         return Outcome(fault.name, _OURS, no_place="what it changes is the same there")
     kept: list[Evidence] = []
 
