@@ -122,7 +122,7 @@ def _hugging_face(pixels: Pixels, frame: Frame) -> Pixels:
             got=f"{made.shape[2]} x {made.shape[1]}",
             expected=f"at most {frame.side_px} x {frame.side_px}",
             where=frame.fields.file,
-            fix="mend size and crop_size there",
+            fix=f"set size and crop_size to {frame.side_px} in that file",
         )
     factor, mean, std = normalization(frame.fields)
     return to_bytes((made * std + mean) / factor).transpose(1, 2, 0)
