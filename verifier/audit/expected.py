@@ -85,7 +85,8 @@ def expected_contents(
     if constant.role == "linear" and constant.input_scale is None and constant.is_quantized:
         schemes = _schemes_of(constant, parameter, source)
         linears = (
-            _integers(quantized_linear(weight, scheme), "the recipe's 4-bit integers", scheme) for scheme in schemes
+            _integers(quantized_linear(weight, scheme), f"the recipe's {scheme.bits}-bit integers", scheme)
+            for scheme in schemes
         )
         return _best(linears, parameter.name, source, stored)
     return _tower_weight(constant, weight, source, stored)
