@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -119,8 +120,9 @@ def _blamed_by_layers(
     """The runtime runs the flipped file. Modules that its trace alone finds to differ from the recipe's constants, and results
     that it finds to differ from the file's own bytes."""
     flip.apply(victim)
-    traced = trace_conversation(victim, micro_model, micro, victim.parent / "trace")
-    layers = compare_with_trace(victim, micro_model, micro, traced)
+    with TemporaryDirectory(dir=victim.parent) as folder:
+        traced = trace_conversation(victim, micro_model, micro, Path(folder))
+        layers = compare_with_trace(victim, micro_model, micro, traced)
     flip.apply(victim)
     broken = {layers.alignment[r.method, r.instruction].module for r in layers.replay.constants if excess(r) > 1}
     return broken, [record for record in layers.replay.compared if excess(record) > 1]

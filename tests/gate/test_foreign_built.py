@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.bench import foreign
-from tests.bench.foreign import EXPORTS, make_environment, run
+from tests.bench.foreign import EXPORTS, make_checkpoint, make_environment, make_program, run
+from tests.support import verify
+from verifier.core.compare import Array
+from verifier.families.registry import open_checkpoint
+from verifier.faults.surgery import change_bytes, find_constants
 
 CHOSEN = (
     "upstream-plain-1-mended-group-size-64-affine",
@@ -38,6 +43,32 @@ def test_a_program_made_anew_is_verified(name: str, optimum_python: Path, tmp_pa
     outcome = run(next(export for export in EXPORTS if export.name == name), tmp_path, optimum_python)
     assert (outcome.get("not_exported"), outcome["alarms"], outcome["status"]) == (None, [], 0)
     assert outcome["checks"] > 100
+
+
+@pytest.mark.slow
+def test_a_wrong_weight_of_a_4_bit_tower_is_found_by_its_bytes_and_by_the_layers(
+    optimum_python: Path, tmp_path: Path
+) -> None:
+    """One bit of one of 12,288 integers, in a chain of linears that are one delegate. The sound file is a case of the test above."""
+    export = next(one for one in EXPORTS if one.name == CHOSEN[2])
+    checkpoint, pte, report = make_checkpoint(export.checkpoint, tmp_path), tmp_path / "x.pte", tmp_path / "report.json"
+    make_program(export, pte, checkpoint=checkpoint, optimum=optimum_python)
+    name = "vision_encoder.tower.layers.1.fc1.weight"
+    place = find_constants(pte, open_checkpoint(str(checkpoint)))[name].value.constant
+    assert place is not None
+
+    def flip(raw: Array) -> Array:
+        raw[500] ^= 0x10
+        return raw
+
+    change_bytes(pte, place, flip)
+    checks = "weights.tensors,layers.constants,layers.kernel"
+    assert verify(pte, "--model", str(checkpoint), "--checks", checks, "--json", str(report)) == 1
+    failed = [c for c in json.loads(report.read_text())["checks"] if c["verdict"] != "pass"]
+    assert [(c["id"], c["case"]) for c in failed] == [
+        ("weights.tensors", name),
+        ("layers.constants", "vision_encoder.layers.1"),
+    ]
 
 
 def test_a_program_that_cannot_be_made_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

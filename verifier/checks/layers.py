@@ -25,7 +25,7 @@ from verifier.core.limits import limit
 from verifier.core.types import Missing, Where
 from verifier.families.conventions import DECODER, EMBEDDING
 from verifier.ladder.evidence import BlockError, LayerEvidence
-from verifier.ladder.limits import SHARE, excess, over
+from verifier.ladder.limits import LINEAR, SHARE, excess, over
 from verifier.ladder.records import Aligned, Compared, NonFinite, RangeUse, is_linear
 from verifier.measures.evidence import Evidence, Part
 
@@ -92,6 +92,8 @@ def _difference(record: Compared) -> str:
         return f"{record.worst:.3g} quantization steps, {100 * record.share_off:.3g} % of elements differ; {at}"
     if record.kind == "equal":
         return f"{100 * record.share_off:.3g} % of elements differ, although this operation does not round; {at}"
+    if record.untipped:
+        return f"{record.sqnr_db:.1f} dB, where {LINEAR.value:g} are required: the file's own constant gives this result, without a tie; {at}"
     return f"{record.sqnr_db:.1f} dB, {record.worst:.3g} times the rounding bound; {at}"
 
 
@@ -217,7 +219,8 @@ def kernel(given: Blocks[Compared], case: str) -> Finding:
     overlap="wrong constants are found by their bytes; this one needs none of the recipe's bytes to be right",
 )
 def constants(given: Blocks[Compared], case: str) -> Finding:
-    """Every instruction that uses a constant gives the same result with the constant that the recipe makes of the checkpoint."""
+    """Every instruction that uses a constant gives the same result with the constant that the recipe makes of the checkpoint. Ties of activations explain a
+    difference only where the file's own constants show some."""
     hint = "With the constant that the recipe makes of the checkpoint the result differs: see weights.tensors for the bytes."
     return _judge_block(given.layers, given.records.get(case, []), hint)
 

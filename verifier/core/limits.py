@@ -197,7 +197,7 @@ _ROWS: tuple[Limit, ...] = (
         "derived",
         "share of its limit that a result may use. fp32: of the running error bound that each record in `verifier/operators/` and `verifier/backends/` has, in stages "
         "(decision 6): what leaves `rounding.screen` is held against the kernels' own orders, and against a bound that is true of every order; what none decides "
-        "is an error. A 4-bit linear beyond it may still keep `layers.kernel.linear`; int8: `layers.kernel.step` and `layers.kernel.share_off`. `layers.constants` has the same limits",
+        "is an error. A 4-bit linear beyond it may still keep `layers.kernel.linear`; int8: `layers.kernel.step` and `layers.kernel.share_off`. `layers.constants` has the same limits, and `layers.kernel.linear` alone where the file's own constants keep it: no tie explains a difference then",
         "at most 0.52 of the screen on llava_tiny with AVX-512, which nothing leaves",
     ),
     Limit(

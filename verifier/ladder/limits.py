@@ -16,7 +16,7 @@ def excess(record: Compared) -> float:
     if record.reason or math.isnan(record.worst) or math.isnan(record.share_off):
         return math.inf
     if is_linear(record):
-        if SHARE.admits(record.worst):
+        if SHARE.admits(record.worst) and not record.untipped:
             return record.worst
         return math.inf if math.isnan(record.sqnr_db) else 10 ** ((LINEAR.value - record.sqnr_db) / 20)
     if record.kind == "step":

@@ -45,7 +45,8 @@ class Compared:
     `reason` is what made a comparison impossible; `sqnr_db` is NaN then. `undefined` is whether nothing follows from the comparison: NaN stands at the
     same places on both sides, or among the operands. `non_finite` is what the runtime's result holds that is no number. `reordered` says that the
     result lies between the exact sums and those of a kernel's own order; `unexplained`, that some order of summation might give it, but none that is
-    known (`verifier.ladder.stages`).
+    known (`verifier.ladder.stages`). `untipped`, of a result with the recipe's constants, says that with the file's own it keeps `layers.kernel.linear`:
+    no activation in it was rounded the other way, so what differs comes from the constants.
     """
 
     call: int
@@ -69,6 +70,7 @@ class Compared:
     sizes: tuple[int, ...] = ()
     reordered: bool = False
     unexplained: bool = False
+    untipped: bool = False
 
 
 def is_linear(record: Compared) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,8 @@ from verifier.interpret.machine import Content, Machine, MethodState, Step, cons
 from verifier.ladder.call_text import instruction_text, operator_name
 from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
-from verifier.ladder.limits import over
-from verifier.ladder.records import ChangedOperand, Compared, RangeUse, Replay
+from verifier.ladder.limits import LINEAR, over
+from verifier.ladder.records import ChangedOperand, Compared, RangeUse, Replay, is_linear
 from verifier.ladder.stages import Again, settle
 from verifier.ladder.trace import CallTrace
 from verifier.operators.operator import ProgramFaultError
@@ -66,6 +67,16 @@ class Replayer:
         self.covered: dict[tuple[str, int], set[int]] = {}
         self.overflowed = False  # whether some instruction so far made NaN or infinity of numbers
         self.calls = 0
+        self._same: dict[Span, bool] = {}
+
+    def is_as_the_recipe_has_it(self, span: Span) -> bool:
+        """Whether the recipe gives these bytes of the file, or says nothing of them."""
+        if self.recipe is None or span not in self.recipe.artifact.storage.overrides:
+            return True
+        if span not in self._same:
+            stored = self.machine.artifact.storage.read(span)
+            self._same[span] = bool(np.array_equal(self.recipe.artifact.storage.read(span), stored))
+        return self._same[span]
 
     def call(self, method: str, inputs: list[Tensor], trace: CallTrace) -> None:
         """Compare one call. Raises `UnknownOperationError` for an operation without semantics."""
@@ -146,13 +157,11 @@ class _Follower:
         self._remember(step, expected, operands, traced, bounds)
         used = _constants(self.state, instruction)
         if self.replayer.recipe is not None and used:
-            if used.isdisjoint(
-                self.replayer.recipe.artifact.storage.overrides
-            ):  # the same constants give the same again
-                found = self.replayer.compared[before:]
-                self.replayer.constants += [replace(record, propagated_db=None) for record in found]
+            own = self.replayer.compared[before:]
+            if all(map(self.replayer.is_as_the_recipe_has_it, used)):  # the same constants give the same again
+                self.replayer.constants += [replace(record, propagated_db=None) for record in own]
             else:
-                self._compare_with_recipe(step, operands, traced)
+                self._compare_with_recipe(step, operands, traced, own)
         for index in {*self.state.operands(instruction), *self.state.results(instruction)}:
             content = self.known.get(index)
             if (self.state.plan.name, index) in self.replayer.watched and isinstance(content, Tensor):
@@ -192,8 +201,10 @@ class _Follower:
                 where = self.replayer.calls, self.state.plan.name, instruction.index
                 self.replayer.ranges.append(RangeUse(*where, conversion.node, clipped))
 
-    def _compare_with_recipe(self, step: Step, operands: dict[int, Content], traced: list[Tensor]) -> None:
-        """The same instruction on the same operands, with the constants that the recipe gives."""
+    def _compare_with_recipe(
+        self, step: Step, operands: dict[int, Content], traced: list[Tensor], own: list[Compared]
+    ) -> None:
+        """The same instruction on the same operands, with the constants that the recipe gives; `own` are its results with the file's."""
         assert self.replayer.recipe is not None
         recipe = self.replayer.recipe.methods[self.state.plan.name]
         bounds: dict[int, Tensor] = {}
@@ -205,8 +216,10 @@ class _Follower:
         expected = evaluate(recipe, step.instruction, given, bounds=bounds)
         tensors = [index for index in self.state.results(step.instruction) if isinstance(expected.get(index), Tensor)]
         again = Again(recipe, step.instruction, given)
+        untipped = {record.result for record in own if is_linear(record) and LINEAR.admits(record.sqnr_db)}
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
             found = self._settle(step, place, index, actual, expected[index], bounds.get(index), again)
+            found = replace(found, untipped=place in untipped and again.has_dynamic_rows)
             self.replayer.constants.append(replace(self._judged(found, operands), propagated_db=None))
 
     def _is_state(self, index: int, value: Content) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from verifier.artifact.plan import Instruction
+from verifier.backends.quantization import PerTensor, PerToken
 from verifier.interpret.machine import MethodState, evaluate
 from verifier.ladder.limits import LINEAR, SHARE, excess
 from verifier.ladder.records import Compared, is_linear
@@ -42,6 +43,14 @@ class Again:
         if self.instruction.kind != "delegate":
             return False
         return any(value.has_groups for value in self.state.graph(self.instruction).values.values())
+
+    @cached_property
+    def has_dynamic_rows(self) -> bool:
+        """Whether it is a delegate that rounds activations by the rows it is given, and none by a scale of the file."""
+        if self.instruction.kind != "delegate":
+            return False
+        kinds = {type(value.quantization) for value in self.state.graph(self.instruction).values.values()}
+        return PerToken in kinds and PerTensor not in kinds
 
     @cached_property
     def bounds(self) -> dict[int, Tensor]:
