@@ -7,7 +7,6 @@ crash.
 from __future__ import annotations
 
 import importlib.metadata
-import platform
 import resource
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 
 from verifier.core import upstream
 from verifier.core.errors import RunnerError
-from verifier.core.python import die_with_parent
+from verifier.core.system import cpu_extensions, die_with_parent, machine, peak_rss_bytes
 from verifier.runner.bundle import load_bundle
 from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, PLACE_FILE
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, Outcome, OutputOf
@@ -55,10 +54,7 @@ def load_libraries() -> Any:
 
 def cpu_features() -> list[str]:
     """What the kernel says of this CPU that matters to XNNPACK: vector and matrix extensions."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    listed = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return [name for name in listed.split() if name.startswith(FEATURES) or name in ("sme", "sme2")]
+    return [name for name in cpu_extensions() if name.startswith(FEATURES) or name in ("sme", "sme2")]
 
 
 class _CallError(Exception):
@@ -159,8 +155,8 @@ class Session:
             call_s=self.call_s,
             errors=self.errors,
             load_s=self.load_s,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            isa=platform.machine(),
+            peak_rss_bytes=peak_rss_bytes(resource.getrusage(resource.RUSAGE_SELF)),
+            isa=machine(),
             cpu_features=cpu_features(),
             operators=sorted(load_libraries()._get_operator_names()),
             versions={name: importlib.metadata.version(name) for name in ("executorch", "torch")},

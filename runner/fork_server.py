@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -22,9 +21,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from verifier.core.errors import RunnerError
-from verifier.core.python import child_command, child_environment, die_with_parent
+from verifier.core.python import child_command, child_environment
+from verifier.core.system import await_end, die_with_parent, limit_memory, physical_memory_bytes, scratch_file
+from verifier.core.system import peak_rss_bytes as usage_peak_bytes
 from verifier.runner.exchange import Ending
-from verifier.runner.process import LONGEST_S, physical_memory_bytes
+from verifier.runner.process import LONGEST_S
 
 LOOK_S = 2.0
 """How often the server looks whether the process that started it is still there: a fork of that process may hold its pipe open."""
@@ -66,8 +67,7 @@ class ForkServer:
     def run(self, sent: Path, back: Path, *, timeout_s: float, memory_bytes: int | None) -> Ending:
         """Carry out a bundle. Raises `RunnerError` if the server itself fails."""
         memory = physical_memory_bytes() if memory_bytes is None else memory_bytes
-        with os.fdopen(os.memfd_create("errors"), "rb") as errors:  # not in a folder: it tells of a full disk, too
-            said = f"/proc/{os.getpid()}/fd/{errors.fileno()}"
+        with scratch_file() as (errors, said):
             try:
                 self._send(Request(str(sent), str(back), said, memory))
                 fork = self._numbers(START_S)
@@ -151,13 +151,13 @@ def _serve_one(request: Request, starter: int) -> None:
     if fork == 0:
         _carry_out(request)
     _answer(fork)
-    handle = os.pidfd_open(fork)
-    while not select.select([handle], [], [], LOOK_S)[0]:
+
+    def look() -> None:
         if os.getppid() != starter:
             os.kill(fork, signal.SIGKILL)
-    os.close(handle)
-    _, status, usage = os.wait4(fork, 0)
-    _answer(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+
+    status, usage = await_end(fork, every_s=LOOK_S, look=look)
+    _answer(os.waitstatus_to_exitcode(status), usage_peak_bytes(usage))
 
 
 def _answer(*numbers: int) -> None:
@@ -175,7 +175,7 @@ def _carry_out(request: Request) -> NoReturn:
         for standard in (0, 1):
             os.dup2(nowhere, standard)
         os.dup2(os.open(request.errors, os.O_WRONLY | os.O_APPEND), 2)
-        resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, request.memory_bytes))
+        limit_memory(os.getpid(), request.memory_bytes)
         status = child.main(request.sent, request.back)
     except BaseException:  # a fork never goes on as the server
         traceback.print_exc()

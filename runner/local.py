@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.core.python import child_command, child_environment
+from verifier.core.system import can_fork, machine
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.fork_server import run_forked
+from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 
 
@@ -23,7 +25,7 @@ class LocalRunner:
     @property
     def isa(self) -> str:
         """That of this machine."""
-        return platform.machine()
+        return machine()
 
     @property
     def at_once(self) -> int:
@@ -32,6 +34,12 @@ class LocalRunner:
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `exchange` for what is an outcome and what an error."""
+        if not can_fork():
+
+            def command(sent: Path, back: Path) -> list[str]:
+                return [*child_command("verifier.runner.child"), str(sent), str(back)]
+
+            return run_child(command, bundle, timeout_s=timeout_s, env=child_environment())
 
         def carry(sent: Path, back: Path) -> Ending:
             return run_forked(sent, back, timeout_s=timeout_s, memory_bytes=bundle.memory_bytes)

@@ -18,7 +18,7 @@ import numpy as np
 
 from verifier.core import upstream
 from verifier.core.errors import UpstreamError
-from verifier.core.python import die_with_parent
+from verifier.core.system import die_with_parent
 from verifier.runner.child import load_libraries
 from verifier.runner.shipped_tokenizer import load
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from verifier.core.errors import RunnerError
+from verifier.core.system import limit_memory, physical_memory_bytes
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.protocol import Bundle, Result
 
@@ -49,7 +48,7 @@ def run_process(
         fix = "rebuild it for this machine" if "Exec format" in str(error) else None
         raise RunnerError("the process cannot be started", got=error, where=words[0], fix=fix) from error
     with child:
-        _limit_memory(child.pid, physical_memory_bytes() if memory_bytes is None else memory_bytes)
+        limit_memory(child.pid, physical_memory_bytes() if memory_bytes is None else memory_bytes)
         try:
             _, errors = child.communicate(timeout=min(timeout_s, LONGEST_S))
         except BaseException as error:
@@ -58,14 +57,3 @@ def run_process(
                 raise  # an interrupt leaves no process behind
             return Ending(None)
     return Ending(child.returncode, errors.decode(errors="replace"))
-
-
-def _limit_memory(process: int, limit_bytes: int) -> None:
-    """Writable memory of its own: mapped weights are not counted."""
-    with suppress(ProcessLookupError, PermissionError):  # it is gone already, or the system lets nobody set limits
-        resource.prlimit(process, resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-
-
-def physical_memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 
 from verifier.core.errors import RunnerError, UsageError
+from verifier.core.system import physical_memory_bytes
 from verifier.runner.native import bundle_command, find_arm_binary, is_portable, start_words
-from verifier.runner.process import physical_memory_bytes, run_child
+from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 from verifier.core import upstream
 from verifier.core.errors import UpstreamError
+from verifier.core.system import die_with_parent
 
 READERS = ("HFTokenizer", "Tiktoken", "SPTokenizer", "Llama2cTokenizer")
 """In the order of `load_tokenizer` in ExecuTorch's extension/llm/runner; before them Tekken, for a file of the name tekken.json alone."""
@@ -64,9 +64,7 @@ class _Heard:
 
 def main(arguments: list[str]) -> int:
     """Answer a request: `texts` to ids, `with_bos` too, and what each of the first `vocabulary` ids is printed as."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it does not outlive its parent
+    die_with_parent()
     path, request, answer = arguments
     asked = json.loads(Path(request).read_text("utf-8"))
     try:

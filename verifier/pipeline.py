@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import time
 from contextlib import closing
@@ -14,6 +13,8 @@ from verifier.checks.greedy import beyond_noise, looks_needed
 from verifier.checks.registry import CHECKS
 from verifier.core.archive import require_free_folder
 from verifier.core.progress import Progress, hushed
+from verifier.core.system import machine
+from verifier.core.system import peak_rss_bytes as usage_peak_bytes
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.gather.opening import Opened, Request, open_request
 from verifier.gather.schedule import gather, parts_needed
@@ -62,7 +63,7 @@ def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) ->
 
 
 def _cost(progress: Progress, begun: float) -> Cost:
-    own = (resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = (usage_peak_bytes(resource.getrusage(who)) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     usage = max(*own, peak_rss_bytes())
     stage_s = {name: round(seconds, 1) for name, seconds in progress.stage_s.items()}
     return Cost(time.perf_counter() - begun, stage_s, usage)
@@ -79,7 +80,5 @@ def _gathered(opened: Opened, evidence: Evidence, cost: Cost) -> Gathered:
         request.allow_partial,
         opened.having,
     )
-    machines = Machines(
-        runner.name, runner.isa, platform.machine(), cpu_kind(), os.cpu_count() or 1, package_versions()
-    )
+    machines = Machines(runner.name, runner.isa, machine(), cpu_kind(), os.cpu_count() or 1, package_versions())
     return Gathered(evidence, asked, opened.checkpoint.name, opened.checkpoint.sha256, machines, cost)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 from verifier.core.errors import RunnerError
 from verifier.core.python import cache_folder
+from verifier.core.system import machine
 from verifier.runner.process import run_child
 from verifier.runner.protocol import Bundle, Result
 
@@ -29,7 +29,7 @@ def find_binary() -> Path:
     """The built runner: `LLAVA_MAIN` if it is set, else the one of `make native`. Raises `RunnerError` if there is none."""
     fix = "run python -m verifier.runner.native.build (in a clone make native; needs g++ 12 or newer), or set LLAVA_MAIN to a llava_main"
     path = _existing(Path(os.environ.get("LLAVA_MAIN", BINARY)), "the native runner is not built", fix)
-    return _built_for(platform.machine(), path)
+    return _built_for(machine(), path)
 
 
 def find_arm_binary() -> Path:
@@ -101,7 +101,7 @@ class NativeRunner:
     @property
     def isa(self) -> str:
         """That of this machine."""
-        return platform.machine()
+        return machine()
 
     @property
     def at_once(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support import EMBEDDED_PTE
-from verifier.checks.check import ALL_IMAGES, DEVICE
+from verifier.checks.check import ALL_IMAGES, DEVICE, ELSEWHERE
 from verifier.checks.registry import CHECKS, select
 from verifier.core.errors import UsageError
 from verifier.gather.opening import Request, _chosen, open_request, planned_cases
@@ -16,9 +17,21 @@ from verifier.golden.records import GoldenImage, GoldenSet
 
 
 def test_device_checks_are_for_other_machines() -> None:
-    """Only where the program runs on another architecture."""
-    here, there = ({c.id for c in select((), having)} for having in (frozenset[str](), frozenset({DEVICE})))
-    assert there - here == {"device.instructions", "device.lengths", "device.host"}
+    """Where the program runs on Arm; two machines are compared only where there are two."""
+    none, here, there = ({c.id for c in select((), frozenset(had))} for had in ((), (DEVICE,), (DEVICE, ELSEWHERE)))
+    assert here - none == {"device.instructions", "device.lengths"}
+    assert there - here == {"device.host"}
+
+
+@pytest.mark.parametrize(
+    ("host", "having"), [("x86_64", set[str]()), ("aarch64", {DEVICE}), ("arm64", {DEVICE})], ids=str
+)
+def test_a_host_that_is_arm_is_a_device(host: str, having: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `local` target of a Mac with Apple silicon, or of an arm64 server, is Arm hardware."""
+    monkeypatch.setattr(platform, "machine", lambda: host)
+    opened = open_request(Request(EMBEDDED_PTE))
+    assert opened.having & {DEVICE, ELSEWHERE} == having
+    assert opened.runner.isa == ("x86_64" if host == "x86_64" else "aarch64")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from verifier.core.memory import untouched_zeros
 
 MEASURE = """
 import torch
-from verifier.core.memory import return_freed, untouched_zeros
+from verifier.core.memory import untouched_zeros
+from verifier.core.system import return_freed
 def resident_mib():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
 blocks = [torch.ones(1 << 20) for _ in range(64)]

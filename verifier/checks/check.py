@@ -15,7 +15,8 @@ Cases = Callable[[Subjects], tuple[str, ...]]
 IN_ORDER = (1 << 30, 0)
 PRICE = "price"
 """Accused where quantization costs more than its budget, and the file is what the recipe made."""
-IMAGE, PUBLISHED_ANSWER, DEVICE, ALL_IMAGES = "image", "published answer", "device", "all images"
+IMAGE, PUBLISHED_ANSWER, ALL_IMAGES = "image", "published answer", "all images"
+DEVICE, ELSEWHERE = "device", "elsewhere"
 OFFICIAL = "ExecuTorch's own runner"
 """What a request may have, and some checks are made for alone: an image of the user, an answer to it that was published for this checkpoint, a
 target of another architecture than this machine's, all golden images rather than chosen ones, a target that runs ExecuTorch's own runner. A figure that has a budget is one, too."""

@@ -1,4 +1,4 @@
-"""`device.*`: the machine that the program ran on, where it is of another architecture than this one."""
+"""`device.*`: the Arm machine that the program ran on, be it this one or another; `device.host` needs another one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from verifier.checks.bands import TIES, band_of, up_to_ties
 from verifier.checks.check import (
     DEVICE,
+    ELSEWHERE,
     Fields,
     Finding,
     check,
@@ -127,7 +128,7 @@ def counterparts(evidence: Evidence) -> Both | Missing:
     needs=counterparts,
     cases=fixed_cases(*COMPARED),
     limit=("device.host.vision", *TIES),
-    having={DEVICE},
+    having={DEVICE, ELSEWHERE},
     overlap="it compares a device with this machine; the bench has no device, and tests give one wrong numbers",
 )
 def host(both: Both, method: str) -> Finding:

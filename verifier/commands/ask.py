@@ -16,6 +16,7 @@ from pathlib import Path
 from verifier.commands.image import prepare_file
 from verifier.core.command import command
 from verifier.core.errors import RunnerError
+from verifier.core.system import machine
 from verifier.runner.constants import BEFORE_IMAGE
 from verifier.runner.conversation import Asked, ProgramError, answer
 from verifier.runner.protocol import program_hash
@@ -85,7 +86,7 @@ def _head(options: argparse.Namespace) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "runtime": f"llava_main in Python {version('llava-verifier')}, executorch {version('executorch')}",
-        "device": f"{platform.system()} {platform.machine()}",
+        "device": f"{platform.system()} {machine()}",
         "program_sha256": program_hash(options.model_path),
         "tokenizer_sha256": program_hash(options.tokenizer_path),
     }

@@ -23,7 +23,6 @@ NOT_VERIFIED, INTERRUPTED = 2, 130
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))  # noqa: PTH120
 """Where `verifier` is imported from: the clone, or site-packages."""
-PR_SET_PDEATHSIG = 1
 _OF_THE_CALLER = (
     *("PYTHONOPTIMIZE", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONINSPECT", "PYTHONDEVMODE", "PYTHONTRACEMALLOC"),
     *("PYTHONPROFILEIMPORTTIME", "PYTHONVERBOSE", "PYTHONDEBUG"),
@@ -109,14 +108,6 @@ def _call(function: Callable[..., R], given: tuple[object, ...], named: dict[str
 
 
 _call.__code__ = _call.__code__.replace(co_stacksize=(1 << 17) + 1)
-
-
-def die_with_parent() -> None:
-    """Have the system end this process when the one that started it ends: nobody would read the result."""
-    import ctypes
-    import signal
-
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _is_shadow(entry: str) -> bool:

@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from verifier.core.errors import UpstreamError
+from verifier.core.system import library
 
 SEEN: dict[str, tuple[str, ...]] = {
     "executorch": ("1.5.1",),
@@ -107,12 +108,16 @@ RUNTIME = Name(
         *(f"ExecuTorchModule.{name}" for name in ("run_method", "method_names", "write_etdump_result_to_file")),
     ),
 )
-LLAMA_KERNELS = File("executorch", "extension/llm/custom_ops/libcustom_ops_aot_lib.so", "kernels: cache and attention")
-QUANTIZED_KERNELS = File("executorch", "kernels/quantized/libquantized_ops_aot_lib.so", "kernels: quantized embedding")
+LLAMA_KERNELS = File(
+    "executorch", library("extension/llm/custom_ops/libcustom_ops_aot_lib"), "kernels: cache and attention"
+)
+QUANTIZED_KERNELS = File(
+    "executorch", library("kernels/quantized/libquantized_ops_aot_lib"), "kernels: quantized embedding"
+)
 CMAKE_PACKAGE = File("executorch", "share/cmake", "what the C++ runner is built against")
 THREAD_POOL = File(
     "executorch",
-    "lib/libexecutorch_threadpool.so",
+    library("lib/libexecutorch_threadpool"),
     "the C++ runner declares these two functions itself: the wheel has no header of them (native/src/engine.cpp)",
     symbol="_ZN10executorch9extension10threadpool10ThreadPool24_unsafe_reset_threadpoolEj",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from verifier.core.errors import ManifestError, UsageError
 from verifier.core.files import replacing
 from verifier.core.records import JsonObject, read_record
+from verifier.core.system import cpu_model, machine
 from verifier.core.types import Recipe
 
 SCHEMA = "verifier.manifest/1"
@@ -54,18 +54,7 @@ def cpu_kind() -> dict[str, str]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    return {"machine": platform.machine(), "capability": capability, "model": _cpu_model()}
-
-
-def _cpu_model() -> str:
-    """What the kernel says of the first core: vendor, family, model, stepping; on Arm implementer, part, revision."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor()
-    said = dict(line.split(":", 1) for line in path.read_text().split("\n\n")[0].splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in said.items()}
-    wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
-    return " ".join(facts[key] for key in wanted if key in facts)
+    return {"machine": machine(), "capability": capability, "model": cpu_model()}
 
 
 def write_manifest(manifest: Manifest, pte: Path) -> Path:

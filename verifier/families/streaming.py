@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from verifier.core.errors import CheckpointError
-from verifier.core.memory import return_freed
+from verifier.core.system import return_freed
 from verifier.families.checkpoint import Checkpoint
 from verifier.families.shards import Stored
 

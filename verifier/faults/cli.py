@@ -19,6 +19,7 @@ from rich.console import Console
 from verifier.core.command import command, split_globs
 from verifier.core.errors import UsageError, VerifierError
 from verifier.core.files import replacing
+from verifier.core.system import can_fork
 from verifier.families.checkpoint import EMBEDDED
 from verifier.faults.bench import Outcome, Subject, prepare, run_faults, sound
 from verifier.faults.catalogue import FAULTS
@@ -177,6 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{fault.name:32} {fault.kind:7} {fault.text}" for fault in faults))
         return 0
+    if not can_fork():
+        raise UsageError(
+            "the bench forks a process that has loaded torch, which this system does not allow", fix="run it on Linux"
+        )
     if options.resume:
         kept.read()
     _run(faults, options, console, kept)

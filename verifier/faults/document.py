@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from verifier.checks.registry import CHECKS
 from verifier.core.files import replacing
 from verifier.core.records import JsonObject
+from verifier.core.system import cores
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.faults import today
 from verifier.faults.bench import Outcome
@@ -37,7 +37,7 @@ def save(folder: Path, part: str, outcomes: Sequence[Outcome], wall_s: float, wo
         "date": datetime.now(UTC).date().isoformat(),
         "versions": package_versions(),
         "cpu": cpu_kind(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "workers": workers,
         "wall_s": round(wall_s),
         "outcomes": [_kept(outcome) for outcome in outcomes],

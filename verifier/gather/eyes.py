@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ from PIL import Image
 
 from verifier.core.compare import Difference, compare
 from verifier.core.errors import VerifierError
+from verifier.core.system import machine
 from verifier.families.conventions import ENCODER
 from verifier.families.definition import Definition
 from verifier.families.driver import Script
@@ -84,7 +84,7 @@ def prepared_sizes(opened: Opened) -> tuple[Size, ...]:
 
 
 def _is_slow(opened: Opened) -> bool:
-    return opened.family.large or opened.runner.isa != platform.machine()
+    return opened.family.large or opened.runner.isa != machine()
 
 
 def try_sizes(opened: Opened, chosen: Chosen) -> tuple[SizeTried, ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from verifier.artifact.program import Artifact, TensorFacts, open_artifact
 from verifier.audit.infer import infer_recipe
-from verifier.checks.check import ALL_IMAGES, DEVICE, IMAGE, OFFICIAL, PUBLISHED_ANSWER, Check
+from verifier.checks.check import ALL_IMAGES, DEVICE, ELSEWHERE, IMAGE, OFFICIAL, PUBLISHED_ANSWER, Check
 from verifier.checks.registry import select
 from verifier.core.errors import CheckpointError, ManifestError, UsageError
 from verifier.core.prices import checked_prices
+from verifier.core.system import ARM, machine
 from verifier.core.types import Recipe
 from verifier.export.manifest import Manifest, read_manifest
 from verifier.families.checkpoint import EMBEDDED, Checkpoint
@@ -163,7 +163,8 @@ def open_request(request: Request, on_transfer: OnTransfer = no_transfer) -> Ope
     possible = {
         IMAGE: request.image is not None,
         PUBLISHED_ANSWER: request.image is not None and expectation is not None,
-        DEVICE: runner.isa != platform.machine(),
+        DEVICE: runner.isa == ARM or runner.isa != machine(),
+        ELSEWHERE: runner.isa != machine(),
         ALL_IMAGES: not request.images,
         OFFICIAL: own,
     } | dict.fromkeys(budget or (), True)

@@ -17,8 +17,8 @@ import torch
 from verifier.audit.expected import TABLE
 from verifier.audit.run import Audit, audit_weights
 from verifier.core.errors import ArtifactError, GoldenError, VerifierError
-from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, Progress
+from verifier.core.system import return_freed
 from verifier.core.types import Missing
 from verifier.families.answering import answer_samples, load_sample
 from verifier.families.definition import Definition, Module

@@ -17,8 +17,8 @@ from verifier.artifact.program import Artifact
 from verifier.artifact.storage import Storage
 from verifier.audit.run import Audit, with_recipe_constants
 from verifier.core.errors import VerifierError
-from verifier.core.memory import return_freed
 from verifier.core.progress import OnProgress, no_progress
+from verifier.core.system import return_freed
 from verifier.core.types import Missing, Recipe
 from verifier.families.conventions import DECODER, EMBEDDING, ENCODER, most_tokens
 from verifier.families.definition import Definition

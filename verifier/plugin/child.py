@@ -16,8 +16,9 @@ from pathlib import Path
 from verifier.core.command import split_globs
 from verifier.core.errors import VerifierError
 from verifier.core.prices import parse_prices
-from verifier.core.python import die_with_parent, with_room
+from verifier.core.python import with_room
 from verifier.core.records import JsonObject
+from verifier.core.system import die_with_parent
 from verifier.gather.opening import Request, open_request, planned_cases
 from verifier.pipeline import verify
 from verifier.report.as_json import report

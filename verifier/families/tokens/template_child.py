@@ -25,7 +25,8 @@ def _tojson(value: Any, *_given: Any, **named: Any) -> str:
 def main() -> None:
     """Render once."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if sys.platform != "darwin":  # macOS refuses such a limit; the time that a template has bounds what it can take
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     from jinja2 import TemplateError
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
