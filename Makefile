@@ -1,7 +1,10 @@
-# Two commands for everyone: `make verify` and `make test`. Both set up what they need on a machine with Python 3.11.
+# Two commands for everyone: `make verify` and `make test`. Both set up what they need on a machine with Python 3.11, 3.12 or 3.13.
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Where pip looks for torch before anywhere else: https://download.pytorch.org/whl/cpu has builds without CUDA, 0.2 GB in place of 3
+TORCH_INDEX ?=
 export HF_HUB_OFFLINE := 1
 
 .PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz fuzz-pictures native native-arm phone embedded-model train golden calibration evaluate clean
@@ -30,11 +33,11 @@ checks-reference: $(READY)  ## docs/checks.md from the docstrings of the checks,
 
 setup: $(READY)
 
-$(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"Python 3.11 is needed, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit((not (3, 11) <= v < (3, 14)) and f"Python 3.11, 3.12 or 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 bench: $(READY)  ## ratios measured side by side; BASE=COMMIT also times the whole gate against an earlier commit

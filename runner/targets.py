@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from verifier.core.errors import UsageError
+from verifier.core.extras import require_extra
 from verifier.runner.local import LocalRunner
 from verifier.runner.native import NativeRunner, find_binary
 from verifier.runner.official import OfficialRunner
@@ -35,10 +36,12 @@ def make_runner(target: str, on_transfer: OnTransfer = no_transfer) -> Runner:
     if kind == "qemu-python":
         return make_arm_python_runner(target)
     if kind == "ssh" and rest:
+        require_extra("ssh", "the target ssh")
         from verifier.runner.ssh import make_ssh_runner
 
         return make_ssh_runner(target, on_transfer)
     if kind == "adb":
+        require_extra("adb", "the target adb")
         from verifier.runner.adb import make_adb_runner
 
         return make_adb_runner(target, on_transfer)

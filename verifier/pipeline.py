@@ -15,6 +15,7 @@ from verifier.core.archive import require_free_folder
 from verifier.core.progress import Progress, hushed
 from verifier.core.system import machine
 from verifier.core.system import peak_rss_bytes as usage_peak_bytes
+from verifier.core.versions import require_names
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.gather.opening import Opened, Request, open_request
 from verifier.gather.schedule import gather, parts_needed
@@ -33,6 +34,7 @@ def verify(request: Request, progress: Progress | None = None) -> Run:
     with hushed() as stream:
         progress.stream = stream
         with progress.stage("open"):
+            require_names()
             opened = open_request(request, progress.transferred)
         with closing(opened.runner):
             evidence, quantized = gather(opened, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,11 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)  # PTE --flag IMAGE works too
     from verifier.core.prices import parse_prices
     from verifier.core.progress import Progress
+    from verifier.core.versions import warning
     from verifier.gather.opening import Request
     from verifier.pipeline import verify
     from verifier.report.as_json import report
     from verifier.report.output import check_destinations, print_verdict, write_reports
 
+    if said := warning():
+        print(f"warning: {said}", file=sys.stderr)
     check_destinations(options)
     prices = parse_prices(options.budget)
     old = _baseline(options) if options.baseline else None

@@ -17,13 +17,13 @@ from verifier.core.errors import UpstreamError
 from verifier.core.system import library
 
 SEEN: dict[str, tuple[str, ...]] = {
-    "executorch": ("1.5.1",),
+    "executorch": ("1.4.1", "1.5.0", "1.5.1"),
     "pytorch_tokenizers": ("1.5.0",),
     "torch": ("2.13.0",),
     "torchao": ("0.18.0",),
     "transformers": ("5.23.0",),
 }
-"""Versions in which every name below was found, by package; the last one is what `pyproject.toml` asks for."""
+"""Versions in which every name below was found, by package; the last one is that of `constraints.txt`."""
 
 
 def requirement(package: str) -> str:
@@ -34,11 +34,13 @@ def requirement(package: str) -> str:
 @dataclass(frozen=True)
 class Name:
     """A name in the form `package.module:attribute`, or a module. `uses` are attributes of it, with dots, that are private or likely
-    to move."""
+    to move. `before` is where older versions have it; what is `optional` saves time or memory alone."""
 
     path: str
     why: str
     uses: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    optional: bool = False
 
     @property
     def package(self) -> str:
@@ -52,23 +54,29 @@ class Name:
 
     def resolve(self) -> Any:
         """The object, imported now. Raises `UpstreamError` if the installed version lacks it or one of `uses`."""
-        try:
-            found = resolve_name(self.path)
-            for used in self.uses:
-                attrgetter(used)(found)
-        except (ImportError, AttributeError) as error:
-            raise _missing(self.package, self.path, error) from error
-        return found
+        problem: Exception | None = None
+        for path in (self.path, *self.before):
+            try:
+                found = resolve_name(path)
+                for used in self.uses:
+                    attrgetter(used)(found)
+            except (ImportError, AttributeError) as error:
+                problem = problem or error
+            else:
+                return found
+        raise _missing(self.package, self.path, problem) from problem
 
 
 @dataclass(frozen=True)
 class File:
-    """A file or folder inside a package; `symbol` is the mangled name of a C++ function that its code defines."""
+    """A file or folder inside a package; `symbol` is the mangled name of a C++ function that its code defines. What is `optional` serves the C++ runner
+    alone."""
 
     package: str
     path: str
     why: str
     symbol: str = ""
+    optional: bool = False
 
     def resolve(self) -> Path:
         """Its place, by the package's folder: the package is not imported. Raises `UpstreamError` if the installed version lacks it."""
@@ -107,6 +115,7 @@ RUNTIME = Name(
         *("_load_for_executorch", "_unsafe_reset_threadpool", "_get_operator_names"),
         *(f"ExecuTorchModule.{name}" for name in ("run_method", "method_names", "write_etdump_result_to_file")),
     ),
+    before=("executorch.extension.pybindings._portable_lib",),  # 1.4
 )
 LLAMA_KERNELS = File(
     "executorch", library("extension/llm/custom_ops/libcustom_ops_aot_lib"), "kernels: cache and attention"
@@ -120,12 +129,14 @@ THREAD_POOL = File(
     library("lib/libexecutorch_threadpool"),
     "the C++ runner declares these two functions itself: the wheel has no header of them (native/src/engine.cpp)",
     symbol="_ZN10executorch9extension10threadpool10ThreadPool24_unsafe_reset_threadpoolEj",
+    optional=True,
 )
 GET_THREAD_POOL = File(
     "executorch",
     THREAD_POOL.path,
     THREAD_POOL.why,
     symbol="_ZN10executorch9extension10threadpool14get_threadpoolEv",
+    optional=True,
 )
 TOKENIZERS = Name(
     "pytorch_tokenizers.pytorch_tokenizers_cpp",
@@ -225,7 +236,9 @@ XNNPACK_PASSES = Name(
     "executorch.backends.xnnpack._passes:XNNPACKPassManager", "passes that cannot change a graph", uses=("transform",)
 )
 CONTAINS_OPERATOR = Name(
-    "executorch.exir.graph_module:contains_any_call_fn_target_op", "whether a program is to be decomposed"
+    "executorch.exir.graph_module:contains_any_call_fn_target_op",
+    "whether a program is to be decomposed",
+    optional=True,
 )
 QUANT_PRIMITIVES = Name(
     "torchao.quantization.quant_primitives",
@@ -244,6 +257,7 @@ XNNPACK_BACKEND = Name(
     "executorch.backends.xnnpack.xnnpack_preprocess:XnnpackBackend",
     "weights are not copied before they are packed",
     uses=("copy_exported_program_for_preprocess",),
+    optional=True,
 )
 
 # Hugging Face's side of a comparison

@@ -13,6 +13,7 @@ from verifier.core.errors import ExportError, UsageError
 from verifier.core.files import replacing, sha256_of_file
 from verifier.core.progress import Progress, hushed
 from verifier.core.types import Recipe
+from verifier.core.versions import require_names
 from verifier.export.image_tensor import save_image_tensor
 from verifier.export.lean import lean_lowering
 from verifier.export.lower import Metadata, join, lower_method, metadata, to_edge, to_program
@@ -128,6 +129,7 @@ def export_llava(
     """Export a checkpoint to `pte` and its manifest. `with_artifacts` adds `tokenizer.bin`, `image.pt` and `image.npy` beside it,
     `profile_memory` a Chrome trace of the planned arena per method. Raises `VerifierError` subclasses."""
     progress = progress or Progress(quiet=True)
+    require_names()
     require_whole_groups(checkpoint.geometry.text, recipe)
     checkpoint.require_usable()
     tokenizer = open_tokenizer(checkpoint)

@@ -18,6 +18,7 @@ from verifier.families.samples import Sample
 from verifier.gather.conversations import run_bundle
 from verifier.gather.opening import Opened
 from verifier.ladder.gather import Traced, choose_samples, run_traced
+from verifier.ladder.trace import UntracedError
 from verifier.measures.cache_rows import measure_rows
 from verifier.measures.evidence import Part, unasked
 from verifier.measures.kvcache import ask_cache
@@ -106,8 +107,11 @@ def converse(opened: Opened, parts: frozenset[Part], bundle: Bundle) -> Result:
     return run_bundle(opened.runner, bundle)
 
 
-def trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced:
+def trace(opened: Opened, samples: list[Sample], folder: Path) -> Traced | Missing:
     """The traced conversations of some of the samples; their traces lie in `folder`."""
     patches, large = opened.family.patches, opened.family.large
     chosen = choose_samples(samples, large=large)
-    return run_traced(opened.artifact, opened.caller, chosen, opened.runner, folder, patches=patches, large=large)
+    try:
+        return run_traced(opened.artifact, opened.caller, chosen, opened.runner, folder, patches=patches, large=large)
+    except UntracedError as error:
+        return Missing(error.one_line, "verifier")

@@ -45,7 +45,7 @@ from verifier.ladder.replay import Replayer, Tapped
 from verifier.ladder.reproduction import save_reproduction
 from verifier.ladder.tower import TowerRung, find_sites
 from verifier.ladder.tower_blocks import TowerErrors, compare_tower, vision_layers
-from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace
+from verifier.ladder.trace import ALIGNMENT_BYTES, CallTrace, read_trace, require_trace
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, OutputOf, Runner, TraceRequest
@@ -135,6 +135,7 @@ def run_traced(
         )
         if result.outcome != "ok":
             return Traced(tuple(folders), problem=f"the traced run ended in {result.outcome}: {result.message}")
+        require_trace(folders[-1])
         for place, (call, owner) in enumerate(zip(kept, owners, strict=True)):
             inputs = [result.outputs[v.call] if isinstance(v, OutputOf) else v for v in call.inputs]
             tensors = tuple(torch.from_numpy(np.array(x)) for x in inputs)

@@ -53,11 +53,24 @@ CallTrace = dict[int, tuple[TracedTensor, ...]]
 """Instruction -> the tensors that were recorded there, in the order of its arguments."""
 
 
+class UntracedError(RunnerError):
+    """The runtime was built without its event tracer, as the wheels of executorch before 1.5 are."""
+
+
+def require_trace(directory: Path) -> None:
+    """Raises `UntracedError` if a traced run left no trace in its folder."""
+    if not all((directory / name).is_file() for name in (ETDUMP_FILE, BUFFER_FILE)):
+        raise UntracedError(
+            "the runtime wrote no trace: it was built without its event tracer, as the wheels of executorch before 1.5",
+            expected=f"{ETDUMP_FILE} and {BUFFER_FILE}",
+            fix="verify with executorch 1.5 or newer, or with --target native; verifier.skew then compares this runtime with it",
+        )
+
+
 def read_trace(directory: Path) -> list[CallTrace]:
     """Traces of all calls that ran, in order. Raises `RunnerError` or `ArtifactError` for files that are none."""
     path, buffer = directory / ETDUMP_FILE, directory / BUFFER_FILE
-    if not path.is_file() or not buffer.is_file():
-        raise RunnerError("the runtime wrote no trace", where=directory, expected=f"{ETDUMP_FILE} and {BUFFER_FILE}")
+    require_trace(directory)
     data = path.read_bytes()
     dump = read_flatbuffer(memoryview(data)[4:], etdump_schema(), "ETDump", what="the ETDump")
     return [_call(run, buffer) for run in dump.run_data if run.name == "Execute"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from verifier.core.command import split_globs
 from verifier.core.errors import VerifierError
+from verifier.core.extras import require_extra
 from verifier.core.prices import parse_prices
 from verifier.core.python import with_room
 from verifier.core.records import JsonObject
@@ -42,6 +43,8 @@ def answer(question: JsonObject) -> JsonObject:
 
 def _request(asked: JsonObject) -> Request:
     checks, images = split_globs(asked["checks"]), split_globs(asked["images"])
+    if asked["report"]:
+        require_extra("report", "--pte-report")
     reproduction = Path(asked["report"]) / "reproduction" if asked["report"] else None
     return Request(
         Path(asked["pte"]),

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from _pytest.config import ConftestImportFailure
 
+from verifier.core.versions import warning
 from verifier.plugin.judge import Judge, Question, Refused
 
 
@@ -96,6 +97,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if config.getoption("--pte"):
         config.pluginmanager.register(_Gate(config), "verifier-gate")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """With `--pte`: which versions of other packages were not tried."""
+    said = warning() if config.getoption("--pte") else ""
+    return [f"warning: {said}"] if said else []
 
 
 class GateError(Exception):

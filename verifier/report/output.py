@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verifier.core.extras import require_extra
 from verifier.core.files import replacing
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def check_destinations(options: argparse.Namespace) -> None:
     """Refuse before the work what cannot be written after it. Raises `UsageError`."""
+    if options.report:
+        require_extra("report", "--report")
     paths = [options.json, options.junit, options.report and options.report / "report.json"]
     for path in filter(None, paths):
         probe = path.with_name(f".probe-{path.name}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifier.core.command import command
+from verifier.core.extras import require_extra
 from verifier.record.verdict import EXIT_STATUS
 
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     amount.add_argument("--quiet", action="store_true", help="print only the verdict")
     amount.add_argument("--verbose", action="store_true", help="print a line for each check, and every failure")
     options = parser.parse_args(arguments)
+    if options.report or options.html:
+        require_extra("report", "a page with pictures")
     from verifier.report.as_html import write_html
     from verifier.report.as_json import read_report
     from verifier.report.as_junit import write_junit
