@@ -20,9 +20,16 @@ _SIZES_AT = 16  # of program size and segment base, u64 each, in the extended he
 
 
 def rewire(
-    artifact: Artifact, path: Path, method: str, *, inputs: Sequence[int] = (), outputs: Sequence[int] = ()
+    artifact: Artifact,
+    path: Path,
+    method: str,
+    *,
+    inputs: Sequence[int] = (),
+    outputs: Sequence[int] = (),
+    until: int | None = None,
 ) -> None:
-    """Write a copy of a program in which a method takes and returns more EValues, behind its own ones.
+    """Write a copy of a program in which a method takes and returns more EValues, behind its own ones. With `until` it ends behind that
+    instruction, and returns `outputs` alone: what it would have returned is not computed.
 
     Raises `ArtifactError` for a file without extended header: its segments cannot be found again.
     """
@@ -35,7 +42,10 @@ def rewire(
                 "the program has no extended header", where=artifact.path, fix="export it with ExecuTorch 1.x"
             )
         program += bytes(-len(program) % 4)
-        for name, listed in (("inputs", (*plan.inputs, *inputs)), ("outputs", (*plan.outputs, *outputs))):
+        own = plan.outputs if until is None else ()
+        if until is not None:
+            _end_behind(program, method, until)
+        for name, listed in (("inputs", (*plan.inputs, *inputs)), ("outputs", (*own, *outputs))):
             place = _place(program, method, name)
             struct.pack_into("<I", program, place, len(program) - place)
             program += struct.pack(f"<I{len(listed)}i", len(listed), *listed)
@@ -54,22 +64,32 @@ def rewire(
 
 def _place(program: bytearray, method: str, name: str) -> int:
     """Where the offset of an execution plan's vector stands. The program has been read before, so its offsets are sound."""
-    tables = program_schema().tables
-
-    def field(table: int, kind: str, wanted: str) -> int:
-        slot = next(f.slot for f in tables[kind] if f.name == wanted)
-        vtable = table - struct.unpack_from("<i", program, table)[0]
-        offset = struct.unpack_from("<H", program, vtable + 4 + 2 * slot)[0]
-        return int(table + offset)
-
-    def follow(place: int) -> int:
-        return int(place + struct.unpack_from("<I", program, place)[0])
-
-    plans = follow(field(follow(0), "Program", "execution_plan"))
+    plans = _follow(program, _field(program, _follow(program, 0), "Program", "execution_plan"))
     for number in range(struct.unpack_from("<I", program, plans)[0]):
-        plan = follow(plans + 4 + 4 * number)
-        text = follow(field(plan, "ExecutionPlan", "name"))
+        plan = _follow(program, plans + 4 + 4 * number)
+        text = _follow(program, _field(program, plan, "ExecutionPlan", "name"))
         size = struct.unpack_from("<I", program, text)[0]
         if program[text + 4 : text + 4 + size].decode() == method:
-            return field(plan, "ExecutionPlan", name)
+            return _field(program, plan, "ExecutionPlan", name)
     raise ArtifactError("the program has no such method", got=method)
+
+
+def _end_behind(program: bytearray, method: str, instruction: int) -> None:
+    """Shorten the list of a method's instructions, in place."""
+    chains = _follow(program, _place(program, method, "chains"))
+    listed = _follow(program, _field(program, _follow(program, chains + 4), "Chain", "instructions"))
+    count = struct.unpack_from("<I", program, listed)[0]
+    if not 0 <= instruction < count:
+        raise ArtifactError("the method has no such instruction", got=instruction, expected=f"0..{count - 1}")
+    struct.pack_into("<I", program, listed, instruction + 1)
+
+
+def _field(program: bytearray, table: int, kind: str, wanted: str) -> int:
+    slot = next(f.slot for f in program_schema().tables[kind] if f.name == wanted)
+    vtable = table - struct.unpack_from("<i", program, table)[0]
+    offset = struct.unpack_from("<H", program, vtable + 4 + 2 * slot)[0]
+    return int(table + offset)
+
+
+def _follow(program: bytearray, place: int) -> int:
+    return int(place + struct.unpack_from("<I", program, place)[0])
