@@ -166,5 +166,7 @@ def _said(python: Path, code: str, problem: str) -> str:
         words, capture_output=True, text=True, check=False, timeout=300, env=os.environ | child_environment()
     )
     if done.returncode:
-        raise RunnerError(problem, got=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode, where=python)
+        raise RunnerError(
+            problem, got=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode, where=python
+        )
     return done.stdout

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tests.support import sqnr_db
 from verifier.backends.xnnpack.arithmetic import (
-    OFFSETS,
     centred_rows,
     multiply_groups,
     multiply_in_order,
@@ -23,6 +22,7 @@ from verifier.core import upstream
 from verifier.core.types import Scheme
 from verifier.export.quantize import quantize_linear
 from verifier.ladder.limits import LINEAR
+from verifier.operators.order import ORDERS
 from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call
 
@@ -80,25 +80,27 @@ def _answer(once: Callable[[str, Callable[[Path], None]], Path]) -> tuple[np.nda
 
 
 def test_order_of_sums_is_the_kernels(once: Callable[[str, Callable[[Path], None]], Path]) -> None:
-    """Above the limit in one of the orders, and with AVX-512 VNNI bit for bit; with a weight off by one in none of them."""
+    """Above the limit in one of the orders, with AVX-512 VNNI and with AVX2 bit for bit; with a weight off by one in none of them."""
     made, features = _answer(once)
     integers, scales = _weights()
     rows = quantize_rows(_given())
 
-    def orders(weights: Tensor) -> dict[int, float]:
-        return {
-            offset: sqnr_db(
-                actual=made, expected=multiply_in_order(rows, weights.float(), scales, offset=offset).numpy()
-            )
-            for offset in OFFSETS
+    def orders(weights: Tensor) -> dict[tuple[int, int], float]:
+        known = [(order.offset, order.pieces) for order in ORDERS]
+        made_so = {
+            (offset, pieces): multiply_in_order(rows, weights.float(), scales, offset=offset, pieces=pieces).numpy()
+            for offset, pieces in known
         }
+        return {order: sqnr_db(actual=made, expected=expected) for order, expected in made_so.items()}
 
     found = orders(integers)
     exact = multiply_groups(centred_rows(rows), integers.float(), scales) * rows.scale.double()
     assert max(found.values()) >= LINEAR.value
     if "avx512_vnni" in features:
-        assert found[128] == 400
+        assert found[128, 1] == 400
         assert sqnr_db(actual=made, expected=exact.float().numpy()) < 130
+    elif "avx2" in features and not any(name.startswith(("avx512", "avx_vnni")) for name in features):
+        assert found[0, 4] == 400
     wrong = integers.clone()
     wrong[7, 1234] ^= 1
     assert max(orders(wrong).values()) < LINEAR.value

@@ -61,8 +61,8 @@ class Again:
 
     @cached_property
     def orders(self) -> tuple[dict[int, Any], ...]:
-        """Results by number of EValue, for each of `ORDERS`; of 4-bit linears alone for each offset, all that tells theirs apart."""
-        orders = {order.offset: order for order in ORDERS}.values() if self.has_groups else ORDERS
+        """Results by number of EValue, for each of `ORDERS`; of 4-bit linears alone for what tells theirs apart."""
+        orders = {(order.offset, order.pieces): order for order in ORDERS}.values() if self.has_groups else ORDERS
         return tuple(evaluate(self.state, self.instruction, self.operands, order=order) for order in orders)
 
 

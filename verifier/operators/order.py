@@ -16,22 +16,23 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Order:
     """`lanes` sums of every so-many-th product, added up in pairs; `fused` rounds a product and its addition once. `offset` is what the
-    kernel adds to int8 activations before it multiplies them with 4-bit weights (`multiply_in_order`)."""
+    kernel adds to int8 activations before it multiplies them with 4-bit weights, and `pieces` how many sums it keeps of those (`multiply_in_order`)."""
 
     name: str
     fused: bool
     lanes: int
     offset: int
+    pieces: int = 1
 
 
 ORDERS = (
     Order("one after the other, fused", fused=True, lanes=1, offset=128),
     Order("one after the other, rounded twice", fused=False, lanes=1, offset=0),
-    Order("in 16 lanes, fused", fused=True, lanes=16, offset=0),
+    Order("in 16 lanes, fused", fused=True, lanes=16, offset=0, pieces=4),
 )
 """XNNPACK's f32 GEMM and IGEMM keep one sum for each output, along K, fused where the CPU can (AVX2, AVX-512, NEON) and not where it
 cannot (SSE2, wasm); dot products of other libraries fill a vector. 4-bit linears: AVX-512 VNNI's instruction wants unsigned
-bytes and adds 128, others add nothing."""
+bytes and adds 128, others add nothing; AVX2's keeps four sums of each output."""
 
 
 def dot(a: Tensor, b: Tensor, order: Order | None = None) -> Tensor:

@@ -89,17 +89,16 @@ def _group_sums(x: Tensor, weights: Tensor, scales: Tensor) -> Tensor:
     return torch.bmm(x.to(dtype).reshape(-1, count, size).transpose(0, 1), grouped)
 
 
-OFFSETS = (128, 0)
-"""What a kernel adds to int8 activations before it multiplies them: AVX-512 VNNI's instruction wants unsigned bytes, others nothing."""
-
-
-def multiply_in_order(rows: QuantizedRows, weights: Tensor, scales: Tensor, *, offset: int) -> Tensor:
+def multiply_in_order(rows: QuantizedRows, weights: Tensor, scales: Tensor, *, offset: int, pieces: int = 1) -> Tensor:
     """What `multiply_groups` makes of centred rows, times their scales, rounded where XNNPACK's 4-bit kernels round: fp32 [..., N].
 
     First the zero point's share, then group by group with fused multiply-add. A row with few large activations has a zero point far from
-    the rest: its share is many times the result, and an fp32 rounding of it is what is left.
+    the rest: its share is many times the result, and an fp32 rounding of it is what is left. With `offset` the kernel adds that to every activation first:
+    128 where its instruction wants unsigned bytes. With `pieces` it keeps so many sums, of two neighbouring channels in turn; the zero point's
+    share is in the first, and they are added up in pairs at the end.
 
-    Source: `xnn_qd8_f32_qb4w_gemm_minmax_ukernel_*` and the packing of their weights; the same bits as AVX-512 VNNI's (tests/runners/test_linear_order.py).
+    Source: `xnn_qd8_f32_qb4w_gemm_minmax_ukernel_*` and the packing of their weights; the same bits as those for AVX-512 VNNI (offset 128) and for AVX2
+    (4 pieces) (tests/runners/test_linear_order.py).
     """
     count = scales.shape[1]
     shares = torch.zeros(len(scales))
@@ -107,10 +106,15 @@ def multiply_in_order(rows: QuantizedRows, weights: Tensor, scales: Tensor, *, o
         shares -= ones * scale
     given = rows.integers.to(torch.float32) + offset
     start = (rows.zero_point + offset).to(torch.float32) * shares
-    total = start.reshape(-1, len(scales))
-    for part, scale in zip(_group_sums(given, weights, scales), scales.T, strict=True):
-        total = total.double().addcmul_(part.double(), scale.double()).to(torch.float32)
-    return total.view(start.shape) * rows.scale
+    sums = [start.reshape(-1, len(scales)), *([torch.zeros_like(start).reshape(-1, len(scales))] * (pieces - 1))]
+    owner = torch.arange(weights.shape[1]) // 2 % pieces
+    for place in range(pieces):
+        own = weights if pieces == 1 else torch.where(owner == place, weights, 0)
+        for part, scale in zip(_group_sums(given, own, scales), scales.T, strict=True):
+            sums[place] = sums[place].double().addcmul_(part.double(), scale.double()).to(torch.float32)
+    while len(sums) > 1:
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2], strict=True)]
+    return sums[0].view(start.shape) * rows.scale
 
 
 def quantize(x: Tensor, *, scale: float, zero_point: int) -> Tensor:

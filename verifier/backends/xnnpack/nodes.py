@@ -120,7 +120,9 @@ def _fully_connected(node: Node, context: Context) -> Operand:
         assert isinstance(rows, QuantizedRows)
         if w_fact.has_groups and context.order is not None:
             weights, scales = grouped_weights(w_fact, context.storage)
-            result = multiply_in_order(rows, weights, scales, offset=context.order.offset).double()
+            result = multiply_in_order(
+                rows, weights, scales, offset=context.order.offset, pieces=context.order.pieces
+            ).double()
         elif w_fact.has_groups:
             weights, scales = grouped_weights(w_fact, context.storage)
             result = multiply_groups(centred_rows(rows), weights, scales) * rows.scale.double()
