@@ -150,6 +150,40 @@ def test_ci_runs_on_every_python_and_on_arm() -> None:
     assert {"ubuntu-24.04-arm", "macos-15"} < set(matrix["runner"])
 
 
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+def _example_scripts(name: str) -> list[str]:
+    text = (EXAMPLES / name).read_text()
+    if name.endswith(".yml"):
+        script: list[str] = yaml.safe_load(text)["gate"]["script"]
+        return script
+    return re.findall(r"^ *sh '([^']*)'$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["gitlab-ci.yml", "Jenkinsfile"])
+@pytest.mark.parametrize(("pte", "status"), [(str(EMBEDDED_PTE), 0), ("no such.pte", 2)], ids=["sound", "missing"])
+def test_files_for_other_ci_hold_a_release(name: str, pte: str, status: int, tmp_path: Path) -> None:
+    """Their scripts, run line by line as they do it, with few checks; the page has the very files, which name this version."""
+    install, gate = _example_scripts(name)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"llava_verifier-{version}-py3-none-any.whl[report]" in install
+    assert (EXAMPLES / name).read_text() in (ROOT / "docs" / "gating-a-release.md").read_text()
+    given = {"PTE": pte, "CHECKPOINT": str(EMBEDDED_PTE.parent)}
+    environment = os.environ | given | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = ["bash", "-euc", f"{gate} --checks structure.limits"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "report" / "junit.xml").is_file() == (status == 0)
+
+
+def test_the_file_for_gitlab_is_valid() -> None:
+    """By the schema that comes with check-jsonschema."""
+    words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.gitlab-ci"]
+    done = subprocess.run([*words, str(EXAMPLES / "gitlab-ci.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 KNOWN_RUNNERS = ("ubuntu-24.04", "ubuntu-24.04-arm", "macos-15")
 """Newer than the list in the package."""
 
