@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_INDEX ?=
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz fuzz-pictures native native-arm phone embedded-model train golden calibration evaluate clean
+.PHONY: setup verify test lint docs checks-reference test-slow bench bench-full faults sound fuzz fuzz-pictures native native-arm phone embedded-model train golden calibration evaluate release changelog clean
 
 verify: $(READY)  ## verify the embedded model and print the verdict
 	$(BIN)/python -m verifier.test_pte golden/llava_tiny/llava_tiny.pte
@@ -76,6 +76,12 @@ train: $(READY)  ## train llava_tiny from nothing: an hour or two, resumable
 
 golden: $(READY)  ## answer the golden images again with the fp32 model
 	$(BIN)/python -m golden.llava_tiny.make.golden
+
+release: $(READY)  ## wheel and source distribution of this commit, checked, with notes and hashes, into build/release; INSTALL="python3.11 python3.12" tries the wheel
+	$(BIN)/python -m tools.release $(addprefix --install ,$(INSTALL))
+
+changelog: $(READY)  ## move the fragments of changelog.d into CHANGELOG.md, before the commit of a release
+	$(BIN)/python -m towncrier build --yes
 
 TINY := golden/llava_tiny
 embedded-model: $(READY)  ## export golden/llava_tiny/llava_tiny.pte again

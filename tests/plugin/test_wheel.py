@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,32 +16,24 @@ from pathlib import Path
 import pytest
 
 from tests.support import EMBEDDED_PTE
+from tools.release import build, check, fixed_archive, notes
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("wheel")
-
-
-def _copy(source: Path) -> None:
-    """What git knows of the tree, links as links."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    for name in listed.decode().split("\0"):
-        if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+EPOCH = 1_793_534_400
+"""1 November 2026."""
 
 
 @pytest.fixture(scope="session")
-def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """Built from a copy of the tree, so that no build folder of it gets in."""
+def release(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A folder with wheel and source distribution, as `make release` builds them from what git knows."""
+    return once("release", lambda folder: print(build(folder, EPOCH)))
 
-    def build(folder: Path) -> None:
-        source = folder / "source"
-        _copy(source)
-        words = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "-w", str(folder), str(source)]
-        subprocess.run(words, check=True)
-        shutil.rmtree(source)
 
-    return next(once("wheel", build).glob("*.whl"))
+@pytest.fixture(scope="session")
+def wheel(release: Path) -> Path:
+    """The wheel alone."""
+    return next(release.glob("*.whl"))
 
 
 def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -> None:
@@ -66,28 +60,55 @@ def test_wheel_holds_the_golden_data_and_what_reports_are_made_of(wheel: Path) -
     }  # nothing that others may call theirs
 
 
-def test_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
-    """The links to runner/ and golden/ are folders in it."""
-    _copy(tmp_path / "source")
-    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    words = [sys.executable, "-c", build, str(tmp_path)]
-    subprocess.run(words, cwd=tmp_path / "source", check=True, capture_output=True)
-    made = next(tmp_path.glob("*.tar.gz"))
-    words = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--quiet",
-        "-w",
-        str(tmp_path),
-        str(made),
-    ]
-    subprocess.run(words, check=True)
-    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as again:
-        assert set(again.namelist()) == set(archive.namelist())
+def test_a_release_is_the_same_bytes_again(release: Path, tmp_path: Path) -> None:
+    """Under another umask, at another time, in another folder; the wheel comes from the source distribution. Both pass the checks of a release, which
+    find a broken one."""
+    before = os.umask(0o077)
+    try:
+        again = build(tmp_path / "again", EPOCH)
+    finally:
+        os.umask(before)
+    assert {path.name: path.read_bytes() for path in again} == {p.name: p.read_bytes() for p in release.iterdir()}
+    check(again)
+    with zipfile.ZipFile(again[0] if again[0].suffix == ".whl" else again[1]) as archive:
+        assert {info.date_time[:3] for info in archive.infolist()} == {(2026, 11, 1)}
+        assert {info.external_attr >> 16 & 0o777 for info in archive.infolist()} <= {0o644, 0o755, 0o664}
+    broken = tmp_path / again[0].name
+    broken.write_bytes(again[0].read_bytes()[:5000])
+    with pytest.raises(subprocess.CalledProcessError):
+        check([broken])
+
+
+def test_the_order_of_an_archive_does_not_matter() -> None:
+    """Nor its times and owners; a link stays one."""
+    made = []
+    for names, seconds in ((("a", "b"), 1), (("b", "a"), 2)):
+        held = io.BytesIO()
+        with tarfile.open(fileobj=held, mode="w:gz") as archive:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size, member.mtime, member.uid, member.uname = 1, seconds, seconds, f"user{seconds}"
+                archive.addfile(member, io.BytesIO(name.encode()))
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname, link.mtime = tarfile.SYMTYPE, "a", seconds
+            archive.addfile(link)
+        made.append(fixed_archive(held.getvalue(), EPOCH))
+    assert made[0] == made[1]
+    with tarfile.open(fileobj=io.BytesIO(made[0])) as archive:
+        assert [(m.name, m.mtime, m.uid, m.issym()) for m in archive] == [
+            ("a", EPOCH, 0, False),
+            ("b", EPOCH, 0, False),
+            ("link", EPOCH, 0, True),
+        ]
+
+
+def test_notes_come_from_the_fragments() -> None:
+    """Every fragment's first words are in them; with none there is nothing to say."""
+    said = " ".join(notes("9.9.9").split())
+    fragments = [path for path in (ROOT / "changelog.d").glob("*.md") if path.name != "README.md"]
+    for path in fragments:
+        assert " ".join(path.read_text().split())[:60] in said, path.name
+    assert "9.9.9" in said
 
 
 def test_unpacked_wheel_finds_what_belongs_to_it(wheel: Path, tmp_path: Path) -> None:
