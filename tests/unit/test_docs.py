@@ -29,7 +29,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "changelog.d/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-FOREIGN_OPTIONS = {"--strict", "--reruns"}
+FOREIGN_OPTIONS = {"--extra-index-url", "--strict", "--reruns"}
 """Named in the pages: of mypy, and of a plugin of pytest that need not be installed."""
 _COMMAND = re.compile(
     r"(?:^|(?<=[\s'(]))(?:[\w./]*python[\d.]* (?:-P )?-m (?P<module>\S+)|^(?P<tool>pytest|make|llava_main)(?= ))"
