@@ -180,6 +180,7 @@ COMMANDS = (
     *(
         "verifier.test_pte",
         "verifier.judge",
+        "verifier.skew",
         "verifier.session",
         "verifier.export_llava",
         "verifier.compare",
