@@ -41,6 +41,7 @@ def micro_export(once: Once, micro_checkpoint: Path) -> Path:
     return once("micro-export", build)
 
 
+@pytest.mark.slow  # exports llava_tiny whole: two minutes and more without AVX-512
 @pytest.mark.export
 def test_committed_program_is_what_the_exporter_makes(once: Once) -> None:
     """The rebuilt program equals the committed one: byte for byte on the CPU kind of its manifest; elsewhere stored integers

@@ -63,6 +63,7 @@ def _alarms(report: Path) -> list[tuple[str, str, str]]:
     return [(c["id"], c["case"], c["message"]) for c in checks if c["verdict"] != "pass"]
 
 
+@pytest.mark.slow  # exports a wide model: two minutes without AVX-512
 @pytest.mark.usefixtures("streamed")
 def test_streamed_model_is_verified(wide_model: Path, tmp_path: Path) -> None:
     """Every check that needs no bands passes on the path of a model that does not fit."""
@@ -75,6 +76,7 @@ def test_streamed_model_is_verified(wide_model: Path, tmp_path: Path) -> None:
     assert min(c["measured"]["sqnr_db"] for c in graph) > 60
 
 
+@pytest.mark.slow  # exports a wide model: two minutes without AVX-512
 @pytest.mark.usefixtures("streamed")
 def test_flipped_nibble_of_a_streamed_model_is_named(wide_model: Path, tmp_path: Path) -> None:
     """One 4-bit weight of the last layer: found by the layers alone, with its place."""

@@ -44,6 +44,7 @@ def boards(tmp_path: Path) -> Iterator[tuple[Path, list[Sshd]]]:
         server.stop()
 
 
+@pytest.mark.slow  # two emulated boards: two minutes without AVX-512; ssh and qemu have quick tests of their own
 def test_two_boards_are_verified_side_by_side(
     boards: tuple[Path, list[Sshd]], native: NativeRunner, micro_model: Path, tmp_path: Path
 ) -> None:
