@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from verifier.core import upstream, versions
 from verifier.core.errors import UpstreamError
 from verifier.core.upstream import SEEN, Name
 
+ROOT = Path(__file__).parents[2]
 FUTURE = {"executorch": "1.9.0", "transformers": "6.0.0+local"}
 
 
@@ -69,6 +72,14 @@ def test_a_name_that_is_gone_refuses_the_run(
     assert verify(EMBEDDED_PTE, "--checks", "structure.limits") == 2
     said = capsys.readouterr().err
     assert "warning: this verifier was not tried with executorch 1.9.0" in said
+
+
+@pytest.mark.slow  # imports all packages anew
+def test_names_are_found_by_a_process_that_has_imported_nothing() -> None:
+    """The runtime needs libraries of torch that are loaded before it."""
+    code = "from verifier.core.versions import missing_names; print(missing_names())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("[]")
 
 
 def test_a_newer_version_runs_with_a_warning(

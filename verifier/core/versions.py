@@ -40,6 +40,8 @@ def warning() -> str:
 
 def missing_names() -> list[UpstreamError]:
     """The names that an installed version lacks and that verifying or exporting needs. Imports all of the packages: some 15 seconds."""
+    import torch  # noqa: F401  the runtime's library is found once torch has loaded its own
+
     found = []
     for name in vars(upstream).values():
         if isinstance(name, Name | File) and not name.optional:
