@@ -18,7 +18,7 @@ import numpy as np
 
 from verifier.core import upstream
 from verifier.core.errors import RunnerError
-from verifier.core.system import cpu_extensions, die_with_parent, machine, peak_rss_bytes
+from verifier.core.system import cpu_extensions, die_with_parent, machine, peak_bytes_of
 from verifier.runner.bundle import load_bundle
 from verifier.runner.constants import BUFFER_FILE, ETDUMP_FILE, LOOP, LOOP_SIDE, LOOP_TIMES, PLACE_FILE
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, Call, Outcome, OutputOf
@@ -155,7 +155,7 @@ class Session:
             call_s=self.call_s,
             errors=self.errors,
             load_s=self.load_s,
-            peak_rss_bytes=peak_rss_bytes(resource.getrusage(resource.RUSAGE_SELF)),
+            peak_rss_bytes=peak_bytes_of(resource.getrusage(resource.RUSAGE_SELF)),
             isa=machine(),
             cpu_features=cpu_features(),
             operators=sorted(load_libraries()._get_operator_names()),

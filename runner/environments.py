@@ -22,11 +22,15 @@ from filelock import FileLock
 
 from verifier.core.errors import RunnerError, UsageError
 from verifier.core.python import cache_folder, child_environment
+from verifier.core.records import JsonObject
 from verifier.core.system import machine
-from verifier.runner.process import run_child
+from verifier.runner.process import run_python
 from verifier.runner.protocol import Bundle, Result
 
 _TAIL = 1500
+_ANOTHER = "give the python of an environment that has executorch"
+ANSWER_S = 300.0
+"""Longest time that a Python may take to import the runtime."""
 _VERSION = re.compile(r"\d+(\.\d+)*([a-z]+\d*)?")
 ASKED = """
 import importlib.metadata as m, json
@@ -75,11 +79,7 @@ class EnvironmentRunner:
 
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `exchange` for what is an outcome and what an error."""
-
-        def command(sent: Path, back: Path) -> list[str]:
-            return [str(self.python), "-P", "-m", "verifier.runner.child", str(sent), str(back)]
-
-        return run_child(command, bundle, timeout_s=timeout_s, env=child_environment())
+        return run_python([str(self.python), "-P", "-m", "verifier.runner.child"], bundle, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Nothing is left behind."""
@@ -93,14 +93,12 @@ def environment_runner(word: str) -> EnvironmentRunner:
     if "/" in word:
         python = Path(word).expanduser().absolute()
         if not python.is_file():
-            raise UsageError(
-                "there is no such Python", got=word, fix="give the python of an environment that has executorch"
-            )
+            raise UsageError("there is no such Python", got=word, fix=_ANOTHER)
     elif _VERSION.fullmatch(word):
         python = _made(word)
     else:
         raise UsageError("this is no release of executorch", got=word, expected="1.5.1, or the path of a Python")
-    facts = json.loads(_said(python, ASKED, f"the environment of {word} cannot be asked for its packages"))
+    facts = _asked(word, python)
     if facts["unmet"]:
         raise RunnerError(
             f"executorch {facts['executorch']} asks for {' and '.join(facts['unmet'])}",
@@ -115,10 +113,9 @@ def environment_runner(word: str) -> EnvironmentRunner:
 
 def _made(version: str) -> Path:
     """The Python of a release's environment, made if it is not there; half an environment is never left under its name."""
-    beside = hashlib.sha256(f"{_here()} {metadata.version('torch')} {metadata.version('numpy')}".encode()).hexdigest()[
-        :8
-    ]
-    name = f"executorch-{version}-py{sys.version_info.major}.{sys.version_info.minor}-{beside}"
+    beside = f"{_here()} {metadata.version('torch')} {metadata.version('numpy')}"
+    digest = hashlib.sha256(beside.encode()).hexdigest()[:8]
+    name = f"executorch-{version}-py{sys.version_info.major}.{sys.version_info.minor}-{digest}"
     folder = cache_folder() / "runtimes" / name
     python, ready = folder / "bin" / "python", folder / "ready"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,14 +156,24 @@ def _here() -> tuple[Path, ...]:
     return tuple(Path(path) for path in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
 
 
+def _asked(word: str, python: Path) -> JsonObject:
+    """Versions in an environment, and what its executorch asks for in vain. Raises `RunnerError` for what is no Python with executorch."""
+    problem = f"{word} is no Python with executorch"
+    try:
+        facts: JsonObject = json.loads(_said(python, ASKED, problem))
+    except ValueError as error:
+        raise RunnerError(problem, got="no answer in JSON", where=python, fix=_ANOTHER) from error
+    return facts
+
+
 def _said(python: Path, code: str, problem: str) -> str:
     """What a Python prints. Raises `RunnerError` with the last line of its complaint."""
-    words = [str(python), "-P", "-c", code]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, timeout=300, env=os.environ | child_environment()
-    )
+    words, environment = [str(python), "-P", "-c", code], os.environ | child_environment()
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=ANSWER_S, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunnerError(problem, got=error, where=python, fix=_ANOTHER) from error
     if done.returncode:
-        raise RunnerError(
-            problem, got=done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode, where=python
-        )
+        complaint = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RunnerError(problem, got=complaint[-1], where=python)
     return done.stdout

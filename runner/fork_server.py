@@ -22,8 +22,14 @@ from typing import NoReturn
 
 from verifier.core.errors import RunnerError
 from verifier.core.python import child_command, child_environment
-from verifier.core.system import await_end, die_with_parent, limit_memory, physical_memory_bytes, scratch_file
-from verifier.core.system import peak_rss_bytes as usage_peak_bytes
+from verifier.core.system import (
+    await_end,
+    die_with_parent,
+    limit_memory,
+    peak_bytes_of,
+    physical_memory_bytes,
+    scratch_file,
+)
 from verifier.runner.exchange import Ending
 from verifier.runner.process import LONGEST_S
 
@@ -157,7 +163,7 @@ def _serve_one(request: Request, starter: int) -> None:
             os.kill(fork, signal.SIGKILL)
 
     status, usage = await_end(fork, every_s=LOOK_S, look=look)
-    _answer(os.waitstatus_to_exitcode(status), usage_peak_bytes(usage))
+    _answer(os.waitstatus_to_exitcode(status), peak_bytes_of(usage))
 
 
 def _answer(*numbers: int) -> None:

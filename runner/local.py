@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.core.python import child_command, child_environment
+from verifier.core.python import child_command
 from verifier.core.system import can_fork, machine
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.fork_server import run_forked
-from verifier.runner.process import run_child
+from verifier.runner.process import run_python
 from verifier.runner.protocol import Bundle, Result
 
 
@@ -35,11 +35,7 @@ class LocalRunner:
     def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
         """Carry out a bundle; see `exchange` for what is an outcome and what an error."""
         if not can_fork():
-
-            def command(sent: Path, back: Path) -> list[str]:
-                return [*child_command("verifier.runner.child"), str(sent), str(back)]
-
-            return run_child(command, bundle, timeout_s=timeout_s, env=child_environment())
+            return run_python(child_command("verifier.runner.child"), bundle, timeout_s=timeout_s)
 
         def carry(sent: Path, back: Path) -> Ending:
             return run_forked(sent, back, timeout_s=timeout_s, memory_bytes=bundle.memory_bytes)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from verifier.core.errors import RunnerError
+from verifier.core.python import child_environment
 from verifier.core.system import limit_memory, physical_memory_bytes
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.protocol import Bundle, Result
@@ -29,6 +30,13 @@ def run_child(
         return run_process(command(sent, back), timeout_s=timeout_s, env=env, memory_bytes=bundle.memory_bytes)
 
     return exchange(bundle, carry, timeout_s=timeout_s)
+
+
+def run_python(words: Sequence[str], bundle: Bundle, *, timeout_s: float) -> Result:
+    """Have `verifier.runner.child`, which `words` start in some Python, carry out a bundle; see `exchange` for what comes of it."""
+    return run_child(
+        lambda sent, back: [*words, str(sent), str(back)], bundle, timeout_s=timeout_s, env=child_environment()
+    )
 
 
 def run_process(

@@ -45,7 +45,10 @@ def build(out: Path, epoch: int) -> list[Path]:
         copy_tree(source)
         environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "PYTHONHASHSEED": "0"}
         words = [sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(made), str(source)]
-        subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL, umask=0o022)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, umask=0o022)
+        if done.returncode:  # setuptools warns at length about what is meant so
+            print(done.stdout + done.stderr, file=sys.stderr)
+            done.check_returncode()
         out.mkdir(parents=True, exist_ok=True)
         found = []
         for path in sorted(made.iterdir()):

@@ -13,8 +13,7 @@ from verifier.checks.greedy import beyond_noise, looks_needed
 from verifier.checks.registry import CHECKS
 from verifier.core.archive import require_free_folder
 from verifier.core.progress import Progress, hushed
-from verifier.core.system import machine
-from verifier.core.system import peak_rss_bytes as usage_peak_bytes
+from verifier.core.system import machine, peak_bytes_of
 from verifier.core.versions import require_names
 from verifier.export.manifest import cpu_kind, package_versions
 from verifier.gather.opening import Opened, Request, open_request
@@ -65,7 +64,7 @@ def second_look(evidence: Evidence, quantized: QuantizedRung, opened: Opened) ->
 
 
 def _cost(progress: Progress, begun: float) -> Cost:
-    own = (usage_peak_bytes(resource.getrusage(who)) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = (peak_bytes_of(resource.getrusage(who)) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     usage = max(*own, peak_rss_bytes())
     stage_s = {name: round(seconds, 1) for name, seconds in progress.stage_s.items()}
     return Cost(time.perf_counter() - begun, stage_s, usage)

@@ -70,6 +70,13 @@ def test_an_environment_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
             environment_runner("1.4.1")
 
 
+@pytest.mark.parametrize("program", ["/bin/echo", "/bin/false", "/etc/passwd"])
+def test_what_is_no_python_is_named(program: str) -> None:
+    """A program that prints something else, one that fails, a file that does not start: not a failure of our own."""
+    with pytest.raises(RunnerError, match=f"{program} is no Python with executorch"):
+        environment_runner(program)
+
+
 @pytest.mark.parametrize("word", ["latest", "", "1.5.1; rm -rf /", "-e ."])
 def test_what_is_no_release_is_refused(word: str) -> None:
     """It is never given to pip."""

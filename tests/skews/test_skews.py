@@ -136,6 +136,28 @@ def test_the_first_wrong_instruction_is_named(
     assert "FullyConnected" in first["call_text"] and 0 < first["share_off"] < 0.1
 
 
+def test_a_release_that_does_not_run_parts_of_a_method_is_not_judged(
+    releases: dict[str, object], other_weight: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    """What differs is said, what begins it is not; the others are compared all the same."""
+
+    @dataclass(frozen=True)
+    class Stubborn(Release):
+        def run(self, bundle: Bundle, *, timeout_s: float) -> Result:
+            """Only whole programs."""
+            if bundle.pte.name == "prefix.pte":
+                return Result("failed", "error 0x12")
+            return super().run(bundle, timeout_s=timeout_s)
+
+    releases |= {"1": Release("1"), "2": Stubborn("2", other_weight, tmp_path), "3": Release("3")}
+    skew = _skew(["1", "2", "3"])
+    assert [one.finding for one in skew.runtimes] == ["not judged", "same"]
+    decoder = next(one for one in skew.runtimes[0].methods if one.method == "text_decoder")
+    assert decoder.differing and "error 0x12" in decoder.problem
+    assert any("what begins it could not be found" in line for line in lines(skew))
+    assert exit_status(skew) == 2
+
+
 def test_the_same_runtime_twice_has_the_same_bits(releases: dict[str, object]) -> None:
     """Nothing is looked for; a runtime on which the program fails is no base, and is named."""
     releases |= {"a": Release("1"), "b": Release("2", problem="error 0x14"), "c": Release("3")}
@@ -190,6 +212,9 @@ DIFFERING = MethodSkew("text_decoder", 10, 4, 80.0, 4, FIRST)
             "not judged",
             2,
         ),
+        (RuntimeSkew("2", methods=(replace(DIFFERING, first=replace(FIRST, unknown="?")),)), "not judged", 2),
+        (RuntimeSkew("2", methods=(replace(DIFFERING, first=None),)), "not judged", 2),
+        (RuntimeSkew("2", methods=(replace(DIFFERING, first=None, alone=0, problem="?"),)), "not judged", 2),
         (RuntimeSkew("2", reason="no wheel"), "not run", 2),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -91,10 +91,10 @@ def test_model_and_extensions_of_an_arm_server(monkeypatch: pytest.MonkeyPatch, 
 def test_memory_is_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ru_maxrss` has another unit on macOS: what this process used is some 100 MB, not 100 GB or 100 kB."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    here = system.peak_rss_bytes(usage)
+    here = system.peak_bytes_of(usage)
     assert 50e6 < here < system.physical_memory_bytes() < 1e14
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    assert system.peak_rss_bytes(usage) * 1024 == here
+    assert system.peak_bytes_of(usage) * 1024 == here
 
 
 @pytest.mark.usefixtures("mac")

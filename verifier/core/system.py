@@ -71,7 +71,7 @@ def physical_memory_bytes() -> int:
     return int(sysctl("hw.memsize") or 0)
 
 
-def peak_rss_bytes(usage: resource.struct_rusage) -> int:
+def peak_bytes_of(usage: resource.struct_rusage) -> int:
     """Peak memory of a process: `ru_maxrss` counts kilobytes on Linux, bytes on macOS."""
     return usage.ru_maxrss if is_mac() else usage.ru_maxrss * 1024
 

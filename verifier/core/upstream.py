@@ -233,7 +233,10 @@ MEMORY_PROFILE = Name("executorch.util.activation_memory_profiler:generate_memor
 
 # Exporting faster, with the same bytes: these are replaced for as long as an export runs (export/lean.py, export/lean_partition.py)
 XNNPACK_PASSES = Name(
-    "executorch.backends.xnnpack._passes:XNNPACKPassManager", "passes that cannot change a graph", uses=("transform",)
+    "executorch.backends.xnnpack._passes:XNNPACKPassManager",
+    "passes that cannot change a graph",
+    uses=("transform",),
+    optional=True,
 )
 CONTAINS_OPERATOR = Name(
     "executorch.exir.graph_module:contains_any_call_fn_target_op",
@@ -244,15 +247,19 @@ QUANT_PRIMITIVES = Name(
     "torchao.quantization.quant_primitives",
     "shape functions for its operators",
     uses=("_quantize_affine_no_dtype_cast", "_dequantize_affine_no_dtype_check"),
+    optional=True,
 )
-NODE_SOURCE = Name("torch.fx.traceback:NodeSource", "histories of nodes are shared")
-FAKE_TENSOR = Name("torch._subclasses.fake_tensor:FakeTensor", "tensors without data")
+NODE_SOURCE = Name("torch.fx.traceback:NodeSource", "histories of nodes are shared", optional=True)
+FAKE_TENSOR = Name("torch._subclasses.fake_tensor:FakeTensor", "tensors without data", optional=True)
 PARTITIONING = Name(
     "executorch.exir.backend.backend_api",
     "delegates are taken out in linear time",
     uses=("_create_partitions_in_graph_module", "_insert_lowered_submodule"),
+    optional=True,
 )
-LOWERED_MODULES = Name("executorch.exir.lowered_backend_module", "a graph is compiled once", uses=("legalize_graph",))
+LOWERED_MODULES = Name(
+    "executorch.exir.lowered_backend_module", "a graph is compiled once", uses=("legalize_graph",), optional=True
+)
 XNNPACK_BACKEND = Name(
     "executorch.backends.xnnpack.xnnpack_preprocess:XnnpackBackend",
     "weights are not copied before they are packed",

@@ -22,12 +22,10 @@ from verifier.backends.calls import is_view, written_by
 from verifier.backends.xnnpack.arithmetic import QMAX, QMIN
 from verifier.core.memory import untouched_zeros
 from verifier.interpret.machine import Content, Machine, MethodState, Step, constant_tensor, evaluate, reshaped
-from verifier.ladder.call_text import instruction_text, operator_name
-from verifier.ladder.compared import compare_tensors
 from verifier.ladder.finite import constants_of, has_nan, is_computed, is_finite, non_finite
 from verifier.ladder.limits import LINEAR, over
 from verifier.ladder.records import ChangedOperand, Compared, RangeUse, Replay, is_linear
-from verifier.ladder.stages import Again, settle
+from verifier.ladder.stages import Again, settle_result
 from verifier.ladder.trace import CallTrace
 from verifier.operators.operator import ProgramFaultError
 from verifier.operators.registry import OPERATORS
@@ -88,7 +86,7 @@ class Replayer:
     def finish(self) -> Replay:
         """What was found so far."""
         computing = {
-            method: tuple(step.index for step in state.plan.instructions if _computes(step))
+            method: tuple(step.index for step in state.plan.instructions if computes(step))
             for method, state in self.shadow.methods.items()
             if state.plan.instructions
         }
@@ -115,7 +113,7 @@ def _constants(state: MethodState, step: Instruction) -> set[Span]:
     return {span for span in spans if isinstance(span, Span)}
 
 
-def _computes(step: Instruction) -> bool:
+def computes(step: Instruction) -> bool:
     """Whether an instruction makes a tensor; what only handles numbers and sizes, or frees, does not."""
     operator = OPERATORS.find(step.name)
     return step.kind == "delegate" or (step.kind == "kernel" and (operator is None or operator.computes))
@@ -218,7 +216,7 @@ class _Follower:
         again = Again(recipe, step.instruction, given)
         untipped = {record.result for record in own if is_linear(record) and LINEAR.admits(record.sqnr_db)}
         for place, (index, actual) in enumerate(zip(tensors, traced, strict=False)):
-            found = self._settle(step, place, index, actual, expected[index], bounds.get(index), again)
+            found = self._settled(step, place, index, actual, expected[index], bounds.get(index), again)
             found = replace(found, untipped=place in untipped and again.has_dynamic_rows)
             self.replayer.constants.append(replace(self._judged(found, operands), propagated_db=None))
 
@@ -264,7 +262,7 @@ class _Follower:
                 continue
             self.untraced.discard(index)
             self.known[index] = recorded[index]
-            found = self._settle(step, place, index, recorded[index], expected[index], bounds.get(index), again)
+            found = self._settled(step, place, index, recorded[index], expected[index], bounds.get(index), again)
             best = self._judged(found, operands)
             self.replayer.compared.append(self._with_non_finite(best, instruction, recorded[index], operands))
         for index, value in expected.items():
@@ -294,28 +292,9 @@ class _Follower:
         self.replayer.overflowed |= found.arises
         return replace(record, non_finite=found, sizes=tuple(actual.shape))
 
-    def _settle(  # noqa: PLR0917
+    def _settled(  # noqa: PLR0917
         self, step: Step, place: int, index: int, actual: Tensor, expected: Tensor, screen: Tensor | None, again: Again
     ) -> Compared:
-        instruction = step.instruction
-        quantum = None
-        if instruction.kind == "delegate":
-            graph = self.state.graph(instruction)
-            quantum = self.state.backend(instruction).step(graph, graph.outputs[place])
-        kind = "step" if quantum is not None else "bound" if expected.is_floating_point() else "equal"
-        record = Compared(
-            call=self.replayer.calls,
-            method=self.state.plan.name,
-            instruction=instruction.index,
-            operator=operator_name(self.state, instruction),
-            call_text=instruction_text(self.state, instruction, again.operands.values(), actual),
-            result=place,
-            kind=kind,
-            elements=expected.numel(),
-        )
-
-        def compare(made: Tensor, bound: Tensor | None) -> Compared:
-            propagated = step.outputs.get(index)
-            return compare_tensors(record, actual, made, quantum=quantum, bound=bound, propagated=propagated)
-
-        return settle(compare, actual, expected, screen, index, again)
+        propagated = step.outputs.get(index)
+        call = self.replayer.calls
+        return settle_result(again, place, index, actual, expected, screen, call=call, propagated=propagated)

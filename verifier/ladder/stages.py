@@ -20,6 +20,8 @@ from torch import Tensor
 from verifier.artifact.plan import Instruction
 from verifier.backends.quantization import PerTensor, PerToken
 from verifier.interpret.machine import MethodState, evaluate
+from verifier.ladder.call_text import instruction_text, operator_name
+from verifier.ladder.compared import compare_tensors
 from verifier.ladder.limits import LINEAR, SHARE, excess
 from verifier.ladder.records import Compared, is_linear
 from verifier.operators.order import ORDERS
@@ -64,6 +66,41 @@ class Again:
         """Results by number of EValue, for each of `ORDERS`; of 4-bit linears alone for what tells theirs apart."""
         orders = {(order.offset, order.pieces): order for order in ORDERS}.values() if self.has_groups else ORDERS
         return tuple(evaluate(self.state, self.instruction, self.operands, order=order) for order in orders)
+
+
+def settle_result(  # noqa: PLR0917
+    again: Again,
+    place: int,
+    index: int,
+    actual: Tensor,
+    expected: Tensor,
+    screen: Tensor | None,
+    *,
+    call: int = 0,
+    propagated: Tensor | None = None,
+) -> Compared:
+    """Hold the runtime's result number `place` of an instruction, EValue `index`, against the interpreter's, on the operands of `again`. `propagated` is what
+    the interpreter's own run has there."""
+    state, instruction = again.state, again.instruction
+    quantum = None
+    if instruction.kind == "delegate":
+        graph = state.graph(instruction)
+        quantum = state.backend(instruction).step(graph, graph.outputs[place])
+    record = Compared(
+        call=call,
+        method=state.plan.name,
+        instruction=instruction.index,
+        operator=operator_name(state, instruction),
+        call_text=instruction_text(state, instruction, again.operands.values(), actual),
+        result=place,
+        kind="step" if quantum is not None else "bound" if expected.is_floating_point() else "equal",
+        elements=expected.numel(),
+    )
+
+    def against(made: Tensor, bound: Tensor | None) -> Compared:
+        return compare_tensors(record, actual, made, quantum=quantum, bound=bound, propagated=propagated)
+
+    return settle(against, actual, expected, screen, index, again)
 
 
 def settle(  # noqa: PLR0917

@@ -23,13 +23,12 @@ from verifier.core.errors import RunnerError
 from verifier.gather.conversations import run_bundle
 from verifier.gather.opening import Opened
 from verifier.interpret.machine import Machine, MethodState, constant_tensor, evaluate
-from verifier.ladder.call_text import instruction_text, operator_name
-from verifier.ladder.compared import compare_tensors
+from verifier.ladder.call_text import instruction_text
 from verifier.ladder.limits import excess
 from verifier.ladder.records import Compared
-from verifier.ladder.stages import Again, settle
+from verifier.ladder.replay import computes
+from verifier.ladder.stages import Again, settle_result
 from verifier.operators.operator import ProgramFaultError, UnknownOperationError
-from verifier.operators.registry import OPERATORS
 from verifier.runner.protocol import Array, Bundle, Call, Result, Runner
 from verifier.skews.conversation import same_bits
 from verifier.skews.records import FirstChange
@@ -81,13 +80,8 @@ class Prefixes:
 
     def computing(self) -> list[int]:
         """Instructions that compute a tensor."""
-        found = []
-        for step in self.state.plan.instructions:
-            operator = OPERATORS.find(step.name)
-            computes = step.kind == "delegate" or (step.kind == "kernel" and (operator is None or operator.computes))
-            if computes and not is_view(step) and self.left(step.index):
-                found.append(step.index)
-        return found
+        steps = self.state.plan.instructions
+        return [step.index for step in steps if computes(step) and not is_view(step) and self.left(step.index)]
 
 
 def first_change(prefixes: Prefixes, base: Runner, other: Runner, module: str = "") -> FirstChange | None:
@@ -115,7 +109,6 @@ def _judged(prefixes: Prefixes, base: Runner, other: Runner, instruction: int, m
     )
     ours, theirs = prefixes.content(base, instruction, value), prefixes.content(other, instruction, value)
     made = compare(actual=theirs, expected=ours, masked=True)
-    known = isinstance(made, Difference)
     operands = _operands(prefixes, base, instruction)
     change = FirstChange(
         prefixes.method,
@@ -125,13 +118,13 @@ def _judged(prefixes: Prefixes, base: Runner, other: Runner, instruction: int, m
         instruction_text(state, step, operands.values(), torch.from_numpy(np.array(theirs))),
         float(made.share_off) if isinstance(made, Difference) else 1.0,
         made.sqnr_db if isinstance(made, Difference) else float("nan"),
-        unknown="" if known else getattr(made, "reason", ""),
     )
     try:
-        shares = [_share(state, instruction, value, _cloned(operands), array) for array in (ours, theirs)]
+        found = [_settled(state, instruction, value, _cloned(operands), array) for array in (ours, theirs)]
     except (UnknownOperationError, ProgramFaultError) as error:
         return replace(change, unknown=str(error))
-    return replace(change, base_share=shares[0], share=shares[1], unknown="")
+    unknown = "it may be rounding in an order of sums that is not known" if any(x.unexplained for x in found) else ""
+    return replace(change, base_share=excess(found[0]), share=excess(found[1]), unknown=unknown)
 
 
 def _operands(prefixes: Prefixes, base: Runner, instruction: int) -> dict[int, object]:
@@ -159,22 +152,13 @@ def _cloned(operands: dict[int, object]) -> dict[int, object]:
     return {index: x.clone() if isinstance(x, Tensor) else x for index, x in operands.items()}
 
 
-def _share(state: MethodState, instruction: int, value: int, operands: dict[int, object], actual: Array) -> float:
-    """The share of the limit of `layers.kernel` that a runtime's result uses."""
+def _settled(state: MethodState, instruction: int, value: int, operands: dict[int, object], actual: Array) -> Compared:
+    """A runtime's result against the interpreter's."""
     step, bounds = state.plan.instructions[instruction], dict[int, Tensor]()
-    written = written_by(step)
     made = evaluate(state, step, operands, bounds=bounds)
-    expected = operands[value] if written == value else made[value]
+    written = written_by(step) == value
+    expected = operands[value] if written else made[value]
     assert isinstance(expected, Tensor)
+    place = 0 if written else state.results(step).index(value)
     tensor = torch.from_numpy(np.array(actual))
-    quantum = None
-    if step.kind == "delegate":
-        graph = state.graph(step)
-        quantum = state.backend(step).step(graph, graph.outputs[state.results(step).index(value)])
-    kind = "step" if quantum is not None else "bound" if expected.is_floating_point() else "equal"
-    record = Compared(0, state.plan.name, instruction, operator_name(state, step), 0, kind, expected.numel())
-
-    def against(right: Tensor, bound: Tensor | None) -> Compared:
-        return compare_tensors(record, tensor, right, quantum=quantum, bound=bound, propagated=None)
-
-    return excess(settle(against, tensor, expected, bounds.get(value), value, Again(state, step, operands)))
+    return settle_result(Again(state, step, operands), place, value, tensor, expected, bounds.get(value))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from verifier.core.limits import limit
+
+SHARE = limit("layers.kernel")
 Finding = Literal["same", "rounding", "beyond", "answers", "not judged", "not run"]
 
 
@@ -31,7 +34,7 @@ class FirstChange:
 @dataclass(frozen=True)
 class MethodSkew:
     """A method on two runtimes. Of `calls` in the conversations, `differing` gave other bits; with the base's own inputs `alone` calls do, and
-    `first` is the instruction that begins it (None if the method itself gives the same bits). `sqnr_db` is the worst of all calls."""
+    `first` is the instruction that begins it; `problem` is why it could not be looked for. `sqnr_db` is the worst of all calls."""
 
     method: str
     calls: int
@@ -39,6 +42,12 @@ class MethodSkew:
     sqnr_db: float
     alone: int = 0
     first: FirstChange | None = None
+    problem: str = ""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is known what differs: an instruction that the interpreter knows, or nothing of this method's own."""
+        return not self.problem and (not self.alone if self.first is None else not self.first.unknown)
 
 
 @dataclass(frozen=True)
@@ -63,9 +72,9 @@ class RuntimeSkew:
             return "not run"
         changes = [method.first for method in self.methods if method.first is not None]
         shares = [share for change in changes for share in (change.share, change.base_share)]
-        if any(share is not None and not share <= 1.0 for share in shares):
+        if any(share is not None and not SHARE.admits(share) for share in shares):
             return "beyond"
-        if any(change.unknown for change in changes):
+        if not all(method.is_judged for method in self.methods):
             return "not judged"
         if self.other_answers:
             return "answers"

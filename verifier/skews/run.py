@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from verifier.audit.run import audit_weights
-from verifier.core.compare import Difference, compare
+from verifier.core.compare import EQUAL_DB, Difference, compare
 from verifier.core.errors import RunnerError, VerifierError
 from verifier.core.progress import Progress
 from verifier.gather.conversations import run_bundle
@@ -20,6 +20,7 @@ from verifier.gather.opening import Opened, Request, open_request
 from verifier.interpret.machine import Machine
 from verifier.ladder.align import align_program
 from verifier.ladder.records import Aligned
+from verifier.operators.operator import UnknownOperationError
 from verifier.runner.environments import EnvironmentRunner, environment_runner
 from verifier.runner.protocol import ArgmaxOf, Array, Bundle, OutputOf, Result, Runner, program_hash
 from verifier.skews.conversation import Asked, ask, favoured_tokens, same_bits
@@ -90,7 +91,7 @@ class _Search:
     def __init__(self, opened: Opened, base: Runner, progress: Progress) -> None:
         self.opened, self.base, self.progress = opened, base, progress
 
-    @cache  # noqa: B019  lives as long as the comparison
+    @cached_property
     def aligned(self) -> dict[tuple[str, int], Aligned]:
         """Modules of the instructions; none where the weights cannot be told."""
         try:
@@ -99,6 +100,14 @@ class _Search:
         except VerifierError:
             return {}
 
+    def looked_into(self, one: MethodSkew, asked: Asked, said: Result, runner: Runner) -> MethodSkew:
+        """The method with what begins its difference, or why that could not be found."""
+        try:
+            alone, first = self.alone(one.method, asked, said, runner)
+        except (VerifierError, UnknownOperationError) as error:
+            return replace(one, problem=" ".join(str(error).split()))
+        return replace(one, alone=alone, first=first)
+
     def alone(self, method: str, asked: Asked, said: Result, runner: Runner) -> tuple[int, FirstChange | None]:
         """How many calls of a method differ on the base's own inputs, and the instruction that begins it in the first one."""
         calls = [
@@ -106,13 +115,15 @@ class _Search:
             for number, call in enumerate(asked.bundle.calls)
             if call.method == method
         ]
-        ours, theirs = (_kept(one, Bundle(asked.bundle.pte, tuple(c for _, c in calls))) for one in (self.base, runner))
-        for result, name in ((ours, self.base.name), (theirs, runner.name)):
-            if result.outcome != "ok":
-                raise RunnerError(
-                    f"{method} by itself does not run on {name}", got=f"{result.outcome}: {result.message}"
-                )
-        differing = [place for place in range(len(calls)) if not same_bits(ours.outputs[place], theirs.outputs[place])]
+        result = _kept(runner, Bundle(asked.bundle.pte, tuple(call for _, call in calls)))
+        if result.outcome != "ok":
+            got = f"{result.outcome}: {result.message}"
+            raise RunnerError(f"{method} by itself does not run on {runner.name}", got=got)
+        differing = [
+            place
+            for place, (number, _) in enumerate(calls)
+            if not same_bits(said.outputs[number], result.outputs[place])
+        ]
         if not differing:
             return 0, None
         with tempfile.TemporaryDirectory(prefix="verifier-skew-") as folder:
@@ -120,7 +131,7 @@ class _Search:
             found = first_change(prefixes, self.base, runner)
         if found is None:
             return len(differing), None
-        module = self.aligned().get((method, found.instruction))
+        module = self.aligned.get((method, found.instruction))
         return len(differing), replace(found, call=calls[differing[0]][0], module=module.module if module else "")
 
 
@@ -147,8 +158,7 @@ def _against(  # noqa: PLR0917
         one = MethodSkew(method, len(numbers), differing, worst)
         if differing:
             with progress.stage(f"the first change of {method} from {base.version} to {runner.version}"):
-                alone, first = find.alone(method, asked, said, runner)
-            one = replace(one, alone=alone, first=first)
+                one = find.looked_into(one, asked, said, runner)
         methods.append(one)
     pairs = [call for calls in asked.fixed for call in calls]
     other = sum(a != b for a, b in zip(favoured_tokens(said, pairs), favoured_tokens(result, pairs), strict=True))
@@ -164,7 +174,7 @@ def _against(  # noqa: PLR0917
 
 def _worst(said: Result, result: Result, numbers: Sequence[int]) -> tuple[float, int]:
     """The smallest SQNR of some calls, and how many of them have other bits."""
-    worst, differing = float("inf"), 0
+    worst, differing = EQUAL_DB, 0
     for number in numbers:
         ours, theirs = said.outputs[number], result.outputs[number]
         if same_bits(ours, theirs):

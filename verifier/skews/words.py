@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verifier.report.as_json import finite
 from verifier.skews.records import FirstChange, RuntimeSkew, Skew
 
 STATUS = {"same": 0, "rounding": 0, "answers": 0, "not run": 2, "not judged": 2, "beyond": 1}
@@ -30,22 +30,12 @@ def exit_status(skew: Skew) -> int:
     return 1 if 1 in found else max(found, default=2)
 
 
-def as_data(skew: Skew) -> dict[str, Any]:
-    """For a file: plain values, None for what is no number."""
+def as_data(skew: Skew) -> Any:
+    """For a file: plain values, with a reason in the place of what is no number."""
     made = asdict(skew)
     for runtime, data in zip(skew.runtimes, made["runtimes"], strict=True):
         data["finding"] = runtime.finding
-    cleaned = _numbers(made)
-    assert isinstance(cleaned, dict)
-    return {"schema": "verifier.skew/1", "exit_status": exit_status(skew), **cleaned}
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbers(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_numbers(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite({"schema": "verifier.skew/1", "exit_status": exit_status(skew), **made})
 
 
 def lines(skew: Skew) -> list[str]:
@@ -67,7 +57,9 @@ def _details(one: RuntimeSkew, base: str) -> list[str]:
         said.append(
             f"{method.method}: {method.differing} of {method.calls} calls have other bits, at worst {method.sqnr_db:.1f} dB"
         )
-        if method.first is not None:
+        if method.problem:
+            said.append(f"  what begins it could not be found: {method.problem}")
+        elif method.first is not None:
             said.append(f"  begins in {_change(method.first, base, one.runtime)}")
         elif not method.alone:
             said.append("  with the same inputs it gives the same bits: the difference comes from the method before it")
