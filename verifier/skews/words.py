@@ -20,7 +20,7 @@ MEANS = {
     "answers": "other bits by rounding alone, which is enough for another free answer: ties between tokens go the other way",
     "beyond": "an instruction is further from the program's bytes than rounding goes: one of the runtimes is wrong",
     "not judged": "the first change cannot be judged",
-    "not run": "nothing is known",
+    "not run": "the program did not run there, so nothing is known",
 }
 
 
@@ -42,7 +42,8 @@ def lines(skew: Skew) -> list[str]:
     """Plain text, the first line is the outcome."""
     worst = max(skew.runtimes, key=lambda one: list(STATUS).index(one.finding), default=None)
     head = "no other runtime was asked" if worst is None else f"{worst.runtime}: {MEANS[worst.finding]}"
-    said = [f"{skew.pte} on executorch {skew.base} and {len(skew.runtimes)} other: {head}"]
+    others = "1 other release" if len(skew.runtimes) == 1 else f"{len(skew.runtimes)} other releases"
+    said = [f"{skew.pte} on executorch {skew.base}, compared with {others}. {head}"]
     for one in skew.runtimes:
         said.append(f"{one.runtime}: {one.finding}{f' ({one.reason})' if one.reason else ''}")
         said += [f"  {line}" for line in _details(one, skew.base)]
@@ -67,10 +68,10 @@ def _details(one: RuntimeSkew, base: str) -> list[str]:
             said.append(
                 "  no single instruction begins it: the difference is in how results are returned or caches are kept"
             )
-    if one.tokens and not one.reason:
+    if said:
         said.append(
-            f"{one.other_tokens} of {one.tokens} tokens are favoured otherwise in the same conversation, "
-            f"{len(one.other_answers)} of {one.answers} free answers differ{': ' + ', '.join(one.other_answers) if one.other_answers else ''}"
+            f"another token is favoured at {one.other_tokens} of {one.tokens} positions of the same conversations; "
+            f"{len(one.other_answers)} of {one.answers} free answers differ{': ' if one.other_answers else ''}{', '.join(one.other_answers)}"
         )
     return said
 
