@@ -93,9 +93,10 @@ def _no_space(folder: Path) -> RunnerError:
 
 def _unfinished(back: Path, bundle: Bundle, outcome: Outcome, message: str) -> Result:
     at = back / PLACE_FILE
-    if not at.is_file():
+    place = at.read_text() if at.is_file() else ""
+    if not place:
         return Result(outcome, f"while the program was loaded: {message}")
-    number = int(at.read_text() or 0)
+    number = int(place)
     method = bundle.calls[number].method
     return Result(outcome, f"in call {number} ({method}): {message}", load_outputs(back, number))
 

@@ -205,9 +205,10 @@ def peak_rss_bytes() -> int:
 def run_forked(sent: Path, back: Path, *, timeout_s: float, memory_bytes: int | None) -> Ending:
     """Carry out a bundle in a fork of a server that is idle, or of a new one; the server stays for the next bundle.
 
-    A server belongs to one process and one environment: a fork of this process, or a changed variable, gets a server of its own.
+    A server belongs to one process and one environment: a fork of this process, or a changed variable, gets a server of its own; the one that
+    pytest changes for each test is nobody's setting.
     """
-    mine = (os.getpid(), dict(os.environ))
+    mine = (os.getpid(), {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"})
     server = _take(mine) or ForkServer()
     ending = server.run(sent, back, timeout_s=timeout_s, memory_bytes=memory_bytes)
     with _lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from verifier.faults.surgery import change_bytes, find_constants
 from verifier.runner.native import NativeRunner
 from verifier.runner.native.cmake import build
 from verifier.runner.qemu import EMULATORS, QemuRunner
+
+gc.set_threshold(50_000, 20, 50)  # to look for garbage seldom saves a tenth of an export
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,30 @@ def test_unpacked_wheel_finds_what_belongs_to_it(wheel: Path, tmp_path: Path) ->
         assert done.stdout.startswith(f"usage: python -m verifier.{command} "), done.stderr
 
 
+def dry_run(wheel: Path) -> subprocess.CompletedProcess[str]:
+    """What pip would do to install a wheel into this environment without an index; nothing is changed."""
+    words = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--quiet", "--report", "-", str(wheel)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"PIP_NO_INPUT": "1"})
+
+
+def test_wheel_changes_nothing_beside_it(wheel: Path, tmp_path: Path) -> None:
+    """In an environment with executorch, torch and transformers, pip would install the wheel alone. One that asks for another version of them is seen."""
+    done = dry_run(wheel)
+    assert done.returncode == 0, done.stderr
+    assert {one["metadata"]["name"] for one in json.loads(done.stdout)["install"]} <= {"llava-verifier"}
+    pinned = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(pinned, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename.endswith("/METADATA"):
+                assert b"executorch>=1.4.1" in data
+                data = data.replace(b"executorch>=1.4.1", b"executorch==1.4.1").replace(b"Version: 0.", b"Version: 99.")
+            new.writestr(info, data)
+    refused = dry_run(pinned.rename(tmp_path / wheel.name.replace("-0.", "-99.")))
+    assert refused.returncode != 0
+    assert "executorch==1.4.1" in refused.stderr
+
+
 @pytest.mark.slow
 def test_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     """A new virtual environment, the wheel and its dependencies, an empty folder: `pytest --pte llava.pte`."""

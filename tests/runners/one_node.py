@@ -15,6 +15,7 @@ from verifier.artifact.header import read_header
 from verifier.artifact.program import Artifact, read_program
 from verifier.backends.calls import graph_of
 from verifier.core import upstream
+from verifier.export.lean import lean_lowering
 from verifier.ladder.limits import excess
 from verifier.ladder.records import Compared, Replay
 from verifier.ladder.replay import Replayer
@@ -55,9 +56,9 @@ def exporting(programs: dict[str, Program], delegated: bool) -> Callable[[Path],
         partitioner: Any = (
             {name: [upstream.XNNPACK_PARTITIONER.resolve()()] for name in programs} if delegated else None
         )
-        edge = to_edge_transform_and_lower(
-            exported, partitioner=partitioner, compile_config=upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False)
-        )
+        configured = upstream.EDGE_CONFIG.resolve()(_check_ir_validity=False)
+        with lean_lowering():
+            edge = to_edge_transform_and_lower(exported, partitioner=partitioner, compile_config=configured)
         with (folder / "model.pte").open("wb") as file:
             edge.to_executorch().write_to_file(file)
         calls = tuple(Call(name, tuple(x.numpy() for x in given)) for name, (_, given) in programs.items())

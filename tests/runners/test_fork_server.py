@@ -17,8 +17,10 @@ import pytest
 from tests.support import EMBEDDED_PTE
 from verifier.core.errors import RunnerError
 from verifier.core.python import child_environment
+from verifier.runner import fork_server
 from verifier.runner.exchange import Ending, exchange
 from verifier.runner.fork_server import ForkServer
+from verifier.runner.local import LocalRunner
 from verifier.runner.protocol import Bundle, Call, Result
 
 SOUND = Bundle(EMBEDDED_PTE, (Call("token_embedding", (np.array([[5, 9]]),)),))
@@ -54,6 +56,24 @@ def test_an_abort_ends_the_fork_alone(server: ForkServer, tmp_path: Path) -> Non
     sound = _run(server, SOUND)
     assert (sound.outcome, sound.outputs[0].shape) == ("ok", (1, 2, 256))
     assert server.peak_rss_bytes >= sound.peak_rss_bytes > 50e6
+
+
+def test_only_a_changed_setting_starts_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest changes a variable of its own for every test: that is no setting."""
+    started: list[ForkServer] = []
+
+    def start() -> ForkServer:
+        started.append(ForkServer())
+        return started[-1]
+
+    monkeypatch.setattr(fork_server, "ForkServer", start)
+    monkeypatch.setattr(fork_server, "_idle", [])
+    for name, value, count in (("PYTEST_CURRENT_TEST", "a", 1), ("PYTEST_CURRENT_TEST", "b", 1), ("ANOTHER", "1", 2)):
+        monkeypatch.setenv(name, value)
+        assert LocalRunner().run(SOUND, timeout_s=60).outcome == "ok"
+        assert len(started) == count, name
+    assert [server.is_alive for server in started] == [False, True]
+    started[-1].close()
 
 
 def test_a_late_fork_is_stopped(server: ForkServer) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR
@@ -29,10 +30,10 @@ class Hub:
     down: bool = False
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, Path]:
         """Every file by its path in the model."""
         found = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+        return {str(path.relative_to(self.folder)): path for path in found}
 
     def fetched(self) -> list[str]:
         """The files whose bodies were asked for, in any order, each once."""
@@ -68,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"id": MODEL, "modelId": MODEL, "sha": COMMIT, "siblings": siblings, "tags": []})
         if re.fullmatch(rf"/api/models/{MODEL}/tree/\w+", path):
             files = hub.files().items()
-            return self._json([{"type": "file", "path": n, "size": len(b), "oid": _etag(b)} for n, b in files])
+            entries = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": _etag(p)} for n, p in files]
+            return self._json(entries)
         found = re.fullmatch(rf"/{MODEL}/resolve/{COMMIT}/(.+)", path)
         if found and found[1] in hub.files():
             return self._file(found[1], hub.files()[found[1]], body=body)
@@ -78,8 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, data: object) -> None:
         self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
-    def _file(self, name: str, data: bytes, *, body: bool) -> None:
-        headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+    def _file(self, name: str, path: Path, *, body: bool) -> None:
+        data = path.read_bytes()
+        headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         start = int((re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, 0])[1])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
@@ -101,8 +104,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
 
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+def _etag(path: Path) -> str:
+    state = path.stat()
+    return _hash(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _hash(path: Path, _size: int, _changed: int) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
 
 
 @contextmanager

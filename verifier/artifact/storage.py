@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,10 @@ class Storage:
             return self.overrides[span]()
         if span.size == 0:
             return np.zeros(0, np.uint8)
-        return np.memmap(self.path, np.uint8, "r", offset=span.offset, shape=(span.size,))
+        before = span.offset % mmap.ALLOCATIONGRANULARITY
+        with self.path.open("rb", buffering=0) as file:  # np.memmap does as much, in ten times the time
+            held = mmap.mmap(file.fileno(), before + span.size, access=mmap.ACCESS_READ, offset=span.offset - before)
+        return np.frombuffer(held, np.uint8, span.size, before)
 
     def constant(self, index: int, size_bytes: int) -> Span:
         """The span of constant buffer `index`, which a tensor of `size_bytes` lies in. Raises `ArtifactError`."""

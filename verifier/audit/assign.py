@@ -144,14 +144,13 @@ def _sample(constant: Constant, storage: Storage, bits: int) -> NDArray[np.float
         else {"FLOAT": 32, "fp32": 32}.get(dtype, 8)
     )
     row_bytes = width * item_bits // 8
-    lines = []
-    for row in _picked(rows, picked_rows):
-        raw = storage.read(Span(value.constant.offset + int(row) * row_bytes, row_bytes))
-        if item_bits == 4:
-            lines.append(unpack_nibbles(raw, low_first=constant.role != "embedding").astype(np.float32))
-        else:
-            lines.append(raw.view(np.float32 if item_bits == 32 else np.int8).astype(np.float32))
-    sampled = np.stack(lines)
+    whole = storage.read(Span(value.constant.offset, rows * row_bytes))  # mapped: only these rows are read
+    raw = whole.reshape(rows, row_bytes)[_picked(rows, picked_rows)]
+    if item_bits == 4:
+        sampled = unpack_nibbles(raw.reshape(-1), low_first=constant.role != "embedding").reshape(len(raw), -1)
+    else:
+        sampled = raw.view(np.float32 if item_bits == 32 else np.int8)
+    sampled = sampled.astype(np.float32)
     columns = _picked(width, ROWS * COLUMNS if rows == 1 else picked_columns)
     out: NDArray[np.float32] = sampled[:, columns]
     return out.T if constant.transposed else out

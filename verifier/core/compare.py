@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from verifier.core.limits import limit
 
@@ -116,6 +115,8 @@ class Difference:
     @cached_property
     def kl_nats(self) -> Array:
         """KL(expected || actual) in nats of the softmax distributions of each row of logits [N, V] -> [N]."""
+        from scipy import special  # a fifth of a second, which few need
+
         p, q = (special.log_softmax(x.astype(np.float64), axis=-1) for x in (self.expected, self.actual))
         out: Array = np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
         return out

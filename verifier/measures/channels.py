@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from verifier.core.compare import Array, ChannelFit, Difference, Mismatch, compare, compare_all
 from verifier.core.limits import limit
@@ -85,6 +84,8 @@ def recover_hidden(logits: Array, head: Array) -> Array:
 
 def _solve(gram: Array, right: Array) -> Array:
     """x of gram x = right; the shortest, where the head does not tell channels apart."""
+    from scipy import linalg  # a tenth of a second, which few need
+
     try:
         factor = linalg.cho_factor(gram)
     except linalg.LinAlgError:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float64]
@@ -67,6 +66,8 @@ def axis_weights(
     weights /= weights.sum(axis=1, keepdims=True)
     rows = np.repeat(np.arange(wanted), covered.shape[1])
     columns = np.clip(covered, 0, length - 1).reshape(-1)
+    from scipy import sparse  # a quarter of a second, which few need
+
     return sparse.csr_matrix((weights.reshape(-1), (rows, columns)), shape=(wanted, length))
 
 
