@@ -16,7 +16,7 @@ import pytest
 from tests.support import EMBEDDED_PTE, verify
 from verifier.core.archive import RECORD
 from verifier.core.python import child_environment
-from verifier.record.judging import keep, kept
+from verifier.record.judging import SCHEMA, keep, kept
 
 pytestmark = pytest.mark.xdist_group("embedded")
 HEAVY = ("torch", "executorch", "torchao", "transformers", "tokenizers", "sentencepiece", "PIL")
@@ -86,17 +86,21 @@ def test_checks_that_nothing_was_gathered_for_are_not_verified(tmp_path: Path) -
     assert judged.returncode == 2 and "no check asked for the cache" in judged.stdout
 
 
-@pytest.mark.parametrize("damage", ["nothing", "cut", "other"])
+@pytest.mark.parametrize("damage", ["nothing", "cut", "other", "earlier"])
 def test_what_is_no_evidence_is_refused(report_folder: Path, tmp_path: Path, damage: str) -> None:
-    """No folder, a record that was cut off, one of something else: exit status 2, and what to do."""
+    """No folder, a record that was cut off, one of something else, or of an earlier version, whose fields may mean something else: exit
+    status 2, and what to do."""
     folder = tmp_path / "evidence"
     if damage != "nothing":
         folder.mkdir()
         record = (report_folder / "evidence" / RECORD).read_text()
-        (folder / RECORD).write_text(record[: len(record) // 2] if damage == "cut" else json.dumps({"schema": "x"}))
+        damaged = {"cut": record[: len(record) // 2], "other": json.dumps({"schema": "x"})}
+        (folder / RECORD).write_text(damaged.get(damage) or record.replace(SCHEMA, "verifier.evidence/0.2.0"))
     judged = _judge(folder)
     assert judged.returncode == 2
-    assert "NOT VERIFIED" in judged.stdout + judged.stderr and "to fix" in judged.stdout + judged.stderr
+    said = judged.stdout + judged.stderr
+    assert "NOT VERIFIED" in said and "to fix" in said
+    assert ("verifier.evidence/0.2.0" in said and SCHEMA in said) == (damage == "earlier")
 
 
 def test_evidence_never_replaces_something_else(tmp_path: Path) -> None:

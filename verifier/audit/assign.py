@@ -147,10 +147,10 @@ def _sample(constant: Constant, storage: Storage, bits: int) -> NDArray[np.float
     whole = storage.read(Span(value.constant.offset, rows * row_bytes))  # mapped: only these rows are read
     raw = whole.reshape(rows, row_bytes)[_picked(rows, picked_rows)]
     if item_bits == 4:
-        sampled = unpack_nibbles(raw.reshape(-1), low_first=constant.role != "embedding").reshape(len(raw), -1)
+        nibbles = unpack_nibbles(raw.reshape(-1), low_first=constant.role != "embedding")
+        sampled = nibbles.reshape(len(raw), -1).astype(np.float32)
     else:
-        sampled = raw.view(np.float32 if item_bits == 32 else np.int8)
-    sampled = sampled.astype(np.float32)
+        sampled = raw.view(np.float32 if item_bits == 32 else np.int8).astype(np.float32)
     columns = _picked(width, ROWS * COLUMNS if rows == 1 else picked_columns)
     out: NDArray[np.float32] = sampled[:, columns]
     return out.T if constant.transposed else out

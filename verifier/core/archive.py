@@ -318,7 +318,7 @@ def save_archive(value: object, folder: Path, *, schema: str) -> None:
 def load_archive(folder: Path, kind: type[T], *, schema: str) -> T:
     """The value that `save_archive` wrote. Raises `ArchiveError` for a folder that is no such archive, or one of another version."""
     what = "the archive cannot be read"
-    fix = "give a folder that this version of the verifier wrote"
+    fix = "give a folder that --keep-evidence of this version wrote"
 
     def parse(record: JsonObject) -> T:
         with safe_open(folder / ARRAYS, framework="numpy") as arrays:

@@ -12,12 +12,14 @@ from verifier.checks.registry import select
 from verifier.core.archive import load_archive, save_archive
 from verifier.core.records import JsonObject
 from verifier.core.types import CheckResult, Missing
+from verifier.core.versions import installed
 from verifier.measures.evidence import Evidence
 from verifier.record.facts import facts
 from verifier.record.figures import figures
 from verifier.record.verdict import Judgement, judge_run
 
-SCHEMA = "verifier.evidence/1"
+SCHEMA = f"verifier.evidence/{installed('llava-verifier') or 'not-installed'}"
+"""Evidence belongs to the version that wrote it: a field may mean something else in the next one."""
 
 
 @dataclass(frozen=True)
