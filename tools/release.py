@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,14 +98,16 @@ def install(wheel: Path, python: str) -> None:
         empty.mkdir()
         subprocess.run([python, "-m", "venv", str(folder)], check=True)
         inside = str(folder / "bin" / "python")
+        begun = time.monotonic()
         subprocess.run(
             [inside, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True
         )
+        took_s = time.monotonic() - begun
         shutil.copy(ROOT / "golden" / "llava_tiny" / "llava_tiny.pte", empty / "llava.pte")
         words = [inside, "-m", "pytest", "-q", "--pte", "llava.pte"]
         subprocess.run(words, cwd=empty, check=True, env=os.environ | {"PYTHONPATH": ""})
         size = _said("du", "-sm", str(folder)).split()[0]
-        print(f"{python}: verified in an empty folder, {size} MB installed", flush=True)
+        print(f"{python}: verified in an empty folder; {size} MB, installed in {took_s:.0f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
