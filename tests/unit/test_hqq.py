@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from verifier.audit import hqq
-from verifier.audit.hqq import hqq_scale_only
 from verifier.core.types import Scheme
+from verifier.export import hqq, lean
+from verifier.export.hqq import hqq_scale_only
+from verifier.export.lean import hqq_in_parts
 from verifier.export.quantize import quantize_linear, quantize_rows
 
 
@@ -76,3 +78,37 @@ def test_what_is_not_finite_stays_visible() -> None:
     weight[1, 5] = torch.nan
     _, scales = hqq_scale_only(weight, bits=4, group_size=32)
     assert scales.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "settled", "bf16"])
+def test_the_exporter_writes_torchaos_bytes(kind: str) -> None:
+    """In the lean exporter the fast search stands in for torchao's, in the weight's own dtype; what it does not know stays torchao's."""
+    torchaos = resolve_name("torchao.quantization.quant_primitives:_choose_qparams_and_quantize_scale_only_hqq")
+    asked: list[str] = []
+
+    def compute(*given: Any, **options: Any) -> Any:
+        asked.append("torchao")
+        return torchaos(*given, **options)
+
+    fast, weight = hqq_in_parts(compute), _weights(kind, (48, 256))
+    for low, high in ((-8, 7), (-128, 127)):
+        for made, wanted in zip(fast(weight, [1, 64], low, high), torchaos(weight, [1, 64], low, high), strict=True):
+            assert torch.equal(made.to(wanted.dtype), wanted)
+    assert fast(weight, [1, 64], -8, 7)[1].dtype == weight.dtype
+    assert asked == []
+    fast(weight, [1, 64], -7, 7)
+    fast(weight, [1, 64], -8, 7, iters=3)
+    assert asked == ["torchao"] * 2
+
+
+def test_the_lean_exporter_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside the block, and no longer."""
+    calls: list[int] = []
+    monkeypatch.setattr(lean, "hqq_scale_only", lambda weight, **how: calls.append(1) or hqq_scale_only(weight, **how))
+    weight = _weights("normal", (48, 256))
+    expected = _of_torchao(weight, 4, 64)
+    assert calls == []
+    with lean.lean_lowering():
+        made = _of_torchao(weight, 4, 64)
+    assert calls == [1]
+    assert all(torch.equal(one, other) for one, other in zip(made, expected, strict=True))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifier.audit.hqq import hqq_scale_only
 from verifier.backends.quantization import PerChannel, PerTensor
 from verifier.core import upstream
 from verifier.core.types import Scheme
+from verifier.export.hqq import hqq_scale_only
 from verifier.export.quantize import quantize_linear, quantize_rows
 
 ROWS_AT_ONCE = 256

@@ -249,6 +249,12 @@ QUANT_PRIMITIVES = Name(
     uses=("_quantize_affine_no_dtype_cast", "_dequantize_affine_no_dtype_check"),
     optional=True,
 )
+HQQ = Name(
+    "torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor",
+    "HQQ searches the scales of some groups at a time",
+    uses=("_choose_qparams_and_quantize_scale_only_hqq",),
+    optional=True,
+)
 NODE_SOURCE = Name("torch.fx.traceback:NodeSource", "histories of nodes are shared", optional=True)
 FAKE_TENSOR = Name("torch._subclasses.fake_tensor:FakeTensor", "tensors without data", optional=True)
 PARTITIONING = Name(

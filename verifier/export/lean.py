@@ -1,6 +1,6 @@
 """A contained work-around for ExecuTorch 1.5's slow lowering: skip work that cannot change anything.
 
-Four places dominate the export of a program with many small delegates, and do work that leaves no trace in the result:
+Five places dominate the export of a program with many small delegates, and do work that leaves no trace in the result:
 - `XNNPACKPassManager.transform` runs 17 passes over every delegate, each ending in a re-trace, although most look for
   operators (batch norm, PReLU, upsampling, ...) that a LLaVA does not have. A pass is skipped where none of its
   operators occurs; a pass that is not in the table always runs.
@@ -11,6 +11,7 @@ Four places dominate the export of a program with many small delegates, and do w
   history is only ever read, and sharing it is enough.
 - torchao's quantize and dequantize operators have no shape function of their own: every re-trace computes them in
   symbolic arithmetic, a dozen operators each, to learn that the output has the input's shape.
+- HQQ passes over a whole weight up to 20 times, and allocates it anew each time: `verifier/export/hqq.py` finds the same scales in parts.
 The bytes of the result do not change: `tests/gate/test_export.py` exports both ways and compares. `plain=True`, or a
 version of ExecuTorch in which these names are gone, switches it off.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 from verifier.core import upstream
 from verifier.core.errors import UpstreamError
+from verifier.export.hqq import hqq_scale_only
 from verifier.export.lean_partition import lean_partitioning, replaced
 
 # Pass -> fragments of the operator names without which it leaves a graph as it is.
@@ -76,6 +78,24 @@ def _shape_of_input(fake: Any, compute: Any, dtype_argument: int | None) -> Any:
     return lean_compute
 
 
+def hqq_in_parts(compute: Any) -> Any:
+    """torchao's HQQ by `hqq_scale_only`, with the same arguments and results; what that does not know is left to `compute`."""
+
+    def lean_hqq(weight: Any, block_size: Any, low: int, high: int, **options: Any) -> Any:
+        bits = high.bit_length() + 1
+        if (
+            options
+            or weight.dim() != 2
+            or block_size[0] != 1
+            or (low, high) != (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        ):
+            return compute(weight, block_size, low, high, **options)
+        integers, scales = hqq_scale_only(weight.detach(), bits=bits, group_size=block_size[1])
+        return integers, scales.to(weight.dtype)
+
+    return lean_hqq
+
+
 @contextmanager
 def lean_lowering(*, plain: bool = False) -> Iterator[None]:
     """Lower without superfluous re-traces inside the block. Not for use from several threads."""
@@ -85,7 +105,7 @@ def lean_lowering(*, plain: bool = False) -> Iterator[None]:
     try:
         passes, contains = upstream.XNNPACK_PASSES.resolve(), upstream.CONTAINS_OPERATOR.resolve()
         node_source, primitives = upstream.NODE_SOURCE.resolve(), upstream.QUANT_PRIMITIVES.resolve()
-        fake = upstream.FAKE_TENSOR.resolve()
+        fake, hqq = upstream.FAKE_TENSOR.resolve(), upstream.HQQ.resolve()
     except UpstreamError:
         plain = True
     if plain:
@@ -118,6 +138,7 @@ def lean_lowering(*, plain: bool = False) -> Iterator[None]:
         replaced(
             (passes, "transform", lean_transform),
             (ExportedProgram, "run_decompositions", lean_decompositions),
+            (hqq, upstream.HQQ.uses[0], hqq_in_parts(getattr(hqq, upstream.HQQ.uses[0]))),
             (node_source, "__init__", _lean_node_source(node_source.__init__)),
             (primitives, "_quantize_affine_no_dtype_cast", _shape_of_input(fake, quantize, None)),
             (primitives, "_dequantize_affine_no_dtype_check", _shape_of_input(fake, dequantize, 5)),
