@@ -125,7 +125,8 @@ def _script(folder: Path, body: str) -> list[str]:
     [
         ("return 1", 1, ""),
         ("raise MemoryError", 2, "NOT VERIFIED: the verifier itself failed"),
-        ("return main.__wrapped__()", 2, "NOT VERIFIED: the verifier itself failed"),
+        # Python 3.13.0 does not count a call that leaves an argument to its default: memory would end before the stack
+        ("return main.__wrapped__(arguments)", 2, "NOT VERIFIED: the verifier itself failed"),
         ("sys.exit('a library gave up')", 2, "NOT VERIFIED: stopped with 'a library gave up'"),
         ("sys.exit(1)", 2, "NOT VERIFIED: stopped with 1"),
         ("sys.exit(0)", 0, ""),
