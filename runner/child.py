@@ -204,7 +204,7 @@ def _plain(output: Any) -> Array:
 
 def preload() -> None:
     """Import what carrying out a bundle needs, and load no program. Python does not look for garbage meanwhile, nor later among what was imported: a
-    fifth of the time, and forks share those pages."""
+    tenth of the time, and forks share those pages."""
     gc.disable()
     load_libraries()
     gc.freeze()

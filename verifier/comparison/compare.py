@@ -81,9 +81,9 @@ def compare_reports(old: Report, new: Report, *, budgets: dict[str, float] | Non
     for name, report in (("the baseline", old), ("the candidate", new)):
         if "facts" not in report:
             raise UsageError(
-                f"{name} has no facts to compare by",
-                got="a report of version 0.1",
-                expected='"facts", as reports have since 0.2',
+                f"the report of {name} cannot be compared",
+                got='no "facts"',
+                expected='"facts", which reports have since version 0.2',
                 fix=f"verify the file again: python -m verifier.test_pte {report['artifact']['path']} --json report.json",
             )
     if old["checkpoint"]["sha256"] != new["checkpoint"]["sha256"]:

@@ -84,7 +84,7 @@ def recover_hidden(logits: Array, head: Array) -> Array:
 
 def _solve(gram: Array, right: Array) -> Array:
     """x of gram x = right; the shortest, where the head does not tell channels apart."""
-    from scipy import linalg  # a tenth of a second, which few need
+    from scipy import linalg  # a third of a second, which few need
 
     try:
         factor = linalg.cho_factor(gram)

@@ -62,7 +62,7 @@ def _weights(length: int, wanted: int, kind: int) -> Any:
     weights = weights / weights.sum(axis=1, keepdims=True) * _FRACTION
     whole = np.trunc(weights + np.copysign(0.5, weights))
     ends = np.concatenate([[0], np.cumsum(inside.sum(axis=1))])
-    from scipy import sparse  # a quarter of a second, which few need
+    from scipy import sparse  # a fifth of a second, which few need
 
     return sparse.csr_matrix((whole[inside], covered[inside], ends), shape=(wanted, length))
 

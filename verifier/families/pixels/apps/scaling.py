@@ -66,7 +66,7 @@ def axis_weights(
     weights /= weights.sum(axis=1, keepdims=True)
     rows = np.repeat(np.arange(wanted), covered.shape[1])
     columns = np.clip(covered, 0, length - 1).reshape(-1)
-    from scipy import sparse  # a quarter of a second, which few need
+    from scipy import sparse  # a fifth of a second, which few need
 
     return sparse.csr_matrix((weights.reshape(-1), (rows, columns)), shape=(wanted, length))
 
