@@ -81,8 +81,8 @@ def compare_reports(old: Report, new: Report, *, budgets: dict[str, float] | Non
     for name, report in (("the baseline", old), ("the candidate", new)):
         if "facts" not in report:
             raise UsageError(
-                f"the report of {name} cannot be compared",
-                got='no "facts"',
+                f"{name} has no facts to compare by",
+                got='a report without "facts"',
                 expected='"facts", which reports have since version 0.2',
                 fix=f"verify the file again: python -m verifier.test_pte {report['artifact']['path']} --json report.json",
             )
